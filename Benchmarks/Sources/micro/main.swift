@@ -1,0 +1,152 @@
+// The runtime's own cost, one workload per run: `micro WORKLOAD [--n N]`. Prints `name value unit` lines; exit status 3 for an unknown workload.
+
+import Fibers
+import Glibc
+
+let arguments = CommandLine.arguments
+let workload = arguments.count > 1 ? arguments[1] : ""
+
+func flag(_ name: String, _ fallback: Int) -> Int {
+    guard let at = arguments.firstIndex(of: name), at + 1 < arguments.count, let value = Int(arguments[at + 1]) else { return fallback }
+    return value
+}
+
+func nanoseconds(_ clock: clockid_t) -> Double {
+    var t = timespec()
+    clock_gettime(clock, &t)
+    return Double(t.tv_sec) * 1e9 + Double(t.tv_nsec)
+}
+
+func wall() -> Double { nanoseconds(CLOCK_MONOTONIC) }
+
+func emit(_ name: String, _ value: Double, _ unit: String) {
+    print("\(name) \(value) \(unit)")
+    fflush(nil)
+}
+
+func residentBytes() -> Double {
+    guard let file = fopen("/proc/self/statm", "r") else { return 0 }
+    defer { fclose(file) }
+    var text = [CChar](repeating: 0, count: 128)
+    guard fgets(&text, 128, file) != nil else { return 0 }
+    let fields = String(cString: text).split(separator: " ")
+    return (Double(fields[1]) ?? 0) * 4096
+}
+
+/// Kilobytes of a field of /proc/self/status.
+func status(_ field: String) -> Double {
+    guard let file = fopen("/proc/self/status", "r") else { return 0 }
+    defer { fclose(file) }
+    var text = [CChar](repeating: 0, count: 256)
+    while fgets(&text, 256, file) != nil {
+        let line = String(cString: text)
+        if line.hasPrefix(field + ":") { return Double(line.split(whereSeparator: { $0 == " " || $0 == "\t" })[1]) ?? 0 }
+    }
+    return 0
+}
+
+func timed(_ name: String, _ n: Int, _ body: (Int) throws -> Void) throws {
+    try body(n / 10)
+    let start = wall()
+    try body(n)
+    emit(name, (wall() - start) / Double(n), "ns")
+}
+
+func yields(fibers: Int, _ n: Int) throws {
+    let each = n / fibers
+    var handles: [FiberHandle<Void>] = []
+    for _ in 0..<fibers {
+        handles.append(
+            try Fiber.spawnLocal {
+                for _ in 0..<each { Fiber.yield() }
+            })
+    }
+    for handle in handles { try handle.join() }
+}
+
+@inline(never)
+@_optimize(none)
+func nested(_ depth: Int) -> Int {
+    if depth == 0 {
+        Fiber.yield()
+        return 1
+    }
+    return nested(depth - 1) + 1
+}
+
+func nestedYields(_ n: Int) throws {
+    var handles: [FiberHandle<Void>] = []
+    for _ in 0..<64 {
+        handles.append(
+            try Fiber.spawnLocal {
+                for _ in 0..<n / 64 { _ = nested(5) }
+            })
+    }
+    for handle in handles { try handle.join() }
+}
+
+func park(_ n: Int) throws {
+    // One broadcast: every fiber joins a gate that ends when it is opened.
+    var isOpen = false
+    let gate = try Fiber.spawnLocal { while !isOpen { try Fiber.sleep(for: .milliseconds(1)) } }
+
+    let resident = residentBytes()
+    let tables = status("VmPTE")
+    let start = wall()
+    let body = { try gate.join() }
+    var last: FiberHandle<Void>?
+    for i in 0..<n {
+        last = try Fiber.spawnLocal(body)
+        if i % 64 == 0 { Fiber.yield() }
+    }
+    Fiber.yield()
+    let parked = wall()
+    emit("park_bytes", (residentBytes() - resident) / Double(n), "B/task")
+    emit("park_bytes_with_page_tables", (residentBytes() - resident + (status("VmPTE") - tables) * 1024) / Double(n), "B/task")
+    emit("park_create", (parked - start) / Double(n), "ns/task")
+    isOpen = true
+    let opened = wall()
+    try gate.join()
+    try last?.join()
+    emit("park_wake", (wall() - opened) / Double(n), "ns/task")
+}
+
+func timers(_ n: Int) throws {
+    var x: UInt64 = 42
+    var late = 0.0
+    var left = n
+    let start = wall()
+    let cpu = nanoseconds(CLOCK_PROCESS_CPUTIME_ID)
+    var handles: [FiberHandle<Void>] = []
+    handles.reserveCapacity(n)
+    for _ in 0..<n {
+        x = x &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+        let microseconds = Int((x >> 33) % 1_000_000)
+        handles.append(
+            try Fiber.spawnLocal {
+                let begin = wall()
+                try Fiber.sleep(for: .microseconds(microseconds))
+                late += wall() - begin - Double(microseconds) * 1000
+                left -= 1
+            })
+    }
+    for handle in handles { try handle.join() }
+    guard left == 0 else { fatalError("\(left) sleepers are missing") }
+    emit("timers_cpu", (nanoseconds(CLOCK_PROCESS_CPUTIME_ID) - cpu) / 1e6, "ms")
+    emit("timers_wall", (wall() - start) / 1e6, "ms")
+    emit("timers_late", late / Double(n) / 1000, "us")
+}
+
+try FiberRuntime.run {
+    switch workload {
+    case "yield2": try timed(workload, flag("--n", 20_000_000)) { try yields(fibers: 2, $0) }
+    case "yield1000": try timed(workload, flag("--n", 20_000_000)) { try yields(fibers: 1000, $0) }
+    case "yieldnest": try timed(workload, flag("--n", 20_000_000), nestedYields)
+    case "spawn": try timed(workload, flag("--n", 5_000_000)) { for _ in 0..<$0 { try Fiber.spawnLocal {}.join() } }
+    case "park": try park(flag("--n", 1_000_000))
+    case "timers": try timers(flag("--n", 100_000))
+    default:
+        print("unsupported 1 bool")
+        exit(3)
+    }
+}

@@ -1,0 +1,52 @@
+// swift-tools-version: 6.1
+import PackageDescription
+
+// Which context switch is compiled in. With the trait, Boost.Context's fcontext; without it, the assembly in `asm/`, which needs no
+// system package. The assembly is always built (a package cannot say "unless this trait"), the choice is made by `#if` in C.
+let boost: [CSetting] = [.define("FIBER_BOOST_CONTEXT", .when(traits: ["BoostContext"]))]
+
+// Set by Scripts/test alone: as flags on the command line they would reach the dependencies too.
+let warningsAreErrors = Context.environment["FIBERS_WARNINGS"] == "error"
+
+let c: [CSetting] = boost + (warningsAreErrors ? [.unsafeFlags(["-Wall", "-Wextra", "-Werror"])] : [])
+
+let strict: [SwiftSetting] =
+    [
+        .enableUpcomingFeature("ExistentialAny"),
+        .enableUpcomingFeature("InternalImportsByDefault"),
+        .enableUpcomingFeature("MemberImportVisibility"),
+    ] + (warningsAreErrors ? [.unsafeFlags(["-warnings-as-errors"])] : [])
+
+let package = Package(
+    name: "swift-fibers",
+    products: [
+        .library(name: "Fibers", targets: ["Fibers"]),
+        .library(name: "FiberNet", targets: ["FiberNet"]),
+        .executable(name: "Echo", targets: ["Echo"]),
+        .executable(name: "Stress", targets: ["Stress"]),
+    ],
+    traits: [
+        .trait(name: "BoostContext", description: "Switch with Boost.Context (libboost_context) instead of the assembly in asm/."),
+        .default(enabledTraits: ["BoostContext"]),
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-system", from: "1.4.0")
+    ],
+    targets: [
+        .target(
+            name: "CFiberContext", path: "asm", exclude: ["tests"], cSettings: c,
+            linkerSettings: [.linkedLibrary("boost_context", .when(traits: ["BoostContext"]))]),
+        .target(name: "CFiber", dependencies: ["CFiberContext"], cSettings: c),
+        .target(name: "Fibers", dependencies: ["CFiber"], swiftSettings: strict),
+        .target(
+            name: "FiberNet", dependencies: ["Fibers", "CFiber", .product(name: "SystemPackage", package: "swift-system")],
+            swiftSettings: strict),
+        .executableTarget(name: "Echo", dependencies: ["Fibers", "FiberNet"], path: "Examples/Echo", swiftSettings: strict),
+        .executableTarget(
+            name: "Stress", dependencies: ["Fibers", "FiberNet"], path: "Examples/Stress", swiftSettings: strict),
+        // Interposes malloc and the system calls that can run out of something, for the test binary alone.
+        .target(name: "CFaults", path: "Tests/CFaults", cSettings: c),
+        .testTarget(name: "FibersTests", dependencies: ["Fibers", "CFiber", "CFiberContext", "CFaults"], swiftSettings: strict),
+        .testTarget(name: "FiberNetTests", dependencies: ["FiberNet", "CFaults"], swiftSettings: strict),
+    ]
+)

@@ -1,0 +1,8 @@
+// Floor 0: what Swift cannot say. The switch with its annotations, stack memory, per-thread state, system calls that return -errno.
+#ifndef CFIBER_H
+#define CFIBER_H
+#include "cfiber_context.h"
+#include "cfiber_overflow.h"
+#include "cfiber_stack.h"
+#include "cfiber_system.h"
+#endif

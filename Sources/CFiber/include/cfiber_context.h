@@ -1,0 +1,71 @@
+// The part of a fiber that C touches, and the one switch.
+//
+// Invariants:
+//   * `sp` is the saved context of a fiber that is not running, and stale while it runs;
+//   * a fiber that leaves takes its exclusivity accesses along: between two switches the thread's access list holds only accesses of the
+//     fiber that runs;
+//   * `cfiber_this_thread.current` is the context on whose stack the thread runs, NULL on a thread without a worker.
+// Thread rule: owner worker only, except where a function says otherwise.
+#ifndef CFIBER_CONTEXT_H
+#define CFIBER_CONTEXT_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define CFIBER_NAME_SIZE 40
+
+/// The C part of a fiber record; its first member, so that one address names both.
+///
+///     slab slot (stride)  |guard|............ usable stack ............|record|colour|
+///                         low   low + guard                            ^ top: this struct
+typedef struct cfiber_context {
+  void *sp;                  // saved context
+  void *access_set[2];       // accesses parked with the fiber; layout owned by libswiftCore
+  struct cfiber_context *next;  // in the one queue that it stands in: ready queue, inbox or pool
+  /// Runs one life of a fiber to its end and returns the context to go on with.
+  struct cfiber_context *(*run)(struct cfiber_context *self);
+  uint64_t id;               // of the present life; 0 between lives
+  char *stack_low;           // lowest usable byte; the guard lies below
+  size_t stack_size;         // usable bytes from stack_low to the top
+  size_t guard_size;
+  void *fake_stack;          // AddressSanitizer's handle while parked
+  void *tsan_fiber;          // ThreadSanitizer's handle
+  uint8_t ending;            // this switch is the last of a life (AddressSanitizer frees the fake stack)
+  char name[CFIBER_NAME_SIZE];  // UTF-8, NUL-terminated, empty when unnamed; here so that a signal handler can print it
+} cfiber_context;
+
+typedef struct cfiber_thread {
+  cfiber_context *current;
+  void *worker;              // of the Swift side
+  void **access_head;        // head of this thread's exclusivity list, or a dummy that always reads non-zero
+} cfiber_thread;
+
+extern __thread cfiber_thread cfiber_this_thread __attribute__((tls_model("initial-exec")));
+
+static inline cfiber_context *cfiber_current(void) { return cfiber_this_thread.current; }
+static inline void *cfiber_worker(void) { return cfiber_this_thread.worker; }
+
+/// Makes the calling thread ready to switch; `root` stands for the thread's own stack. `worker` is handed back by `cfiber_worker`.
+void cfiber_thread_enter(cfiber_context *root, void *worker);
+/// Undoes `cfiber_thread_enter`; no fiber of the thread may run afterwards.
+void cfiber_thread_leave(cfiber_context *root);
+
+/// Lays a new context below `self`, which lies at the top of its own stack with `stack_low` and `stack_size` set. The first switch to it calls `run`.
+void cfiber_prepare(cfiber_context *self, cfiber_context *(*run)(cfiber_context *));
+/// Forgets a context that will never be entered again, before its stack is given back.
+void cfiber_forget(cfiber_context *self);
+
+/// Leaves the running context and enters `to`; returns when somebody switches back. The only place in the program from which stacks are
+/// changed: the CPU predicts the return behind a switch by its call site.
+void cfiber_switch(cfiber_context *to);
+
+/// Sets `name` from UTF-8, cut at a character boundary.
+void cfiber_set_name(cfiber_context *self, const char *utf8, size_t length);
+
+/// Non-zero when the exclusivity list of the calling thread was found, so that a switch need not call libswiftCore.
+int cfiber_knows_access_list(void);
+
+/// "boost" or "assembly".
+const char *cfiber_backend(void);
+/// "address", "thread" or "" .
+const char *cfiber_sanitizer(void);
+#endif

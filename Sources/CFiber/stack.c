@@ -1,0 +1,80 @@
+#define _GNU_SOURCE
+#include "cfiber_stack.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+
+int cfiber_map(size_t size, void **memory) {
+  // MAP_STACK keeps huge pages away: one touched stack must not pin its neighbours.
+  void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
+  if (p == MAP_FAILED) return -errno;
+  *memory = p;
+  return 0;
+}
+
+int cfiber_unmap(void *memory, size_t size) { return munmap(memory, size) == 0 ? 0 : -errno; }
+
+int cfiber_guard(void *memory, size_t size, int method) {
+  int status;
+  if (method == CFIBER_GUARD_MPROTECT) {
+    status = mprotect(memory, size, PROT_NONE);
+  } else {
+    // The kernel may ask to be called again when it raced with page faults.
+    do status = madvise(memory, size, MADV_GUARD_INSTALL);
+    while (status != 0 && (errno == EINTR || errno == EAGAIN));
+  }
+  return status == 0 ? 0 : -errno;
+}
+
+int cfiber_give_back(void *memory, size_t size) { return madvise(memory, size, MADV_DONTNEED) == 0 ? 0 : -errno; }
+
+size_t cfiber_resident_depth(const void *memory, size_t size) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = size / page;
+  unsigned char present[64];
+  for (size_t first = 0; first < pages; first += sizeof present) {
+    size_t count = pages - first < sizeof present ? pages - first : sizeof present;
+    if (mincore((char *)memory + first * page, count * page, present) != 0) return 0;
+    for (size_t i = 0; i < count; i++)
+      if (present[i] & 1) return size - (first + i) * page;
+  }
+  return 0;
+}
+
+void *cfiber_resize(void *old, size_t count, size_t size) { return reallocarray(old, count, size); }
+void cfiber_free(void *memory) { free(memory); }
+
+long cfiber_read_number(const char *path) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -1;
+  char text[32];
+  ssize_t n = read(fd, text, sizeof text - 1);
+  close(fd);
+  if (n <= 0) return -1;
+  text[n] = 0;
+  return strtol(text, NULL, 10);
+}
+
+long cfiber_count_mappings(void) {
+  int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return -1;
+  char text[4096];
+  long lines = 0;
+  ssize_t n;
+  while ((n = read(fd, text, sizeof text)) > 0)
+    for (ssize_t i = 0; i < n; i++) lines += text[i] == '\n';
+  close(fd);
+  return lines;
+}
+
+uint64_t cfiber_address_space_limit(void) {
+  struct rlimit limit;
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return UINT64_MAX;
+  return limit.rlim_cur;
+}

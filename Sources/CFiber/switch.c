@@ -1,0 +1,123 @@
+// The one switch, with what must travel along: Swift's exclusivity accesses and the sanitizers' idea of the current stack.
+#define _GNU_SOURCE
+#include "cfiber_context.h"
+#include "exclusivity.h"
+#include "fiber_context.h"
+#include "sanitizers.h"
+#include <pthread.h>
+#include <string.h>
+
+__thread cfiber_thread cfiber_this_thread __attribute__((tls_model("initial-exec")));
+
+const char *cfiber_backend(void) { return fiber_context_backend(); }
+
+const char *cfiber_sanitizer(void) {
+#if CFIBER_ASAN
+  return "address";
+#elif CFIBER_TSAN
+  return "thread";
+#else
+  return "";
+#endif
+}
+
+int cfiber_knows_access_list(void) { return cfiber_this_thread.access_head != &cfiber_unknown_access_list; }
+
+void cfiber_thread_enter(cfiber_context *root, void *worker) {
+  cfiber_thread *thread = &cfiber_this_thread;
+  thread->current = root;
+  thread->worker = worker;
+  thread->access_head = cfiber_find_access_list();
+#if CFIBER_ASAN
+  pthread_attr_t attributes;
+  if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+    void *low;
+    pthread_attr_getstack(&attributes, &low, &root->stack_size);
+    root->stack_low = low;
+    pthread_attr_destroy(&attributes);
+  }
+#endif
+#if CFIBER_TSAN
+  root->tsan_fiber = __tsan_get_current_fiber();
+#endif
+}
+
+void cfiber_thread_leave(cfiber_context *root) {
+  (void)root;
+  memset(&cfiber_this_thread, 0, sizeof cfiber_this_thread);
+}
+
+// Completes a switch on the side of the one that comes. `from` is whoever left.
+CFIBER_NO_SANITIZE static inline void arrived(cfiber_context *self, fiber_transfer transfer) {
+  cfiber_context *from = transfer.data;
+  from->sp = transfer.context;
+#if CFIBER_ASAN
+  __sanitizer_finish_switch_fiber(self->fake_stack, NULL, NULL);
+#else
+  (void)self;
+#endif
+}
+
+// The first frame of C on each stack. A finished fiber stays parked in here, in a frame that owns nothing, until its stack is used again: a
+// new life needs no new context.
+CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
+  cfiber_context *self = cfiber_this_thread.current;
+  self->fake_stack = NULL;
+  arrived(self, transfer);
+  for (;;) {
+    cfiber_context *next = self->run(self);
+#if CFIBER_ASAN
+    self->ending = 1;
+#endif
+    cfiber_switch(next);
+  }
+}
+
+void cfiber_prepare(cfiber_context *self, cfiber_context *(*run)(cfiber_context *)) {
+  self->run = run;
+#if CFIBER_ASAN
+  // The last owner of this memory may have left poison behind.
+  __asan_unpoison_memory_region(self->stack_low, self->stack_size);
+  __lsan_register_root_region(self->stack_low, self->stack_size);
+#endif
+#if CFIBER_TSAN
+  self->tsan_fiber = __tsan_create_fiber(0);
+#endif
+  self->sp = fiber_context_make(self, self->stack_size, first_frame);
+}
+
+void cfiber_forget(cfiber_context *self) {
+#if CFIBER_ASAN
+  __asan_unpoison_memory_region(self->stack_low, self->stack_size);
+  __lsan_unregister_root_region(self->stack_low, self->stack_size);
+#endif
+#if CFIBER_TSAN
+  __tsan_destroy_fiber(self->tsan_fiber);
+#endif
+  (void)self;
+}
+
+CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *to) {
+  cfiber_thread *thread = &cfiber_this_thread;
+  cfiber_context *self = thread->current;
+  if (__builtin_expect(*thread->access_head != NULL, 0)) swift_task_exitThreadLocalContext((char *)self->access_set);
+  thread->current = to;
+#if CFIBER_ASAN
+  __sanitizer_start_switch_fiber(self->ending ? NULL : &self->fake_stack, to->stack_low, to->stack_size);
+  if (self->ending) self->ending = 0, self->fake_stack = NULL;
+#endif
+#if CFIBER_TSAN
+  __tsan_switch_to_fiber(to->tsan_fiber, 0);
+#endif
+  arrived(self, fiber_context_jump(to->sp, self));
+  if (__builtin_expect(self->access_set[0] != NULL, 0)) swift_task_enterThreadLocalContext((char *)self->access_set);
+}
+
+void cfiber_set_name(cfiber_context *self, const char *utf8, size_t length) {
+  if (length >= CFIBER_NAME_SIZE) {
+    length = CFIBER_NAME_SIZE - 1;
+    while (length > 0 && ((unsigned char)utf8[length] & 0xc0) == 0x80) length--;
+  }
+  memcpy(self->name, utf8, length);
+  self->name[length] = 0;
+}

@@ -1,0 +1,110 @@
+#define _GNU_SOURCE
+#include "cfiber_system.h"
+#include <fcntl.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+// A call that a signal interrupted before it did anything is made again.
+#define RETRY(type, call)                          \
+  type result;                                     \
+  do result = (call);                              \
+  while (result < 0 && errno == EINTR);            \
+  return result < 0 ? -errno : result
+
+ssize_t cfiber_send_vector(int fd, const struct iovec *vectors, size_t count) {
+  struct msghdr message = {.msg_iov = (struct iovec *)vectors, .msg_iovlen = count};
+  RETRY(ssize_t, sendmsg(fd, &message, MSG_NOSIGNAL));
+}
+
+int cfiber_accept(int fd, struct sockaddr_storage *address, socklen_t *length) {
+  RETRY(int, accept4(fd, (struct sockaddr *)address, length, SOCK_NONBLOCK | SOCK_CLOEXEC));
+}
+
+int cfiber_socket(int domain, int type) {
+  int fd = socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  return fd < 0 ? -errno : fd;
+}
+
+int cfiber_connect(int fd, const struct sockaddr *address, socklen_t length) {
+  if (connect(fd, address, length) == 0) return 0;
+  // Interrupted, a connection goes on being made in the background, just as with EINPROGRESS.
+  return errno == EINTR ? -EINPROGRESS : -errno;
+}
+
+int cfiber_bind(int fd, const struct sockaddr *address, socklen_t length) { return bind(fd, address, length) == 0 ? 0 : -errno; }
+int cfiber_listen(int fd, int backlog) { return listen(fd, backlog) == 0 ? 0 : -errno; }
+
+int cfiber_local_address(int fd, struct sockaddr_storage *address, socklen_t *length) {
+  return getsockname(fd, (struct sockaddr *)address, length) == 0 ? 0 : -errno;
+}
+
+int cfiber_peer_address(int fd, struct sockaddr_storage *address, socklen_t *length) {
+  return getpeername(fd, (struct sockaddr *)address, length) == 0 ? 0 : -errno;
+}
+
+int cfiber_set_option(int fd, int level, int name, int value) {
+  return setsockopt(fd, level, name, &value, sizeof value) == 0 ? 0 : -errno;
+}
+
+int cfiber_get_option(int fd, int level, int name, int *value) {
+  socklen_t size = sizeof *value;
+  return getsockopt(fd, level, name, value, &size) == 0 ? 0 : -errno;
+}
+
+int cfiber_shutdown(int fd, int how) { return shutdown(fd, how) == 0 ? 0 : -errno; }
+int cfiber_close(int fd) { return close(fd) == 0 ? 0 : -errno; }
+
+int cfiber_set_nonblocking(int fd) {
+  int flags = fcntl(fd, F_GETFL);
+  if (flags < 0) return -errno;
+  return (flags & O_NONBLOCK) || fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0 ? 0 : -errno;
+}
+
+int cfiber_epoll_create(void) {
+  int fd = epoll_create1(EPOLL_CLOEXEC);
+  return fd < 0 ? -errno : fd;
+}
+
+static int control(int epoll, int operation, int fd, uint32_t events, uint64_t data) {
+  struct epoll_event event = {.events = events, .data.u64 = data};
+  return epoll_ctl(epoll, operation, fd, &event) == 0 ? 0 : -errno;
+}
+
+int cfiber_epoll_add(int epoll, int fd, uint32_t events, uint64_t data) { return control(epoll, EPOLL_CTL_ADD, fd, events, data); }
+int cfiber_epoll_modify(int epoll, int fd, uint32_t events, uint64_t data) { return control(epoll, EPOLL_CTL_MOD, fd, events, data); }
+int cfiber_epoll_remove(int epoll, int fd) { return control(epoll, EPOLL_CTL_DEL, fd, 0, 0); }
+
+int cfiber_epoll_wait(int epoll, struct epoll_event *events, int count, int64_t timeout) {
+  struct timespec limit = {.tv_sec = timeout / 1000000000, .tv_nsec = timeout % 1000000000};
+  int n = timeout == 0 ? epoll_wait(epoll, events, count, 0) : epoll_pwait2(epoll, events, count, timeout < 0 ? NULL : &limit, NULL);
+  if (n < 0 && errno == ENOSYS) {
+    int64_t milliseconds = timeout < 0 ? -1 : timeout / 1000000 + (timeout % 1000000 != 0);
+    n = epoll_wait(epoll, events, count, milliseconds > INT32_MAX ? INT32_MAX : (int)milliseconds);
+  }
+  if (n < 0) return errno == EINTR ? 0 : -errno;
+  return n;
+}
+
+int cfiber_wake_create(void) {
+  int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  return fd < 0 ? -errno : fd;
+}
+
+int cfiber_wake_send(int fd) {
+  uint64_t one = 1;
+  RETRY(int, (int)write(fd, &one, sizeof one));
+}
+
+int cfiber_wake_drain(int fd) {
+  uint64_t count;
+  RETRY(int, (int)read(fd, &count, sizeof count));
+}
+
+uint64_t cfiber_descriptor_limit(void) {
+  struct rlimit limit;
+  return getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur : 0;
+}
+
+const char *cfiber_error_text(int error, char *buffer, size_t size) { return strerror_r(error, buffer, size); }

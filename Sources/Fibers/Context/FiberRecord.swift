@@ -1,0 +1,67 @@
+// The fiber record: everything the kernel knows of one fiber, lying at the top of that fiber's own stack.
+//
+//     slab slot │guard│ ......... usable stack ......... │record│colour│
+//               └ faults         ↑ frames grow down       ↑ FiberPointer
+//
+// Invariants:
+//   * `context` is the first member, so a `cfiber_context *` and a `FiberPointer` are the same address;
+//   * the record is valid from the first use of its stack until the runtime ends or the stack is trimmed, and keeps counting epochs from
+//     life to life, so that a waiter of an earlier life can never be claimed;
+//   * owner worker only, except `parking`, which any thread may compare and swap while the fiber is parked `shared`.
+
+package import CFiber
+package import Synchronization
+
+package typealias FiberPointer = UnsafeMutablePointer<FiberRecord>
+
+package struct FiberRecord: ~Copyable {
+    package var context = cfiber_context()
+    /// Twice the number of parks begun, plus one while parked and not yet claimed.
+    package let parking = Atomic<UInt64>(0)
+    package var worker: Worker
+    /// Why the fiber waits, for dumps; meaningful while parked.
+    package var reason = WaitReason.none
+    /// What ended the last park; written by whoever claimed it.
+    package var outcome = Outcome.ready
+    /// True while other threads may claim the present park.
+    var isShared = false
+    /// Position in the worker's timer queue, -1 outside.
+    var timerIndex: Int32 = -1
+    /// The heap part: closure and result. Owned (+1) from spawn to the end of the life.
+    var core: Unmanaged<FiberCore>?
+    /// Fibers that wait in `join` for the end of this life.
+    var joiners = WaitList()
+
+    package init(worker: Worker) {
+        self.worker = worker
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == FiberRecord {
+    @inline(__always)
+    init(context: UnsafeMutablePointer<cfiber_context>) {
+        self = UnsafeMutableRawPointer(context).assumingMemoryBound(to: FiberRecord.self)
+    }
+
+    @inline(__always)
+    var context: UnsafeMutablePointer<cfiber_context> {
+        UnsafeMutableRawPointer(self).assumingMemoryBound(to: cfiber_context.self)
+    }
+
+    /// The next fiber in the queue that this one stands in.
+    @inline(__always)
+    var next: FiberPointer? {
+        get { unsafeBitCast(pointee.context.next, to: FiberPointer?.self) }
+        nonmutating set { pointee.context.next = unsafeBitCast(newValue, to: UnsafeMutablePointer<cfiber_context>?.self) }
+    }
+
+    /// The list itself, in the record: it stays where it is.
+    @inline(__always)
+    var joiners: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.joiners) { $0 } }
+
+    package var name: String? {
+        withUnsafeBytes(of: &pointee.context.name) { bytes in
+            bytes[0] == 0 ? nil : String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+        }
+    }
+}

@@ -1,0 +1,219 @@
+// Where stacks come from and where they go: slabs carved into slots of one size, a list of stacks that are ready to run, and a list of slots
+// whose memory was given back.
+//
+// Invariants:
+//   * a slot is carved once, guarded once, and belongs to the pool until the runtime ends;
+//   * a `warm` stack holds a record whose context waits in the first frame for its next life: starting a fiber on it is one switch;
+//   * a `cold` slot holds no pages: its record is gone, its guard stays;
+//   * nothing here touches a stack between the moment a fiber puts itself into the pool and the moment it has left that stack, since both
+//     happen on the owner worker without a call in between.
+// Owner worker only.
+
+import CFiber
+import Glibc
+import Synchronization
+
+struct StackPool {
+    /// Bytes from slot to slot, guard included: a power of two.
+    let stride: Int
+    let guardSize: Int
+    private var guardMethod: Int32
+    private let mayFallBack: Bool
+
+    /// Stacks ready to run, linked through their records; the most recently used first.
+    private(set) var warm: FiberPointer?
+    private(set) var warmCount = 0
+    /// The smallest `warmCount` since the last trim: so many stacks were not needed for all that time.
+    private var idleCount = 0
+    private var cold = RawArray<UnsafeMutableRawPointer>()
+    private var slabs = RawArray<Slab>()
+    /// Slots carved so far.
+    private(set) var carved = 0
+    /// How many stacks `mprotect` guards allow, from vm.max_map_count; no limit with page-table guards.
+    private var mappingLimit = Int.max
+    private var lastTrim: Int64 = 0
+
+    struct Slab {
+        var base: UnsafeMutableRawPointer
+        var slots: Int
+        var used: Int
+    }
+
+    static let guardBytes = 64 * 1024
+    static let smallestSlab = 16
+    static let largestSlab = 4096
+    /// Stacks that a trim leaves warm.
+    static let keptWarm = 32
+    /// Nanoseconds between trims.
+    static let trimInterval: Int64 = 200_000_000
+    /// Stacks that one trim gives back at most, so that it delays nobody by more than about a millisecond.
+    static let trimBatch = 1024
+
+    init(stackSize: Int, guards: FiberRuntime.Configuration.Guards) {
+        stride = stackSize
+        guardSize = Self.guardBytes
+        guardMethod = Int32(guards == .mprotect ? CFIBER_GUARD_MPROTECT : CFIBER_GUARD_INSTALL)
+        mayFallBack = guards == .automatic
+        if guards == .mprotect { limitMappings() }
+    }
+
+    /// A stack for a new life. Its record has no core, no name and id 0.
+    @inline(__always)
+    mutating func take(for worker: Worker) throws(ResourceError) -> FiberPointer {
+        if let fiber = warm {
+            warm = fiber.next
+            warmCount &-= 1
+            if warmCount < idleCount { idleCount = warmCount }
+            return fiber
+        }
+        return try make(for: worker)
+    }
+
+    /// Takes back the stack of a finished fiber, which may still be running on it.
+    @inline(__always)
+    mutating func put(_ fiber: FiberPointer) {
+        fiber.next = warm
+        warm = fiber
+        warmCount &+= 1
+    }
+
+    @inline(never)
+    private mutating func make(for worker: Worker) throws(ResourceError) -> FiberPointer {
+        let (slot, index) = try carveOrReuse()
+        // Tops at the same offset in their pages would all fall into the same cache sets, so they are shifted by some cache lines; few enough to
+        // leave the first page to record and shallow frames.
+        let colour = (index % Self.colours) * Self.colourStep
+        let top = slot + stride - Self.recordSpace - colour
+        let fiber = top.bindMemory(to: FiberRecord.self, capacity: 1)
+        fiber.initialize(to: FiberRecord(worker: worker))
+        fiber.pointee.context.stack_low = (slot + guardSize).assumingMemoryBound(to: CChar.self)
+        fiber.pointee.context.stack_size = top - (slot + guardSize)
+        fiber.pointee.context.guard_size = guardSize
+        // Epochs of records that lay here before must not come back.
+        fiber.pointee.parking.store(worker.nextEpochBase(), ordering: .relaxed)
+        cfiber_prepare(fiber.context, runLife)
+        return fiber
+    }
+
+    static let colours = 14
+    static let colourStep = 128
+    static let recordSpace = (MemoryLayout<FiberRecord>.stride + 63) & ~63
+
+    private mutating func carveOrReuse() throws(ResourceError) -> (slot: UnsafeMutableRawPointer, index: Int) {
+        if let slot = cold.popLast() { return (slot, Int(bitPattern: slot) / stride) }
+        if slabs.isEmpty || slabs.last.used == slabs.last.slots { try mapSlab() }
+        let slab = slabs.last
+        let slot = slab.base + slab.used * stride
+        try protect(slot)
+        slabs.last.used += 1
+        carved += 1
+        return (slot, Int(bitPattern: slot) / stride)
+    }
+
+    private mutating func mapSlab() throws(ResourceError) {
+        guard slabs.reserveOne() else { throw .memory(ENOMEM, "growing the table of stack slabs", bytes: slabs.count * 48) }
+        var slots = slabs.isEmpty ? Self.smallestSlab : min(slabs.last.slots * 2, Self.largestSlab)
+        while true {
+            var base: UnsafeMutableRawPointer?
+            let status = cfiber_map(slots * stride, &base)
+            if status == 0, let base {
+                slabs.append(Slab(base: base, slots: slots, used: 0))
+                return
+            }
+            guard status == -ENOMEM, slots > 1 else {
+                throw .memory(-status, "mapping a stack of \(stride) bytes (\(carved) are mapped)", bytes: slots * stride)
+            }
+            slots /= 2
+        }
+    }
+
+    private mutating func protect(_ slot: UnsafeMutableRawPointer) throws(ResourceError) {
+        guard carved < mappingLimit else { throw .mappings(ENOMEM, "guarding one more stack", stacks: carved) }
+        var status = cfiber_guard(slot, guardSize, guardMethod)
+        if status == -EINVAL, guardMethod == CFIBER_GUARD_INSTALL, mayFallBack {
+            guardMethod = Int32(CFIBER_GUARD_MPROTECT)
+            limitMappings()
+            status = cfiber_guard(slot, guardSize, guardMethod)
+        }
+        if status == 0 { return }
+        if status == -ENOMEM, guardMethod == CFIBER_GUARD_MPROTECT {
+            throw .mappings(ENOMEM, "guarding one more stack", stacks: carved)
+        }
+        if status == -EINVAL {
+            throw ResourceError(
+                .kernel, errno: EINVAL, operation: "guarding a stack by page-table markers",
+                remedy: "This kernel lacks MADV_GUARD_INSTALL (Linux 6.13): use Configuration.guards = .automatic.")
+        }
+        throw .memory(-status, "guarding a stack", bytes: guardSize)
+    }
+
+    private mutating func limitMappings() {
+        let most = cfiber_read_number("/proc/sys/vm/max_map_count")
+        guard most > 0 else { return }
+        // The rest of the program needs mappings too: malloc, files, threads.
+        mappingLimit = max(0, (Int(most) - max(0, cfiber_count_mappings()) - 512) / 2)
+    }
+
+    // Giving memory back.
+
+    /// When an idle worker should wake to trim; nil when there is nothing to trim.
+    var nextTrim: Int64? { warmCount > Self.keptWarm ? lastTrim + Self.trimInterval : nil }
+
+    /// Gives back the memory of stacks that nobody needed since the last trim, and the deep pages of some that stay. Called when the
+    /// worker has nothing else to do.
+    @inline(never)
+    mutating func trim(now: Int64) {
+        guard now - lastTrim >= Self.trimInterval else { return }
+        let surplus = min(idleCount - Self.keptWarm, Self.trimBatch)
+        // More to give back than one batch: go on soon.
+        lastTrim = surplus == Self.trimBatch ? now - Self.trimInterval + 1_000_000 : now
+        if surplus > 0 {
+            for _ in 0..<surplus { retire() }
+        }
+        var fiber = warm
+        for _ in 0..<Self.keptWarm {
+            guard let some = fiber else { break }
+            giveBackDeepPages(some)
+            fiber = some.next
+        }
+        idleCount = surplus == Self.trimBatch ? idleCount - surplus : warmCount
+    }
+
+    private mutating func retire() {
+        guard cold.reserveOne(), let fiber = warm else { return }
+        warm = fiber.next
+        warmCount -= 1
+        let low = UnsafeMutableRawPointer(fiber.pointee.context.stack_low!)
+        cfiber_forget(fiber.context)
+        fiber.deinitialize(count: 1)
+        // A failure leaves the pages where they are, which costs memory and nothing else.
+        _ = cfiber_give_back(low, stride - guardSize)
+        cold.append(low - guardSize)
+    }
+
+    private func giveBackDeepPages(_ fiber: FiberPointer) {
+        let low = UnsafeMutableRawPointer(fiber.pointee.context.stack_low!)
+        let size = stride - guardSize
+        let kept = 2 * Int(getpagesize())
+        guard cfiber_resident_depth(low, size) > kept else { return }
+        _ = cfiber_give_back(low, size - kept)
+    }
+
+    /// How deep a stack has been, in bytes from its top, to the page.
+    static func highWaterMark(_ context: cfiber_context) -> Int {
+        let page = Int(getpagesize())
+        let end = (UInt(bitPattern: context.stack_low) + UInt(context.stack_size) + UInt(page) - 1) & ~UInt(page - 1)
+        return cfiber_resident_depth(context.stack_low, Int(end - UInt(bitPattern: context.stack_low)))
+    }
+
+    /// Unmaps everything. No fiber of this pool may be alive.
+    mutating func destroy() {
+        while let fiber = warm {
+            warm = fiber.next
+            cfiber_forget(fiber.context)
+        }
+        while let slab = slabs.popLast() { _ = cfiber_unmap(slab.base, slab.slots * stride) }
+        slabs.destroy()
+        cold.destroy()
+    }
+}

@@ -1,0 +1,112 @@
+// The kernel in two verbs. `park` is the only way in which a fiber stops running until something happens, `unpark` the only way in which it goes on.
+//
+// Invariants:
+//   * `parking` counts: even while running or claimed, odd while parked and unclaimed. `Waiter` remembers the odd value;
+//   * a park ends by exactly one claim, which moves that odd value to the next even one; every other claimant finds another value and does nothing;
+//   * whoever claims writes the outcome and makes the fiber ready, nobody else does;
+//   * `beginPark` comes before the waiter is put anywhere, `park` after, and nothing between them may run other fibers.
+//
+// Thread rule: owner worker only, except `Waiter.unparkFromAnyThread`, which is for parks begun as `shared`. Claims of such a park use one
+// compare-and-swap, all others no atomic operation.
+
+import CFiber
+import Synchronization
+
+/// A fiber in one of its parks. Worthless, and harmless, once that park is over; the record must still be mapped.
+package struct Waiter: BitwiseCopyable {
+    package let fiber: FiberPointer
+    let epoch: UInt64
+
+    /// The present park of a fiber.
+    @inline(__always)
+    package init(_ fiber: FiberPointer) {
+        self.fiber = fiber
+        epoch = fiber.pointee.parking.load(ordering: .relaxed)
+    }
+
+    /// Ends the park unless somebody else did. True for exactly one claimant of each park.
+    @inline(__always)
+    func claim() -> Bool {
+        if _slowPath(fiber.pointee.isShared) { return claimShared() }
+        guard fiber.pointee.parking.load(ordering: .relaxed) == epoch, epoch & 1 == 1 else { return false }
+        fiber.pointee.parking.store(epoch &+ 1, ordering: .relaxed)
+        return true
+    }
+
+    private func claimShared() -> Bool {
+        epoch & 1 == 1
+            && fiber.pointee.parking.compareExchange(expected: epoch, desired: epoch &+ 1, ordering: .acquiringAndReleasing).exchanged
+    }
+
+    /// Ends a shared park from any thread and hands the fiber to its worker. True when this call did it.
+    ///
+    /// The caller must know that the fiber has not gone on in some other way and ended since: it holds the waiter in something that the fiber
+    /// takes it out of before its park returns.
+    package func unparkFromAnyThread(_ outcome: Outcome) -> Bool {
+        guard claimShared() else { return false }
+        fiber.pointee.outcome = outcome
+        // From the push on the fiber may run and end, and its worker with it.
+        let inbox = fiber.pointee.worker.pointee.inbox
+        inbox.push(fiber)
+        return true
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// Announces that the running fiber will park: from here on it can be claimed.
+    @inline(__always)
+    package func beginPark(shared: Bool = false) -> Waiter {
+        let fiber = running
+        precondition(
+            fiber != pointee.root,
+            "a waiting call was made outside a fiber, on the worker's own stack: make it in a fiber (Fiber.spawnLocal { … })")
+        let epoch = (fiber.pointee.parking.load(ordering: .relaxed) &+ 1) | 1
+        fiber.pointee.isShared = shared
+        fiber.pointee.parking.store(epoch, ordering: .relaxed)
+        return Waiter(fiber)
+    }
+
+    /// Parks the running fiber until its park is claimed, or until `deadline` (monotonic nanoseconds).
+    @inline(__always)
+    package func park(_ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
+        let fiber = running
+        fiber.pointee.reason = reason
+        if deadline != .max { return parkTimed(fiber, deadline) }
+        switchAway()
+        return fiber.pointee.outcome
+    }
+
+    @inline(never)
+    private func parkTimed(_ fiber: FiberPointer, _ deadline: Int64) -> Outcome {
+        if !pointee.timers.insert(fiber, deadline) { _ = unpark(Waiter(fiber), .noTimer) }
+        switchAway()
+        if fiber.pointee.timerIndex >= 0 { pointee.timers.remove(fiber) }
+        return fiber.pointee.outcome
+    }
+
+    /// Ends a park on this worker and makes the fiber ready. False when it was claimed before.
+    @inline(__always)
+    package func unpark(_ waiter: Waiter, _ outcome: Outcome) -> Bool {
+        guard waiter.claim() else { return false }
+        waiter.fiber.pointee.outcome = outcome
+        makeReady(waiter.fiber)
+        return true
+    }
+
+    /// Ends the parks of all waiters in a list, in order.
+    @inline(__always)
+    package func wakeAll(_ list: inout WaitList, _ outcome: Outcome) {
+        while let node = list.popFirst() { _ = unpark(node.pointee.waiter, outcome) }
+    }
+}
+
+extension Worker {
+    /// The worker of the calling fiber; stops the program with a remedy outside one.
+    @inline(__always)
+    package static func require(_ call: StaticString) -> Worker {
+        guard let worker = Worker.current else {
+            preconditionFailure("\(call) was called outside a fiber: wrap the program in FiberRuntime.run { … }")
+        }
+        return worker
+    }
+}

@@ -1,0 +1,44 @@
+/// Why a fiber waits: what kind of thing, and which one. Stored at each park, so that a dump can say it.
+package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
+    package enum Kind: UInt8, BitwiseCopyable, Sendable {
+        case none, read, write, accept, connect, sleep, join, readable, writable, other
+    }
+
+    package var kind: Kind
+    /// A descriptor, or the low half of a fiber's id.
+    package var subject: Int32
+
+    @inline(__always)
+    package init(_ kind: Kind, _ subject: Int32 = 0) {
+        self.kind = kind
+        self.subject = subject
+    }
+
+    package static var none: WaitReason { WaitReason(.none) }
+    package static var sleep: WaitReason { WaitReason(.sleep) }
+    package static var other: WaitReason { WaitReason(.other) }
+    package static func join(_ id: UInt64) -> WaitReason { WaitReason(.join, Int32(truncatingIfNeeded: id)) }
+}
+
+extension WaitReason: CustomStringConvertible {
+    package var description: String {
+        switch kind {
+        case .none: "running or ready"
+        case .sleep, .other: "\(kind)"
+        case .join: "join fiber #\(subject)"
+        case .read, .write, .accept, .connect, .readable, .writable: "\(kind) descriptor \(subject)"
+        }
+    }
+}
+
+/// What ended a park.
+package enum Outcome: UInt8, BitwiseCopyable, Sendable {
+    /// What was waited for has happened, or may have.
+    case ready
+    /// The thing that was waited on has gone.
+    case closed
+    /// The deadline passed first.
+    case timedOut
+    /// There was no memory for the timer of a deadline, so the park ended at once.
+    case noTimer
+}

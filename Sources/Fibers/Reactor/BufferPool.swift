@@ -1,0 +1,40 @@
+// Buffers that are lent for as long as a fiber handles what it has read, so that an idle connection holds none. Owner worker only.
+
+import CFiber
+
+package struct BufferPool {
+    /// Bytes in each buffer.
+    package let size: Int
+    /// Free buffers, each beginning with the address of the next.
+    private var free: UnsafeMutableRawPointer?
+    private var freeCount = 0
+    /// Buffers that are kept; the rest goes back to malloc.
+    private static var kept: Int { 64 }
+
+    init(size: Int) { self.size = max(size, MemoryLayout<UnsafeRawPointer>.size) }
+
+    /// Nil when memory is short.
+    @inline(__always)
+    mutating func take() -> UnsafeMutableRawPointer? {
+        guard let buffer = free else { return cfiber_resize(nil, size, 1) }
+        free = buffer.load(as: UnsafeMutableRawPointer?.self)
+        freeCount &-= 1
+        return buffer
+    }
+
+    @inline(__always)
+    package mutating func put(_ buffer: UnsafeMutableRawPointer) {
+        if _slowPath(freeCount >= Self.kept) { return cfiber_free(buffer) }
+        buffer.storeBytes(of: free, as: UnsafeMutableRawPointer?.self)
+        free = buffer
+        freeCount &+= 1
+    }
+
+    mutating func destroy() {
+        while let buffer = free {
+            free = buffer.load(as: UnsafeMutableRawPointer?.self)
+            cfiber_free(buffer)
+        }
+        freeCount = 0
+    }
+}

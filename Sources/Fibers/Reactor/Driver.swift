@@ -1,0 +1,82 @@
+// The seam between the kernel and the operating system. Its unit is the operation (receive, send, accept, connect, wait until readable), not readiness:
+// a driver tries and then parks, or submits and then parks, or moves bytes in memory; nothing above knows which.
+//
+// Invariants:
+//   * a `Descriptor` is good for one registration: after `close` every operation on it, running or new, ends with `IOCode.closed` and touches
+//     neither the number nor its next owner;
+//   * an operation parks the calling fiber at most until its deadline, and has no half-effect when it fails;
+//   * operations return a count (or a descriptor) >= 0, a negative errno, or one of the codes of `IOCode`.
+// A class and not a protocol with many conformances behind an existential: an operation costs one indirect call and no reference counting.
+// Owner worker only.
+
+package import CFiber
+import Glibc
+
+/// A registered descriptor: which slot, and which use of it.
+package struct Descriptor: BitwiseCopyable {
+    package let registration: RegistrationPointer
+    package let generation: UInt32
+
+    @inline(__always)
+    package var isOpen: Bool { registration.pointee.generation == generation }
+}
+
+/// What an operation returns besides counts and negative error numbers, which end at -4095.
+package enum IOCode {
+    /// The descriptor was closed on this side, before the operation or during it.
+    package static var closed: Int { -10_001 }
+    /// The deadline passed.
+    package static var timedOut: Int { -10_002 }
+}
+
+package enum Direction: Sendable {
+    case read, write
+}
+
+package class Driver {
+    /// Set once the worker is gone; what is still open is then closed without the worker.
+    package final var isStopped = false
+    package final var buffers: BufferPool
+
+    init(bufferSize: Int) {
+        buffers = BufferPool(size: bufferSize)
+    }
+
+    deinit { buffers.destroy() }
+
+    /// Starts to look after a descriptor, which must be non-blocking. `exact`: a short count does not mean that no more is there (Unix sockets, where
+    /// a message that carries descriptors ends a read). Nil when memory is short. The descriptor stays the caller's when this fails.
+    package func register(_ fd: Int32, exact: Bool) -> Descriptor? { fatalError("a driver implements register") }
+    /// Ends a registration, wakes its waiters with `closed` and closes the descriptor.
+    package func close(_ descriptor: Descriptor) { fatalError("a driver implements close") }
+    /// Ends a registration and leaves the descriptor open.
+    package func release(_ descriptor: Descriptor) { fatalError("a driver implements release") }
+
+    /// Receives some bytes, 0 at the end of the stream. Parks.
+    package func receive(_ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int, until deadline: Int64) -> Int {
+        fatalError("a driver implements receive")
+    }
+    /// Waits for bytes without holding memory, then receives into a buffer of the worker's pool, which the caller returns to `buffers`. Parks.
+    package func receiveLent(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?, until deadline: Int64) -> Int {
+        fatalError("a driver implements receiveLent")
+    }
+    /// Sends some bytes. Parks.
+    package func send(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, until deadline: Int64) -> Int {
+        fatalError("a driver implements send")
+    }
+    /// Sends some bytes out of several pieces. Parks.
+    package func send(_ d: Descriptor, _ vectors: UnsafePointer<iovec>, vectors count: Int, until deadline: Int64) -> Int {
+        fatalError("a driver implements send(vectors:)")
+    }
+    /// Accepts a connection: its descriptor, non-blocking. Parks.
+    package func accept(_ d: Descriptor, until deadline: Int64) -> Int { fatalError("a driver implements accept") }
+    /// Connects. 0 once connected. Parks.
+    package func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
+        fatalError("a driver implements connect")
+    }
+    /// Waits until the kernel says that a descriptor is readable or writable, for code that makes its own system calls. 0 then. Parks.
+    package func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int { fatalError("a driver implements wait") }
+
+    /// Collects what has happened and wakes the waiters; blocks at most `timeout` nanoseconds (negative: without end) if nothing has.
+    func poll(timeout: Int64) { fatalError("a driver implements poll") }
+}

@@ -1,0 +1,274 @@
+// Operations on epoll: try the system call, and park on `EAGAIN`.
+//
+// What epoll does and this file relies on:
+//   * A descriptor is registered once, edge-triggered, when somebody first has to wait for it (for writing: when a write first has to wait, else each new
+//     connection would cost an event that says it is writable). Adding and modifying report what is ready already, so nothing is missed in between.
+//   * On a stream a short read or write means that the kernel's buffer was drained or full at that moment, and what comes later is a new edge. So the
+//     next call may park without a try. Not so when the end or an error has been announced (`hungUp`: the next try answers), when
+//     out-of-band data splits reads (EPOLLPRI), or on Unix sockets, where descriptors in a message do.
+//   * EPOLLHUP and EPOLLERR come unasked and wake both directions; the error is then read by the next system call.
+//   * Closing a descriptor wakes nobody: `close` here does, and the generation in the event's data makes later events of it recognisable.
+// Owner worker only.
+
+import CFiber
+import Glibc
+
+private let alwaysWatched = EPOLLIN.rawValue | EPOLLRDHUP.rawValue | EPOLLPRI.rawValue | EPOLLET
+private let EPOLLET: UInt32 = 1 << 31
+
+final class EpollDriver: Driver {
+    private let epoll: Int32
+    private let inbox: Inbox
+    private let table: UnsafeMutablePointer<RegistrationTable>
+    private let events: UnsafeMutablePointer<epoll_event>
+    private static let eventCount = 256
+    private static let wakeToken = UInt64.max
+
+    init(inbox: Inbox, bufferSize: Int) throws(ResourceError) {
+        let epoll = cfiber_epoll_create()
+        if epoll < 0 { throw .descriptors(-epoll, "epoll_create1") }
+        let status = cfiber_epoll_add(epoll, inbox.wakeDescriptor, EPOLLIN.rawValue | EPOLLET, Self.wakeToken)
+        if status < 0 {
+            _ = cfiber_close(epoll)
+            throw .descriptors(-status, "epoll_ctl")
+        }
+        self.epoll = epoll
+        self.inbox = inbox
+        table = .allocate(capacity: 1)
+        table.initialize(to: RegistrationTable())
+        events = .allocate(capacity: Self.eventCount)
+        super.init(bufferSize: bufferSize)
+    }
+
+    deinit {
+        _ = cfiber_close(epoll)
+        table.pointee.destroy()
+        table.deallocate()
+        events.deallocate()
+    }
+
+    @inline(__always)
+    private var worker: Worker { Worker.current.unsafelyUnwrapped }
+
+    // Registrations.
+
+    override func register(_ fd: Int32, exact: Bool) -> Descriptor? {
+        guard let slot = table.pointee.take(fd: fd, exact: exact) else { return nil }
+        return Descriptor(registration: slot, generation: slot.pointee.generation)
+    }
+
+    override func close(_ d: Descriptor) {
+        guard d.isOpen else { return }
+        let fd = d.registration.pointee.fd
+        end(d.registration)
+        _ = cfiber_close(fd)
+    }
+
+    override func release(_ d: Descriptor) {
+        guard d.isOpen else { return }
+        let slot = d.registration
+        if slot.pointee.interest != 0 { _ = cfiber_epoll_remove(epoll, slot.pointee.fd) }
+        end(slot)
+    }
+
+    private func end(_ slot: RegistrationPointer) {
+        if !isStopped {
+            worker.wakeAll(&slot.pointee.readers, .closed)
+            worker.wakeAll(&slot.pointee.writers, .closed)
+        }
+        table.pointee.put(slot)
+    }
+
+    // Operations.
+
+    override func receive(_ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int, until deadline: Int64) -> Int {
+        while true {
+            guard d.isOpen else { return IOCode.closed }
+            if d.registration.pointee.readable {
+                let n = finishReceive(d.registration, memory, count)
+                if n != -Int(EAGAIN) { return n }
+            }
+            let code = park(d, .read, .read, deadline)
+            if code != 0 { return code }
+        }
+    }
+
+    override func receiveLent(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?, until deadline: Int64) -> Int {
+        while true {
+            guard d.isOpen else { return IOCode.closed }
+            if d.registration.pointee.readable {
+                guard let memory = buffers.take() else { return -Int(ENOMEM) }
+                let n = finishReceive(d.registration, memory, buffers.size)
+                if n > 0 {
+                    buffer = memory
+                    return n
+                }
+                buffers.put(memory)
+                if n != -Int(EAGAIN) { return n }
+            }
+            let code = park(d, .read, .read, deadline)
+            if code != 0 { return code }
+        }
+    }
+
+    @inline(__always)
+    private func finishReceive(_ slot: RegistrationPointer, _ memory: UnsafeMutableRawPointer, _ count: Int) -> Int {
+        let n = cfiber_recv(slot.pointee.fd, memory, count)
+        if n < count {
+            if n == -Int(EAGAIN) {
+                slot.pointee.readable = false
+            } else if n > 0 && !slot.pointee.hungUp && !slot.pointee.exact {
+                slot.pointee.readable = false
+            }
+        }
+        if n > 0 { worker.chargeOperation() }
+        return n
+    }
+
+    override func send(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, until deadline: Int64) -> Int {
+        while true {
+            guard d.isOpen else { return IOCode.closed }
+            if d.registration.pointee.writable {
+                let n = cfiber_send(d.registration.pointee.fd, memory, count)
+                if n >= 0 {
+                    if n < count { d.registration.pointee.writable = false }
+                    worker.chargeOperation()
+                    return n
+                }
+                if n != -Int(EAGAIN) { return n }
+                d.registration.pointee.writable = false
+            }
+            let code = park(d, .write, .write, deadline)
+            if code != 0 { return code }
+        }
+    }
+
+    override func send(_ d: Descriptor, _ vectors: UnsafePointer<iovec>, vectors count: Int, until deadline: Int64) -> Int {
+        while true {
+            guard d.isOpen else { return IOCode.closed }
+            if d.registration.pointee.writable {
+                let n = cfiber_send_vector(d.registration.pointee.fd, vectors, count)
+                // How much was offered is not summed up here: a try too many is answered with EAGAIN.
+                if n != -Int(EAGAIN) {
+                    if n > 0 { worker.chargeOperation() }
+                    return n
+                }
+                d.registration.pointee.writable = false
+            }
+            let code = park(d, .write, .write, deadline)
+            if code != 0 { return code }
+        }
+    }
+
+    override func accept(_ d: Descriptor, until deadline: Int64) -> Int {
+        while true {
+            guard d.isOpen else { return IOCode.closed }
+            if d.registration.pointee.readable {
+                let fd = cfiber_accept(d.registration.pointee.fd, nil, nil)
+                if fd != -EAGAIN {
+                    if fd >= 0 { worker.chargeOperation() }
+                    return Int(fd)
+                }
+                d.registration.pointee.readable = false
+            }
+            let code = park(d, .read, .accept, deadline)
+            if code != 0 { return code }
+        }
+    }
+
+    override func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
+        guard d.isOpen else { return IOCode.closed }
+        let status = cfiber_connect(d.registration.pointee.fd, address, length)
+        if status != -EINPROGRESS { return Int(status) }
+        d.registration.pointee.writable = false
+        while true {
+            let code = park(d, .write, .connect, deadline)
+            if code != 0 { return code }
+            guard d.isOpen else { return IOCode.closed }
+            var error: Int32 = 0
+            let got = cfiber_get_option(d.registration.pointee.fd, SOL_SOCKET, SO_ERROR, &error)
+            if got < 0 || error != 0 { return Int(got < 0 ? got : -error) }
+            // Writable with no error is connected, unless the event was an early one: then there is no peer yet.
+            var peer = sockaddr_storage()
+            var size = socklen_t(MemoryLayout<sockaddr_storage>.size)
+            if cfiber_peer_address(d.registration.pointee.fd, &peer, &size) == 0 { return 0 }
+            d.registration.pointee.writable = false
+        }
+    }
+
+    override func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int {
+        while true {
+            guard d.isOpen else { return IOCode.closed }
+            let slot = d.registration
+            // Whoever makes the system calls does not tell us what they showed, so the kernel is asked.
+            var query = pollfd(fd: slot.pointee.fd, events: Int16(direction == .read ? POLLIN | 0x2000 : POLLOUT), revents: 0)
+            if Glibc.poll(&query, 1, 0) > 0 {
+                worker.chargeOperation()
+                return 0
+            }
+            if direction == .read { slot.pointee.readable = false } else { slot.pointee.writable = false }
+            let code = park(d, direction, direction == .read ? .readable : .writable, deadline)
+            if code != 0 { return code }
+        }
+    }
+
+    /// Parks until an event for the direction comes. 0 then; else why there will be none.
+    @inline(__always)
+    private func park(_ d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, _ deadline: Int64) -> Int {
+        let slot = d.registration
+        let wanted = direction == .read ? alwaysWatched : alwaysWatched | EPOLLOUT.rawValue
+        if _slowPath(slot.pointee.interest & wanted != wanted) {
+            let status = watch(slot, wanted)
+            if status < 0 { return Int(status) }
+        }
+        let list = direction == .read ? slot.readers : slot.writers
+        switch worker.park(in: list, WaitReason(kind, slot.pointee.fd), until: deadline) {
+        case .ready: return 0
+        case .closed: return IOCode.closed
+        case .timedOut: return IOCode.timedOut
+        case .noTimer: return -Int(ENOMEM)
+        }
+    }
+
+    @inline(never)
+    private func watch(_ slot: RegistrationPointer, _ wanted: UInt32) -> Int32 {
+        let interest = slot.pointee.interest | wanted
+        let status =
+            slot.pointee.interest == 0
+            ? cfiber_epoll_add(epoll, slot.pointee.fd, interest, slot.pointee.token)
+            : cfiber_epoll_modify(epoll, slot.pointee.fd, interest, slot.pointee.token)
+        if status == 0 { slot.pointee.interest = interest }
+        return status
+    }
+
+    // Events.
+
+    override func poll(timeout: Int64) {
+        let count = cfiber_epoll_wait(epoll, events, Int32(Self.eventCount), timeout)
+        precondition(count >= 0, "epoll_wait failed: \(errorText(-count)); something closed a descriptor that it does not own")
+        for i in 0..<Int(count) {
+            dispatch(cfiber_event_data(events + i), cfiber_event_flags(events + i))
+        }
+    }
+
+    /// Hands one event to those who wait for it. An event of an earlier use of the slot is dropped and counted.
+    @inline(__always)
+    func dispatch(_ token: UInt64, _ flags: UInt32) {
+        guard let slot = table.pointee.find(token) else {
+            if token == Self.wakeToken { _ = cfiber_wake_drain(inbox.wakeDescriptor) } else { worker.pointee.statistics.staleEvents &+= 1 }
+            return
+        }
+        let gone = EPOLLHUP.rawValue | EPOLLERR.rawValue
+        let ended = gone | EPOLLRDHUP.rawValue
+        if flags & (ended | EPOLLIN.rawValue | EPOLLPRI.rawValue) != 0 {
+            slot.pointee.readable = true
+            if flags & ended != 0 { slot.pointee.hungUp = true }
+            if flags & EPOLLPRI.rawValue != 0 { slot.pointee.exact = true }
+            worker.wakeAll(&slot.pointee.readers, .ready)
+        }
+        if flags & (gone | EPOLLOUT.rawValue) != 0 {
+            slot.pointee.writable = true
+            worker.wakeAll(&slot.pointee.writers, .ready)
+        }
+    }
+}

@@ -1,0 +1,110 @@
+// What the epoll driver knows of one descriptor, and the table of all of them.
+//
+// Invariants:
+//   * a slot's address and index never change and its memory lives as long as the driver, so that a pointer to it may always be looked at;
+//   * `generation` is odd while the slot is in use and grows by one at each end and each start, so a `Descriptor` or an event of an earlier use never matches;
+//   * `readable` / `writable` mean "may be": true from the start, after an event, and until a system call has shown otherwise. A fiber parks only while
+//     they are false, and every event that can change that arrives after the call that showed it, because registration is edge-triggered.
+// Owner worker only.
+
+import CFiber
+
+package typealias RegistrationPointer = UnsafeMutablePointer<Registration>
+
+package struct Registration: BitwiseCopyable {
+    package internal(set) var fd: Int32 = -1
+    package internal(set) var generation: UInt32 = 0
+    let index: UInt32
+    var readable = true
+    var writable = true
+    /// The peer will send no more, or the socket is in error: reads answer at once, for ever.
+    var hungUp = false
+    /// A short count says nothing about whether more is there.
+    var exact = false
+    /// The events that the kernel watches for us; 0 before the first park.
+    var interest: UInt32 = 0
+    var readers = WaitList()
+    var writers = WaitList()
+    /// The next free slot.
+    fileprivate var nextFree: RegistrationPointer?
+
+    init(index: UInt32) { self.index = index }
+
+    @inline(__always)
+    var token: UInt64 { UInt64(generation) << 32 | UInt64(index) }
+}
+
+extension UnsafeMutablePointer where Pointee == Registration {
+    /// The list itself, in the slot: it stays where it is.
+    @inline(__always)
+    var readers: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.readers) { $0 } }
+    @inline(__always)
+    var writers: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.writers) { $0 } }
+}
+
+struct RegistrationTable {
+    private var chunks = RawArray<RegistrationPointer>()
+    private var free: RegistrationPointer?
+    private static var chunkShift: UInt32 { 8 }
+    private static var chunkSize: Int { 1 << Int(chunkShift) }
+
+    /// A slot in use, with a generation of its own; nil when memory is short.
+    @inline(__always)
+    mutating func take(fd: Int32, exact: Bool) -> RegistrationPointer? {
+        if free == nil, !grow() { return nil }
+        let slot = free.unsafelyUnwrapped
+        free = slot.pointee.nextFree
+        let generation = slot.pointee.generation &+ 1
+        slot.initialize(to: Registration(index: slot.pointee.index))
+        slot.pointee.fd = fd
+        slot.pointee.generation = generation
+        slot.pointee.exact = exact
+        return slot
+    }
+
+    /// Ends a use. The waiters must have been woken.
+    @inline(__always)
+    mutating func put(_ slot: RegistrationPointer) {
+        slot.pointee.generation &+= 1
+        slot.pointee.fd = -1
+        slot.pointee.nextFree = free
+        free = slot
+    }
+
+    /// The registration that a token names, nil when that use of the slot is over.
+    @inline(__always)
+    func find(_ token: UInt64) -> RegistrationPointer? {
+        let index = UInt32(truncatingIfNeeded: token)
+        guard Int(index >> Self.chunkShift) < chunks.count else { return nil }
+        let slot = chunks.base.unsafelyUnwrapped[Int(index >> Self.chunkShift)] + Int(index & UInt32(Self.chunkSize - 1))
+        return slot.pointee.generation == UInt32(truncatingIfNeeded: token >> 32) ? slot : nil
+    }
+
+    @inline(never)
+    private mutating func grow() -> Bool {
+        guard chunks.reserveOne(), let memory = cfiber_resize(nil, Self.chunkSize, MemoryLayout<Registration>.stride) else { return false }
+        let chunk = memory.bindMemory(to: Registration.self, capacity: Self.chunkSize)
+        let first = UInt32(chunks.count * Self.chunkSize)
+        for i in (0..<Self.chunkSize).reversed() {
+            (chunk + i).initialize(to: Registration(index: first + UInt32(i)))
+            chunk[i].nextFree = free
+            free = chunk + i
+        }
+        chunks.append(chunk)
+        return true
+    }
+
+    /// Calls `body` with each slot in use.
+    func forEachOpen(_ body: (RegistrationPointer) -> Void) {
+        for c in 0..<chunks.count {
+            let chunk = chunks.base.unsafelyUnwrapped[c]
+            for i in 0..<Self.chunkSize where chunk[i].generation & 1 == 1 { body(chunk + i) }
+        }
+    }
+
+    mutating func destroy() {
+        while let chunk = chunks.popLast() { cfiber_free(chunk) }
+        chunks.destroy()
+        free = nil
+    }
+}

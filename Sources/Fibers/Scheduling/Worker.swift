@@ -1,0 +1,213 @@
+// A worker: the thread that runs fibers, its ready queue, stacks, timers and driver.
+//
+// Invariants:
+//   * a fiber of this worker is in exactly one place: running, in the ready queue, parked with a waiter somewhere, or in the inbox;
+//   * the root, the thread's own stack, runs only when no fiber is ready;
+//   * a tick is at most `tickLength` switches; after each the worker looks at the inbox, and when `pollInterval` has passed also at timers and
+//     driver, without blocking. So neither I/O nor computation that yields starves the other.
+//
+// The state lies behind a pointer and is changed field by field: a class property or an `inout self` would be an access that stays open across a
+// switch, and the compiler may assume that nobody else changes what is under access. For the same reason nothing here is `mutating`.
+// Owner worker only.
+
+import CFiber
+
+package typealias Worker = UnsafeMutablePointer<WorkerState>
+
+package struct WorkerState: ~Copyable {
+    var ready = FiberQueue()
+    /// Switches left in this tick.
+    var budget: Int32 = Worker.tickLength
+    /// Successful I/O without a park left before the fiber must let others run.
+    var ioBudget: Int32 = Worker.ioBudgetLength
+    let inbox: Inbox
+    var timers = TimerQueue()
+    package let driver: Driver
+    var pool: StackPool
+    /// Fibers alive: spawned and not ended.
+    package var live = 0
+    var lastPoll: Int64 = 0
+    var nextID: UInt64 = 1
+    var epochBase: UInt64 = 0
+    let runtime: FiberRuntime
+    /// The thread's own stack as a record like any other.
+    let root: FiberPointer
+    package var statistics = WorkerStatistics()
+    var overflowState: UnsafeMutableRawPointer?
+}
+
+/// Counters of one worker, for tests and diagnostics.
+package struct WorkerStatistics: BitwiseCopyable, Sendable {
+    package var spawned = 0
+    package var polls = 0
+    package var sleeps = 0
+    package var staleEvents = 0
+}
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    static var tickLength: Int32 { 64 }
+    static var ioBudgetLength: Int32 { 32 }
+    /// Nanoseconds after which a busy worker looks at timers and driver.
+    static var pollInterval: Int64 { 50_000 }
+
+    /// The worker of the calling thread.
+    @inline(__always)
+    package static var current: Worker? { cfiber_worker()?.assumingMemoryBound(to: WorkerState.self) }
+
+    /// The fiber on whose stack the thread runs, which may be the root.
+    @inline(__always)
+    package var running: FiberPointer { FiberPointer(context: cfiber_current()) }
+
+    // Switching.
+
+    /// Lets every other ready fiber run before this one goes on.
+    @inline(__always)
+    func yield() {
+        endTickIfDue()
+        guard let next = pointee.ready.popFirst() else { return }
+        pointee.ready.append(running)
+        cfiber_switch(next.context)
+    }
+
+    /// Leaves the running fiber for the next ready one, or for the root.
+    @inline(__always)
+    func switchAway() {
+        endTickIfDue()
+        cfiber_switch((pointee.ready.popFirst() ?? pointee.root).context)
+    }
+
+    @inline(__always)
+    func endTickIfDue() {
+        pointee.budget &-= 1
+        if _slowPath(pointee.budget <= 0) { endTick() }
+    }
+
+    @inline(never)
+    private func endTick() {
+        pointee.budget = Self.tickLength
+        collectInbox()
+        let now = cfiber_now()
+        if now &- pointee.lastPoll >= Self.pollInterval { poll(now: now, until: 0) }
+    }
+
+    /// Counts an operation that succeeded without parking; now and then lets the others run, so that one busy socket starves nobody.
+    @inline(__always)
+    package func chargeOperation() {
+        pointee.ioBudget &-= 1
+        if _slowPath(pointee.ioBudget <= 0) {
+            pointee.ioBudget = Self.ioBudgetLength
+            yield()
+        }
+    }
+
+    // The root.
+
+    /// Runs fibers until none is alive.
+    func runUntilDone() {
+        while pointee.live > 0 {
+            collectInbox()
+            if let next = pointee.ready.popFirst() {
+                cfiber_switch(next.context)
+            } else {
+                sleep()
+            }
+        }
+    }
+
+    private func sleep() {
+        let now = cfiber_now()
+        pointee.pool.trim(now: now)
+        var wake = Int64.max
+        if let deadline = pointee.timers.earliest { wake = deadline }
+        if let trim = pointee.pool.nextTrim { wake = Swift.min(wake, trim) }
+        guard pointee.inbox.beginSleep() else { return }
+        pointee.statistics.sleeps &+= 1
+        poll(now: now, until: wake)
+        pointee.inbox.endSleep()
+    }
+
+    /// Looks at timers and driver; blocks until `wake` (monotonic nanoseconds) when nothing has happened before, 0 for not at all.
+    private func poll(now: Int64, until wake: Int64) {
+        pointee.statistics.polls &+= 1
+        pointee.driver.poll(timeout: wake == .max ? -1 : Swift.max(0, wake &- now))
+        if pointee.timers.isEmpty {
+            // Only to know when to look again, so the time before a sleep will do.
+            pointee.lastPoll = now
+        } else {
+            let after = cfiber_now()
+            pointee.lastPoll = after
+            expireTimers(now: after)
+        }
+    }
+
+    private func expireTimers(now: Int64) {
+        while let fiber = pointee.timers.popExpired(now: now) {
+            _ = unpark(Waiter(fiber), .timedOut)
+        }
+    }
+
+    private func collectInbox() {
+        if pointee.inbox.isEmpty { return }
+        pointee.inbox.drain { pointee.ready.append($0) }
+    }
+
+    @inline(__always)
+    func makeReady(_ fiber: FiberPointer) {
+        pointee.ready.append(fiber)
+    }
+
+    // Lives.
+
+    /// Starts a life on a pooled stack; its first turn comes after the fibers that are ready now.
+    @inline(__always)
+    func start(_ core: FiberCore, name: String?) throws(ResourceError) {
+        let fiber = try pointee.pool.take(for: self)
+        let id = pointee.nextID
+        pointee.nextID = id &+ 1
+        fiber.pointee.context.id = id
+        if let name { fiber.setName(name) }
+        core.id = id
+        core.record = fiber
+        fiber.pointee.core = Unmanaged.passRetained(core)
+        pointee.live &+= 1
+        pointee.ready.append(fiber)
+    }
+
+    /// Epochs of a record that is made anew start where no earlier record's have been.
+    func nextEpochBase() -> UInt64 {
+        pointee.epochBase &+= 1 << 40
+        return pointee.epochBase
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == FiberRecord {
+    @inline(never)
+    fileprivate func setName(_ name: String) {
+        var name = name
+        name.withUTF8 { $0.withMemoryRebound(to: CChar.self) { cfiber_set_name(context, $0.baseAddress, $0.count) } }
+    }
+}
+
+/// One life of a fiber: runs its body, wakes those who wait for its end, puts its stack into the pool and says who comes next.
+///
+/// When this returns, nothing on the stack owns anything: the frame below stays parked until the stack's next life, or is unmapped.
+func runLife(_ context: UnsafeMutablePointer<cfiber_context>?) -> UnsafeMutablePointer<cfiber_context>? {
+    let fiber = FiberPointer(context: context.unsafelyUnwrapped)
+    let worker = fiber.pointee.worker
+    runBody(fiber, worker)
+    worker.pointee.live &-= 1
+    worker.pointee.pool.put(fiber)
+    worker.endTickIfDue()
+    return (worker.pointee.ready.popFirst() ?? worker.pointee.root).context
+}
+
+@inline(__always)
+private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
+    let core = fiber.pointee.core.unsafelyUnwrapped.takeRetainedValue()
+    core.run()
+    core.record = nil
+    worker.wakeAll(&fiber.pointee.joiners, .ready)
+    fiber.pointee.core = nil
+    fiber.pointee.context.id = 0
+    fiber.pointee.context.name.0 = 0
+}

@@ -1,0 +1,61 @@
+import Glibc
+
+extension FiberRuntime {
+    /// How a runtime is set up. Every value has a default that suits a server.
+    public struct Configuration: Sendable {
+        /// How stacks are guarded against overflow.
+        public enum Guards: Sendable {
+            /// Page-table markers where the kernel has them (Linux 6.13), else `mprotect`.
+            case automatic
+            /// Page-table markers, which cost no mapping; spawning throws where the kernel lacks them.
+            case pageTables
+            /// `mprotect`, which costs two mappings a stack: `vm.max_map_count` limits the number of fibers to about 32,000 by default.
+            case mprotect
+        }
+
+        /// Bytes of address space for each stack, 64 KiB of which are its guard: a power of two, at least 128 KiB. 256 KiB by default. Only pages that
+        /// are touched cost memory, so a large value is cheap; the address space of a process holds 128 TiB.
+        public var stackSize: Int
+        /// Bytes in each buffer of the worker's pool, out of which reads that bring no buffer are served. 16 KiB by default.
+        public var readBufferSize: Int
+        public var guards: Guards
+        /// Hears once of each error that a fiber threw and nobody joined. By default one line on standard error. Called on the worker; it must not throw,
+        /// and it may park.
+        public var onUnhandledError: @Sendable (UnhandledFiberError) -> Void
+
+        public init(
+            stackSize: Int = 256 * 1024, readBufferSize: Int = 16 * 1024, guards: Guards = .automatic,
+            onUnhandledError: @escaping @Sendable (UnhandledFiberError) -> Void = { $0.printToStandardError() }
+        ) {
+            self.stackSize = stackSize
+            self.readBufferSize = readBufferSize
+            self.guards = guards
+            self.onUnhandledError = onUnhandledError
+        }
+
+        func check() {
+            precondition(
+                stackSize >= 128 * 1024 && stackSize & (stackSize - 1) == 0 && stackSize <= 1 << 30,
+                "Configuration.stackSize must be a power of two from 128 KiB to 1 GiB, 64 KiB of which are the guard; it is \(stackSize)")
+            precondition(readBufferSize >= 512, "Configuration.readBufferSize must be at least 512 bytes; it is \(readBufferSize)")
+        }
+    }
+}
+
+/// An error that a fiber threw and nobody joined.
+public struct UnhandledFiberError: Sendable, CustomStringConvertible {
+    public let fiberID: UInt64
+    public let fiberName: String?
+    public let error: any Error
+
+    public var description: String {
+        let name = fiberName.map { " \"\($0)\"" } ?? ""
+        return "fiber #\(fiberID)\(name) ended with an error that nobody joined: \(error)"
+    }
+
+    /// Writes the description as one line.
+    public func printToStandardError() {
+        let line = description.replacing("\n", with: " ") + "\n"
+        line.utf8CString.withUnsafeBufferPointer { _ = write(STDERR_FILENO, $0.baseAddress, $0.count - 1) }
+    }
+}

@@ -1,0 +1,73 @@
+import CFiber
+
+/// Runs fibers.
+///
+/// ```swift
+/// try FiberRuntime.run {
+///     let answer = try Fiber.spawnLocal { 6 * 7 }
+///     print(try answer.join())
+/// }
+/// ```
+///
+/// A runtime keeps no state behind when it ends: descriptors, stacks, threads and signal dispositions are as before, and another can be started.
+public final class FiberRuntime: Sendable {
+    let configuration: Configuration
+
+    private init(_ configuration: Configuration) {
+        self.configuration = configuration
+    }
+
+    /// Starts a runtime on the calling thread, runs `main` as its first fiber, and returns what that returns or throws what it throws, after **all** fibers have ended.
+    ///
+    /// The calling thread is the worker and does nothing else meanwhile. Several threads may each run a runtime of their own; one thread runs one at a time.
+    ///
+    /// - Throws: what `main` throws, or a ``ResourceError`` when the runtime cannot start.
+    public static func run<Value>(_ configuration: Configuration = Configuration(), _ main: () throws -> Value) throws -> Value {
+        precondition(
+            Worker.current == nil,
+            "FiberRuntime.run was called inside a running runtime: call Fiber.spawnLocal there, or run the second one on a thread of its own"
+        )
+        configuration.check()
+        let worker = try Worker.make(FiberRuntime(configuration))
+        defer { worker.destroy() }
+        var result: Result<Value, any Error>?
+        try withoutActuallyEscaping(main) { main in
+            try worker.start(FiberCell { result = Result { try main() } }, name: "main")
+            worker.runUntilDone()
+        }
+        return try result.unsafelyUnwrapped.get()
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    fileprivate static func make(_ runtime: FiberRuntime) throws(ResourceError) -> Worker {
+        let inbox = try Inbox()
+        let driver = try EpollDriver(inbox: inbox, bufferSize: runtime.configuration.readBufferSize)
+        var overflowState: UnsafeMutableRawPointer?
+        let status = cfiber_overflow_enter(&overflowState)
+        if status < 0 { throw .memory(-status, "mapping an alternate signal stack", bytes: 1 << 17) }
+        let worker = Worker.allocate(capacity: 1)
+        let root = FiberPointer.allocate(capacity: 1)
+        root.initialize(to: FiberRecord(worker: worker))
+        worker.initialize(
+            to: WorkerState(
+                inbox: inbox, driver: driver,
+                pool: StackPool(stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards),
+                runtime: runtime, root: root, overflowState: overflowState))
+        cfiber_thread_enter(root.context, worker)
+        return worker
+    }
+
+    fileprivate func destroy() {
+        let root = pointee.root
+        pointee.driver.isStopped = true
+        pointee.pool.destroy()
+        pointee.timers.destroy()
+        cfiber_thread_leave(root.context)
+        cfiber_overflow_leave(pointee.overflowState)
+        deinitialize(count: 1)
+        deallocate()
+        root.deinitialize(count: 1)
+        root.deallocate()
+    }
+}

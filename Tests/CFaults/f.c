@@ -1,0 +1,2 @@
+#include "cfaults.h"
+void cfaults_nothing(void) {}

@@ -1,0 +1,1 @@
+void cfaults_nothing(void);
