@@ -192,13 +192,8 @@ fiber_context_start_boost:
     .cfi_endproc
     .size fiber_context_start_boost, .-fiber_context_start_boost
 #endif
-
-// BTI yes, PAC no.
-    .section .note.gnu.property, "a"
-    .p2align 3
-    .long 4, 16, 5
-    .asciz "GNU"
-    .long 0xc0000000, 4, 1, 0
 #endif
+
+#include "property_note.h"
     // Outside the condition: one object without it makes the stack of the whole program executable.
     .section .note.GNU-stack, "", %progbits

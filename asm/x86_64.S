@@ -96,6 +96,7 @@ fiber_context_jump_asm:             // rdi: context to enter, rsi: data
     .cfi_rel_offset rbx, 40
     .cfi_rel_offset rbp, 48
 2:  ldmxcsr MXCSR(%rsp)
+    fnclex                          // else an exception that the other one had masked would be raised here
     fldcw X87CW(%rsp)
     jmp 1b
     .cfi_endproc
@@ -207,13 +208,8 @@ fiber_context_start_boost:
     .cfi_endproc
     .size fiber_context_start_boost, .-fiber_context_start_boost
 #endif
-
-// IBT yes, shadow stacks no.
-    .section .note.gnu.property, "a"
-    .p2align 3
-    .long 4, 16, 5
-    .asciz "GNU"
-    .long 0xc0000002, 4, 1, 0
 #endif
+
+#include "property_note.h"
     // Outside the condition: one object without it makes the stack of the whole program executable.
     .section .note.GNU-stack, "", %progbits

@@ -53,6 +53,19 @@ int cfiber_get_option(int fd, int level, int name, int *value) {
   return getsockopt(fd, level, name, value, &size) == 0 ? 0 : -errno;
 }
 
+int cfiber_socket_pair(int *first, int *second) {
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0) return -errno;
+  *first = pair[0];
+  *second = pair[1];
+  return 0;
+}
+
+int cfiber_linger(int fd, int on, int seconds) {
+  struct linger value = {.l_onoff = on, .l_linger = seconds};
+  return setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, sizeof value) == 0 ? 0 : -errno;
+}
+
 int cfiber_shutdown(int fd, int how) { return shutdown(fd, how) == 0 ? 0 : -errno; }
 int cfiber_close(int fd) { return close(fd) == 0 ? 0 : -errno; }
 

@@ -13,7 +13,8 @@
 //   * the callee-saved registers of the C ABI (x86-64: rbx rbp r12-r15; aarch64: x19-x30, d8-d15);
 //   * the floating-point control words as the ABI has them, callee-saved: each context has its own rounding mode and exception
 //     masks (x86-64: mxcsr and the x87 control word; aarch64: fpcr, by the asm pair only: Boost 1.74 leaves fpcr alone).
-//     A new context starts with those of the thread that made it;
+//     A new context starts with those of the thread that made it. The exception flags are nobody's; with Boost on x86-64 a context that
+//     unmasks an x87 exception whose flag another has raised gets the signal (the asm pair clears the flags first);
 //   * the red zone: both are entered by a call, so nothing lies below the return address.
 // Neither keeps: the signal mask, errno and other thread-local storage, AVX-512 mask and vector registers (all caller-saved).
 // Control-flow protection: the entry points carry endbr64 / bti c and the objects say so (IBT, BTI). Shadow stacks are not

@@ -1,1 +1,31 @@
-print(1)
+// The echo server of the benchmark: `echo --port P [--buf BYTES]`. Prints `ready 1 bool` and serves until it is ended by a signal.
+
+import FiberNet
+import Fibers
+import Glibc
+
+func flag(_ name: String, _ fallback: Int) -> Int {
+    let arguments = CommandLine.arguments
+    guard let at = arguments.firstIndex(of: name), at + 1 < arguments.count, let value = Int(arguments[at + 1]) else { return fallback }
+    return value
+}
+
+func serve() throws {
+    let listener = try TCPListener.bind(to: .loopback(port: flag("--port", 9000)))
+    print("ready 1 bool")
+    fflush(nil)
+    while let stream = try listener.next() {
+        try Fiber.spawnLocal {
+            do {
+                while try stream.readAvailable({ try stream.writeAll($0) }) {}
+            } catch let error as IOError where error.code == .reset {
+                // The client is gone.
+            }
+            stream.close()
+        }
+    }
+}
+
+var configuration = FiberRuntime.Configuration()
+configuration.readBufferSize = flag("--buf", 16384)
+try FiberRuntime.run(configuration, serve)

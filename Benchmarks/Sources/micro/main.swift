@@ -29,7 +29,7 @@ func residentBytes() -> Double {
     defer { fclose(file) }
     var text = [CChar](repeating: 0, count: 128)
     guard fgets(&text, 128, file) != nil else { return 0 }
-    let fields = String(cString: text).split(separator: " ")
+    let fields = String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self).split(separator: " ")
     return (Double(fields[1]) ?? 0) * 4096
 }
 
@@ -39,7 +39,7 @@ func status(_ field: String) -> Double {
     defer { fclose(file) }
     var text = [CChar](repeating: 0, count: 256)
     while fgets(&text, 256, file) != nil {
-        let line = String(cString: text)
+        let line = String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
         if line.hasPrefix(field + ":") { return Double(line.split(whereSeparator: { $0 == " " || $0 == "\t" })[1]) ?? 0 }
     }
     return 0

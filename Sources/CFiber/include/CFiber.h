@@ -3,6 +3,7 @@
 #define CFIBER_H
 #include "cfiber_context.h"
 #include "cfiber_overflow.h"
+#include "cfiber_signals.h"
 #include "cfiber_stack.h"
 #include "cfiber_system.h"
 #endif

@@ -44,6 +44,8 @@ int cfiber_local_address(int fd, struct sockaddr_storage *address, socklen_t *le
 int cfiber_peer_address(int fd, struct sockaddr_storage *address, socklen_t *length);
 int cfiber_set_option(int fd, int level, int name, int value);
 int cfiber_get_option(int fd, int level, int name, int *value);
+int cfiber_socket_pair(int *first, int *second);
+int cfiber_linger(int fd, int on, int seconds);
 int cfiber_shutdown(int fd, int how);
 /// The descriptor is gone afterwards whatever is returned.
 int cfiber_close(int fd);

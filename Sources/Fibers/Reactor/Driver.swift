@@ -60,16 +60,18 @@ package class Driver {
     package func receiveLent(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?, until deadline: Int64) -> Int {
         fatalError("a driver implements receiveLent")
     }
-    /// Sends some bytes. Parks.
-    package func send(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, until deadline: Int64) -> Int {
-        fatalError("a driver implements send")
+    /// Sends everything, after those who began earlier on the same descriptor, so that what two fibers write is never mixed. 0 once it is done; `sent`
+    /// tells how much went in any case. Parks.
+    package func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
+        fatalError("a driver implements sendAll")
     }
-    /// Sends some bytes out of several pieces. Parks.
-    package func send(_ d: Descriptor, _ vectors: UnsafePointer<iovec>, vectors count: Int, until deadline: Int64) -> Int {
-        fatalError("a driver implements send(vectors:)")
+    /// The same out of several pieces, which it changes as it goes. Parks.
+    package func sendAll(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
+        fatalError("a driver implements sendAll(pieces)")
     }
-    /// Accepts a connection: its descriptor, non-blocking. Parks.
-    package func accept(_ d: Descriptor, until deadline: Int64) -> Int { fatalError("a driver implements accept") }
+    /// Accepts a connection: its descriptor, non-blocking. Connections that were given up before they were accepted are passed over; while descriptors are
+    /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Parks.
+    package func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int { fatalError("a driver implements accept") }
     /// Connects. 0 once connected. Parks.
     package func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
         fatalError("a driver implements connect")

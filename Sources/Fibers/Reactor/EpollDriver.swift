@@ -75,6 +75,7 @@ final class EpollDriver: Driver {
         if !isStopped {
             worker.wakeAll(&slot.pointee.readers, .closed)
             worker.wakeAll(&slot.pointee.writers, .closed)
+            worker.wakeAll(&slot.pointee.turns, .closed)
         }
         table.pointee.put(slot)
     }
@@ -125,51 +126,100 @@ final class EpollDriver: Driver {
         return n
     }
 
-    override func send(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, until deadline: Int64) -> Int {
-        while true {
+    override func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
+        guard d.isOpen else { return IOCode.closed }
+        // The common case: nobody else writes and the kernel takes it all.
+        if d.registration.pointee.writable && !d.registration.pointee.isSending {
+            let n = cfiber_send(d.registration.pointee.fd, memory, count)
+            if n == count {
+                sent = n
+                worker.chargeOperation()
+                return 0
+            }
+            if n < 0 && n != -Int(EAGAIN) { return n }
+            if n > 0 { sent = n }
+            d.registration.pointee.writable = false
+        }
+        var rest = iovec(iov_base: UnsafeMutableRawPointer(mutating: memory) + sent, iov_len: count - sent)
+        return withUnsafeMutablePointer(to: &rest) {
+            sendAll(d, UnsafeMutableBufferPointer(start: $0, count: 1), sent: &sent, until: deadline)
+        }
+    }
+
+    override func sendAll(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
+        guard d.isOpen else { return IOCode.closed }
+        let slot = d.registration
+        while slot.pointee.isSending {
+            let outcome = worker.park(in: slot.turns, WaitReason(.write, slot.pointee.fd), until: deadline)
+            if outcome != .ready { return code(outcome) }
             guard d.isOpen else { return IOCode.closed }
+        }
+        slot.pointee.isSending = true
+        let result = sendPieces(d, pieces, sent: &sent, until: deadline)
+        if d.isOpen {
+            slot.pointee.isSending = false
+            if let next = slot.turns.pointee.popFirst() { _ = worker.unpark(next.pointee.waiter, .ready) }
+        }
+        return result
+    }
+
+    private func sendPieces(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
+        var first = 0
+        while true {
+            while first < pieces.count && pieces[first].iov_len == 0 { first += 1 }
+            if first == pieces.count { return 0 }
             if d.registration.pointee.writable {
-                let n = cfiber_send(d.registration.pointee.fd, memory, count)
+                // The kernel takes at most this many pieces (UIO_MAXIOV).
+                let offered = min(pieces.count - first, 1024)
+                let n = cfiber_send_vector(d.registration.pointee.fd, pieces.baseAddress! + first, offered)
                 if n >= 0 {
-                    if n < count { d.registration.pointee.writable = false }
+                    sent += n
+                    var left = n
+                    while first < pieces.count && left >= pieces[first].iov_len {
+                        left -= pieces[first].iov_len
+                        first += 1
+                    }
+                    if left > 0 {
+                        pieces[first].iov_base += left
+                        pieces[first].iov_len -= left
+                    }
                     worker.chargeOperation()
-                    return n
+                    guard d.isOpen else { return first == pieces.count ? 0 : IOCode.closed }
+                    continue
                 }
                 if n != -Int(EAGAIN) { return n }
                 d.registration.pointee.writable = false
             }
             let code = park(d, .write, .write, deadline)
             if code != 0 { return code }
-        }
-    }
-
-    override func send(_ d: Descriptor, _ vectors: UnsafePointer<iovec>, vectors count: Int, until deadline: Int64) -> Int {
-        while true {
             guard d.isOpen else { return IOCode.closed }
-            if d.registration.pointee.writable {
-                let n = cfiber_send_vector(d.registration.pointee.fd, vectors, count)
-                // How much was offered is not summed up here: a try too many is answered with EAGAIN.
-                if n != -Int(EAGAIN) {
-                    if n > 0 { worker.chargeOperation() }
-                    return n
-                }
-                d.registration.pointee.writable = false
-            }
-            let code = park(d, .write, .write, deadline)
-            if code != 0 { return code }
         }
     }
 
-    override func accept(_ d: Descriptor, until deadline: Int64) -> Int {
+    override func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
+        var pause: Int64 = 0
         while true {
             guard d.isOpen else { return IOCode.closed }
             if d.registration.pointee.readable {
                 let fd = cfiber_accept(d.registration.pointee.fd, nil, nil)
-                if fd != -EAGAIN {
+                switch -fd {
+                case EAGAIN:
+                    d.registration.pointee.readable = false
+                case ECONNABORTED, EPROTO, EPERM, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH:
+                    // Linux passes pending network errors of the new connection on; the listener is well.
+                    worker.chargeOperation()
+                    continue
+                case EMFILE, ENFILE, ENOBUFS, ENOMEM:
+                    if pause == 0 { onShortage(-fd) }
+                    pause = min(max(pause * 2, 5_000_000), 100_000_000)
+                    let retry = min(deadline, cfiber_now() &+ pause)
+                    let code = park(d, .read, .accept, retry)
+                    if code != 0 && (code != IOCode.timedOut || retry == deadline) { return code }
+                    continue
+                default:
                     if fd >= 0 { worker.chargeOperation() }
                     return Int(fd)
                 }
-                d.registration.pointee.readable = false
             }
             let code = park(d, .read, .accept, deadline)
             if code != 0 { return code }
@@ -222,11 +272,16 @@ final class EpollDriver: Driver {
             if status < 0 { return Int(status) }
         }
         let list = direction == .read ? slot.readers : slot.writers
-        switch worker.park(in: list, WaitReason(kind, slot.pointee.fd), until: deadline) {
-        case .ready: return 0
-        case .closed: return IOCode.closed
-        case .timedOut: return IOCode.timedOut
-        case .noTimer: return -Int(ENOMEM)
+        return code(worker.park(in: list, WaitReason(kind, slot.pointee.fd), until: deadline))
+    }
+
+    @inline(__always)
+    private func code(_ outcome: Outcome) -> Int {
+        switch outcome {
+        case .ready: 0
+        case .closed: IOCode.closed
+        case .timedOut: IOCode.timedOut
+        case .noTimer: -Int(ENOMEM)
         }
     }
 

@@ -25,6 +25,9 @@ package struct Registration: BitwiseCopyable {
     var interest: UInt32 = 0
     var readers = WaitList()
     var writers = WaitList()
+    /// Fibers whose turn to send has not come; one at a time sends, so that what they write is not mixed.
+    var turns = WaitList()
+    var isSending = false
     /// The next free slot.
     fileprivate var nextFree: RegistrationPointer?
 
@@ -40,6 +43,8 @@ extension UnsafeMutablePointer where Pointee == Registration {
     var readers: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.readers) { $0 } }
     @inline(__always)
     var writers: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.writers) { $0 } }
+    @inline(__always)
+    var turns: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.turns) { $0 } }
 }
 
 struct RegistrationTable {

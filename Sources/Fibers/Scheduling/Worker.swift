@@ -73,7 +73,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     func switchAway() {
         endTickIfDue()
-        cfiber_switch((pointee.ready.popFirst() ?? pointee.root).context)
+        let next = pointee.ready.popFirst() ?? pointee.root
+        // The end of the tick may have found what the fiber was about to wait for.
+        if next != running { cfiber_switch(next.context) }
     }
 
     @inline(__always)
@@ -156,6 +158,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.ready.append(fiber)
     }
 
+    package func warn(_ message: String) {
+        pointee.runtime.configuration.onWarning(message)
+    }
+
     // Lives.
 
     /// Starts a life on a pooled stack; its first turn comes after the fibers that are ready now.
@@ -195,9 +201,9 @@ func runLife(_ context: UnsafeMutablePointer<cfiber_context>?) -> UnsafeMutableP
     let fiber = FiberPointer(context: context.unsafelyUnwrapped)
     let worker = fiber.pointee.worker
     runBody(fiber, worker)
+    worker.endTickIfDue()
     worker.pointee.live &-= 1
     worker.pointee.pool.put(fiber)
-    worker.endTickIfDue()
     return (worker.pointee.ready.popFirst() ?? worker.pointee.root).context
 }
 

@@ -23,14 +23,19 @@ extension FiberRuntime {
         /// and it may park.
         public var onUnhandledError: @Sendable (UnhandledFiberError) -> Void
 
+        /// Hears of conditions that the runtime rides out but the operator should know, such as a lack of descriptors: one line each. By default standard error.
+        public var onWarning: @Sendable (String) -> Void
+
         public init(
             stackSize: Int = 256 * 1024, readBufferSize: Int = 16 * 1024, guards: Guards = .automatic,
-            onUnhandledError: @escaping @Sendable (UnhandledFiberError) -> Void = { $0.printToStandardError() }
+            onUnhandledError: @escaping @Sendable (UnhandledFiberError) -> Void = { $0.printToStandardError() },
+            onWarning: @escaping @Sendable (String) -> Void = { printLineToStandardError($0) }
         ) {
             self.stackSize = stackSize
             self.readBufferSize = readBufferSize
             self.guards = guards
             self.onUnhandledError = onUnhandledError
+            self.onWarning = onWarning
         }
 
         func check() {
@@ -55,7 +60,13 @@ public struct UnhandledFiberError: Sendable, CustomStringConvertible {
 
     /// Writes the description as one line.
     public func printToStandardError() {
-        let line = description.replacing("\n", with: " ") + "\n"
-        line.utf8CString.withUnsafeBufferPointer { _ = write(STDERR_FILENO, $0.baseAddress, $0.count - 1) }
+        printLineToStandardError(description)
     }
+}
+
+/// Writes one line to standard error in one system call, so that lines of several threads are not mixed.
+@usableFromInline
+func printLineToStandardError(_ text: String) {
+    var line = text.replacing("\n", with: " ") + "\n"
+    line.withUTF8 { _ = write(STDERR_FILENO, $0.baseAddress, $0.count) }
 }

@@ -1,0 +1,59 @@
+// A TCP echo server: one fiber per connection, written as if each had a thread.
+
+import FiberNet
+import Fibers
+
+@main
+struct Echo {
+    static func main() {
+        let options = Options.parse(CommandLine.arguments.dropFirst())
+        var configuration = FiberRuntime.Configuration()
+        configuration.stackSize = options.stackSize
+        do {
+            try FiberRuntime.run(configuration) { try serve(options) }
+        } catch {
+            fail("\(error)", status: 1)
+        }
+    }
+
+    static func serve(_ options: Options) throws {
+        let listener = try TCPListener.bind(to: options.address)
+        let signals = try Signals.of(.interrupt, .terminate)
+        printNow("listening on \(listener.address)")
+
+        var open: [ObjectIdentifier: TCPStream] = [:]
+        var connections = 0
+        var bytes = 0
+        try Fiber.spawnLocal(name: "signals") {
+            printNow("\(try signals.next()): ending")
+            listener.close()
+            for stream in open.values { stream.close() }
+        }
+        while let stream = try listener.next() {
+            connections += 1
+            open[ObjectIdentifier(stream)] = stream
+            try Fiber.spawnLocal(name: "connection") {
+                defer {
+                    open[ObjectIdentifier(stream)] = nil
+                    stream.close()
+                }
+                do {
+                    while try stream.readAvailable(
+                        timeout: options.idleTimeout,
+                        { data in
+                            try stream.writeAll(data)
+                            bytes += data.byteCount
+                        })
+                    {}
+                } catch let error as IOError where [.reset, .closed, .timedOut].contains(error.code) {
+                    // The client went away, we are ending, or it was idle for too long.
+                }
+            }
+        }
+        while let stream = open.values.first {
+            stream.close()
+            Fiber.yield()
+        }
+        printNow("served \(connections) connections, \(bytes) bytes")
+    }
+}

@@ -1,0 +1,112 @@
+// What streams and listeners share: a descriptor, the driver that works on it, and its end.
+//
+// Invariants:
+//   * the descriptor is open from `init` to `close`, and `deinit` closes it at the latest: none leaks;
+//   * it is used by fibers of the worker that made it.
+
+package import CFiber
+package import Fibers
+import Glibc
+public import SystemPackage
+
+/// A socket: the part that streams and listeners have in common. It is made by them.
+public class Endpoint {
+    package final let driver: Driver
+    package final let descriptor: Descriptor
+
+    /// Takes `fd` over; closes it when that fails.
+    package init(_ fd: Int32, exact: Bool, driver: Driver, _ operation: String) throws(IOError) {
+        guard let descriptor = driver.register(fd, exact: exact) else {
+            _ = cfiber_close(fd)
+            throw IOError(-Int(ENOMEM), operation)
+        }
+        self.driver = driver
+        self.descriptor = descriptor
+    }
+
+    deinit {
+        driver.close(descriptor)
+    }
+
+    /// Closes the socket. Everyone who waits on it throws an ``IOError`` with the code `closed` at once, as does every later call. What was written is still
+    /// delivered by the kernel. A second close does nothing.
+    public func close() {
+        driver.close(descriptor)
+    }
+
+    /// False once it has been closed on this side.
+    public final var isOpen: Bool { descriptor.isOpen }
+
+    /// Lends the descriptor, for calls that are not here. It stays owned by this object, non-blocking, and must not be closed.
+    ///
+    /// After reading from it or writing to it by other means, wait with ``waitReadable(timeout:)`` and ``waitWritable(timeout:)``, which ask the kernel.
+    public final func withFileDescriptor<R>(_ body: (FileDescriptor) throws -> R) throws -> R {
+        try body(FileDescriptor(rawValue: try number("withFileDescriptor")))
+    }
+
+    /// Waits until a read would return at once: bytes, the end, an error, or a connection to accept.
+    /// - Throws: ``IOError`` with `closed` or `timedOut`.
+    /// - Note: parks
+    public final func waitReadable(timeout: Duration? = nil) throws(IOError) {
+        let result = driver.wait(descriptor, .read, until: Deadline.after(timeout))
+        if result < 0 { throw IOError(result, "wait until readable") }
+    }
+
+    /// Waits until a write would take at least some bytes, or fail at once.
+    /// - Throws: ``IOError`` with `closed` or `timedOut`.
+    /// - Note: parks
+    public final func waitWritable(timeout: Duration? = nil) throws(IOError) {
+        let result = driver.wait(descriptor, .write, until: Deadline.after(timeout))
+        if result < 0 { throw IOError(result, "wait until writable") }
+    }
+
+    /// Sets an option.
+    public final func setOption(_ option: SocketOption<Bool>, to value: Bool) throws(IOError) {
+        try setOption(SocketOption<Int>(level: option.level, name: option.name), to: value ? 1 : 0)
+    }
+
+    /// Sets an option.
+    public final func setOption(_ option: SocketOption<Int>, to value: Int) throws(IOError) {
+        guard let value = Int32(exactly: value) else { throw IOError(-Int(EINVAL), "setsockopt") }
+        let status = cfiber_set_option(try number("setsockopt"), option.level, option.name, value)
+        if status < 0 { throw IOError(Int(status), "setsockopt") }
+    }
+
+    /// The value of an option.
+    public final func option(_ option: SocketOption<Bool>) throws(IOError) -> Bool {
+        try self.option(SocketOption<Int>(level: option.level, name: option.name)) != 0
+    }
+
+    /// The value of an option.
+    public final func option(_ option: SocketOption<Int>) throws(IOError) -> Int {
+        var value: Int32 = 0
+        let status = cfiber_get_option(try number("getsockopt"), option.level, option.name, &value)
+        if status < 0 { throw IOError(Int(status), "getsockopt") }
+        return Int(value)
+    }
+
+    /// The address of this end; the port that the system chose, when it was bound to port 0.
+    public final func localAddress() throws(IOError) -> SocketAddress {
+        try address("getsockname", cfiber_local_address)
+    }
+
+    package final func address(
+        _ operation: String, _ get: (Int32, UnsafeMutablePointer<sockaddr_storage>?, UnsafeMutablePointer<socklen_t>?) -> Int32
+    ) throws(IOError) -> SocketAddress {
+        let fd = try number(operation)
+        var storage = sockaddr_storage()
+        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        let status = get(fd, &storage, &length)
+        if status < 0 { throw IOError(Int(status), operation) }
+        let address = withUnsafePointer(to: &storage) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { SocketAddress($0, length: length) }
+        }
+        guard let address else { throw IOError(.unsupported, operation: operation, subject: "address family \(storage.ss_family)") }
+        return address
+    }
+
+    package final func number(_ operation: String) throws(IOError) -> Int32 {
+        guard descriptor.isOpen else { throw IOError(IOCode.closed, operation) }
+        return descriptor.registration.pointee.fd
+    }
+}

@@ -1,0 +1,35 @@
+// From what drivers and system calls return to errors.
+
+import Fibers
+import SystemPackage
+
+extension IOError {
+    /// The error for a negative errno or one of the codes of `IOCode`.
+    @inline(never)
+    package init(_ result: Int, _ operation: String, subject: String? = nil, bytesTransferred: Int = 0) {
+        let code: Code
+        var errno: Errno?
+        switch result {
+        case IOCode.closed: code = .closed
+        case IOCode.timedOut: code = .timedOut
+        default:
+            let error = Errno(rawValue: CInt(truncatingIfNeeded: -result))
+            errno = error
+            code =
+                switch error {
+                case .connectionRefused: .refused
+                case .connectionReset, .brokenPipe, .connectionAbort: .reset
+                case .timedOut: .timedOut
+                case .networkUnreachable, .hostIsDown, .noRouteToHost, .networkDown: .unreachable
+                case .addressInUse: .addressInUse
+                case .addressNotAvailable: .addressNotAvailable
+                // Linux says so too when a connection to a Unix socket's file finds no file; that is left as it is.
+                case .permissionDenied: .notPermitted
+                case .notPermitted: operation.hasPrefix("wait") ? .unsupported : .notPermitted
+                case .tooManyOpenFiles, .tooManyOpenFilesInSystem, .noMemory, .noBufferSpace, .noSpace: .resources
+                default: .system
+                }
+        }
+        self.init(code, errno: errno, operation: operation, subject: subject, bytesTransferred: bytesTransferred)
+    }
+}

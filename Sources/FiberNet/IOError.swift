@@ -1,0 +1,69 @@
+public import SystemPackage
+
+/// Something that a socket or descriptor could not do: what happened, to what, and with how many bytes.
+public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
+    /// What happened, for deciding what to do next. More may be added; compare with `==` and keep a default.
+    public struct Code: Hashable, Sendable, CustomStringConvertible {
+        public let description: String
+
+        /// The stream or listener was closed on this side, before the call or while it waited.
+        public static let closed = Code(description: "closed")
+        /// The time given to the call was over.
+        public static let timedOut = Code(description: "timed out")
+        /// Nobody listens there.
+        public static let refused = Code(description: "refused")
+        /// The peer is gone: it reset the connection, or it was written to after the end.
+        public static let reset = Code(description: "reset by peer")
+        /// There is no way to the peer.
+        public static let unreachable = Code(description: "unreachable")
+        /// Somebody listens on this address already.
+        public static let addressInUse = Code(description: "address in use")
+        /// The address is none of this machine's.
+        public static let addressNotAvailable = Code(description: "address not available")
+        /// Not allowed: a port below 1024, a file, a sandbox.
+        public static let notPermitted = Code(description: "not permitted")
+        /// Descriptors, memory or kernel buffers have run out.
+        public static let resources = Code(description: "out of resources")
+        /// The descriptor is of a kind that cannot be waited for, for instance a regular file.
+        public static let unsupported = Code(description: "unsupported")
+        /// Anything else; see ``IOError/errno``.
+        public static let system = Code(description: "system error")
+    }
+
+    public let code: Code
+    /// The system's error, where it came from there.
+    public let errno: Errno?
+    /// The call that failed: `read`, `accept`, `connect`…
+    public let operation: String
+    /// What it was done to: an address, where there is one.
+    public let subject: String?
+    /// Bytes that had been written when it happened; 0 for everything but writes.
+    public let bytesTransferred: Int
+
+    package init(
+        _ code: Code, errno: Errno? = nil, operation: String, subject: String? = nil, bytesTransferred: Int = 0
+    ) {
+        self.code = code
+        self.errno = errno
+        self.operation = operation
+        self.subject = subject
+        self.bytesTransferred = bytesTransferred
+    }
+
+    public var description: String {
+        let target = subject.map { " \($0)" } ?? ""
+        let cause = errno.map { "\($0)" } ?? "\(code)"
+        let progress = bytesTransferred > 0 ? " after \(bytesTransferred) bytes" : ""
+        return "\(operation)\(target): \(cause)\(progress)\(remedy)"
+    }
+
+    private var remedy: String {
+        switch code {
+        case .addressInUse: "; stop the other listener, choose another port (0 for any free one), or remove a stale socket file"
+        case .notPermitted where operation == "bind": "; ports below 1024 need CAP_NET_BIND_SERVICE"
+        case .resources where errno == .tooManyOpenFiles: "; raise the limit on open files (ulimit -n)"
+        case .closed: "; it was closed on this side"
+        default: ""
+        }
+    }
+}

@@ -1,0 +1,86 @@
+import CFiber
+import Fibers
+import Glibc
+
+/// Waits for connections: TCP, or a Unix stream socket, depending on the address.
+///
+/// ```swift
+/// let listener = try TCPListener.bind(to: .loopback(port: 0))
+/// print("port \(listener.address.port!)")
+/// while let stream = try listener.next() {
+///     try Fiber.spawnLocal { try session(stream) }
+/// }
+/// ```
+public final class TCPListener: Endpoint {
+    /// Where it listens, with the port that the system chose if it was bound to port 0.
+    public private(set) var address = SocketAddress.any(port: 0)
+    /// The file to remove at the end, for Unix sockets.
+    private var path: String?
+
+    /// Starts to listen. Connections that arrive from now on wait in the kernel's queue until they are accepted.
+    ///
+    /// - Parameters:
+    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet; it is removed when the listener is closed.
+    ///   - backlog: length of the kernel's queue, at most `net.core.somaxconn`.
+    ///   - reusePort: let other listeners share the port, each getting a part of the connections.
+    /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
+    public static func bind(to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false) throws(IOError) -> TCPListener {
+        let driver = Worker.require("TCPListener.bind").pointee.driver
+        let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
+        if fd < 0 { throw IOError(Int(fd), "socket") }
+        let listener = try TCPListener(fd, exact: true, driver: driver, "bind")
+        if address.family != .unix {
+            try listener.setOption(.reuseAddress, to: true)
+            if reusePort { try listener.setOption(.reusePort, to: true) }
+            // Linux hands it on to the streams that are accepted, which saves each of them a system call.
+            try listener.setOption(.noDelay, to: true)
+        }
+        let status = address.withSockaddr { cfiber_bind(fd, $0, $1) }
+        if status < 0 { throw IOError(Int(status), "bind", subject: address.description) }
+        listener.path = address.path
+        let listening = cfiber_listen(fd, Int32(clamping: backlog))
+        if listening < 0 { throw IOError(Int(listening), "listen", subject: address.description) }
+        listener.address = try listener.localAddress()
+        return listener
+    }
+
+    deinit { removeFile() }
+
+    /// Stops listening. Fibers that wait in ``accept(timeout:)`` throw `closed`, ``next()`` returns nil; connections in the kernel's queue are reset.
+    public override func close() {
+        removeFile()
+        super.close()
+    }
+
+    private func removeFile() {
+        if let path {
+            unlink(path)
+            self.path = nil
+        }
+    }
+
+    /// Accepts one connection.
+    ///
+    /// A connection that its client gave up before is passed over. While the process has no descriptor left the call waits: other fibers run, and it tries
+    /// again up to ten times a second; ``FiberRuntime/Configuration/onWarning`` hears of it.
+    ///
+    /// - Throws: ``IOError`` with `closed`, `timedOut` or `system`.
+    /// - Note: parks
+    public func accept(timeout: Duration? = nil) throws(IOError) -> TCPStream {
+        let result = driver.accept(
+            descriptor, onShortage: warnOfShortage, until: timeout == nil ? Deadline.never : Deadline.after(timeout))
+        if result < 0 { throw IOError(result, "accept") }
+        return try TCPStream(Int32(result), exact: path != nil || address.family == .unix, driver: driver, "accept")
+    }
+
+    /// Accepts one connection, or returns nil once the listener has been closed: `while let stream = try listener.next() { … }`.
+    /// - Note: parks
+    public func next() throws(IOError) -> TCPStream? {
+        do { return try accept() } catch where error.code == .closed { return nil }
+    }
+
+    private func warnOfShortage(_ errno: Int32) {
+        Worker.require("accept").warn(
+            "accept on \(address): \(errorText(errno)) (limit \(cfiber_descriptor_limit())); connections wait until descriptors come free. Raise the limit on open files (ulimit -n).")
+    }
+}

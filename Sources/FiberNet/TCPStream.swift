@@ -1,0 +1,214 @@
+import CFiber
+import Fibers
+import Glibc
+
+/// A connection: TCP, or a Unix stream socket, depending on the address.
+///
+/// One fiber may read while another writes. Several that read are served in order; what several write with `writeAll` is never mixed. A stream belongs to
+/// the worker that made it. It is closed by ``Endpoint/close()`` or when the last reference goes.
+public final class TCPStream: Endpoint {
+    /// Connects.
+    ///
+    /// `TCP_NODELAY` is on. A Unix listener whose queue is full is tried again until it has room.
+    ///
+    /// - Parameters:
+    ///   - address: where to.
+    ///   - timeout: how long to try; nil leaves it to the system, which gives up on a silent TCP peer after about two minutes.
+    /// - Throws: ``IOError`` with `refused`, `unreachable`, `timedOut`, `resources`, `notPermitted`, `addressNotAvailable` or `system`.
+    /// - Note: parks
+    public static func connect(to address: SocketAddress, timeout: Duration? = nil) throws(IOError) -> TCPStream {
+        let deadline = Deadline.after(timeout)
+        let driver = Worker.require("TCPStream.connect").pointee.driver
+        let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
+        if fd < 0 { throw IOError(Int(fd), "socket") }
+        let stream = try TCPStream(fd, exact: address.family == .unix, driver: driver, "connect")
+        if address.family != .unix { try stream.setOption(.noDelay, to: true) }
+        var pause = Duration.milliseconds(1)
+        while true {
+            let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1, until: deadline) }
+            if result == 0 { return stream }
+            // A Unix listener with a full queue answers EAGAIN, and nothing tells when there is room.
+            guard result == -Int(EAGAIN), address.family == .unix, cfiber_now() < deadline else {
+                throw IOError(result == -Int(EAGAIN) ? IOCode.timedOut : result, "connect to", subject: address.description)
+            }
+            do { try Fiber.sleep(for: pause) } catch { throw IOError(-Int(ENOMEM), "connect to", subject: address.description) }
+            pause = min(pause * 2, .milliseconds(50))
+        }
+    }
+
+    /// Two streams connected to each other.
+    /// - Throws: ``IOError`` with `resources`.
+    public static func pair() throws(IOError) -> (TCPStream, TCPStream) {
+        let driver = Worker.require("TCPStream.pair").pointee.driver
+        var fds: (Int32, Int32) = (-1, -1)
+        let status = cfiber_socket_pair(&fds.0, &fds.1)
+        if status < 0 { throw IOError(Int(status), "socketpair") }
+        let first: TCPStream
+        do { first = try TCPStream(fds.0, exact: true, driver: driver, "socketpair") } catch {
+            _ = cfiber_close(fds.1)
+            throw error
+        }
+        return (first, try TCPStream(fds.1, exact: true, driver: driver, "socketpair"))
+    }
+
+    /// The address of the other end.
+    public func peerAddress() throws(IOError) -> SocketAddress {
+        try address("getpeername", cfiber_peer_address)
+    }
+
+    // Reading.
+
+    /// Reads some bytes: as many as are there and fit, at least one, or 0 at the end of the stream. An empty span returns 0 at once.
+    ///
+    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`.
+    /// - Note: parks
+    public func read(into span: inout MutableRawSpan, timeout: Duration? = nil) throws(IOError) -> Int {
+        let result = span.withUnsafeMutableBytes { bytes in
+            bytes.count == 0 ? 0 : driver.receive(descriptor, bytes.baseAddress!, bytes.count, until: Deadline.after(timeout))
+        }
+        if result < 0 { throw IOError(result, "read") }
+        return result
+    }
+
+    /// Reads some bytes into memory of the caller's; otherwise as ``read(into:timeout:)-(MutableRawSpan,_)``.
+    /// - Note: parks
+    public func read(into memory: UnsafeMutableRawBufferPointer, timeout: Duration? = nil) throws(IOError) -> Int {
+        guard let base = memory.baseAddress, memory.count > 0 else { return 0 }
+        let result = driver.receive(descriptor, base, memory.count, until: Deadline.after(timeout))
+        if result < 0 { throw IOError(result, "read") }
+        return result
+    }
+
+    /// Reads some bytes, at most `limit`; none at the end of the stream.
+    /// - Note: parks
+    public func read(upTo limit: Int, timeout: Duration? = nil) throws(IOError) -> [UInt8] {
+        var failure = 0
+        let bytes = [UInt8](unsafeUninitializedCapacity: max(0, limit)) { buffer, count in
+            guard buffer.count > 0 else { return }
+            let result = driver.receive(descriptor, buffer.baseAddress!, limit, until: Deadline.after(timeout))
+            if result < 0 { failure = result } else { count = result }
+        }
+        if failure < 0 { throw IOError(failure, "read") }
+        return bytes
+    }
+
+    /// Waits for bytes without holding a buffer, then lends `body` what is there, in a buffer of the worker's pool; the way to read for servers with many
+    /// connections, of which an idle one then holds no buffer.
+    ///
+    /// ```swift
+    /// while try stream.readAvailable({ try stream.writeAll($0) }) {}
+    /// ```
+    ///
+    /// - Parameters:
+    ///   - timeout: how long to wait for the first byte; nil for ever.
+    ///   - body: gets at least one byte, at most ``FiberRuntime/Configuration/readBufferSize``. It may park; the bytes are its own until it returns.
+    /// - Returns: false at the end of the stream, and then `body` was not called.
+    /// - Throws: ``IOError`` as ``read(upTo:timeout:)``, and whatever `body` throws.
+    /// - Note: parks
+    @inline(__always)
+    public func readAvailable(timeout: Duration? = nil, _ body: (RawSpan) throws -> Void) throws -> Bool {
+        var buffer: UnsafeMutableRawPointer?
+        let count = driver.receiveLent(descriptor, &buffer, until: timeout == nil ? Deadline.never : Deadline.after(timeout))
+        guard let buffer else {
+            if count < 0 { throw IOError(count, "read") }
+            return false
+        }
+        defer { driver.buffers.put(buffer) }
+        try body(RawSpan(_unsafeStart: buffer, byteCount: count))
+        return true
+    }
+
+    // Writing.
+
+    /// Writes all bytes, in one piece: what other fibers write comes before or after. Returns when the kernel has them.
+    ///
+    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`; its ``IOError/bytesTransferred`` says how many bytes went.
+    /// - Note: parks
+    public func writeAll(_ span: RawSpan, timeout: Duration? = nil) throws(IOError) {
+        var sent = 0
+        let result = span.withUnsafeBytes { bytes in
+            bytes.count == 0
+                ? (descriptor.isOpen ? 0 : IOCode.closed)
+                : driver.sendAll(
+                    descriptor, bytes.baseAddress!, bytes.count, sent: &sent, until: timeout == nil ? Deadline.never : Deadline.after(timeout))
+        }
+        if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
+    }
+
+    /// Writes the bytes of an array.
+    /// - Note: parks
+    public func writeAll(_ bytes: [UInt8], timeout: Duration? = nil) throws(IOError) {
+        try writeAll(bytes.span.bytes, timeout: timeout)
+    }
+
+    /// Writes the UTF-8 of a string.
+    /// - Note: parks
+    public func writeAll(_ text: String, timeout: Duration? = nil) throws(IOError) {
+        try writeAll(Array(text.utf8), timeout: timeout)
+    }
+
+    /// Writes several pieces as if they were one, without copying them together: one system call where the kernel takes them all.
+    /// - Note: parks
+    public func writeAll(pieces: [[UInt8]], timeout: Duration? = nil) throws(IOError) {
+        var sent = 0
+        let result = withPieces(pieces[...], []) { vectors in
+            driver.sendAll(descriptor, vectors, sent: &sent, until: Deadline.after(timeout))
+        }
+        if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
+    }
+
+    /// Writes two pieces, a header and a body say, as if they were one.
+    /// - Note: parks
+    public func writeAll(_ first: RawSpan, _ second: RawSpan, timeout: Duration? = nil) throws(IOError) {
+        var sent = 0
+        let result = first.withUnsafeBytes { a in
+            second.withUnsafeBytes { b in
+                withUnsafeTemporaryAllocation(of: iovec.self, capacity: 2) { vectors in
+                    vectors.initializeElement(at: 0, to: iovec(iov_base: UnsafeMutableRawPointer(mutating: a.baseAddress), iov_len: a.count))
+                    vectors.initializeElement(at: 1, to: iovec(iov_base: UnsafeMutableRawPointer(mutating: b.baseAddress), iov_len: b.count))
+                    return driver.sendAll(descriptor, vectors, sent: &sent, until: Deadline.after(timeout))
+                }
+            }
+        }
+        if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
+    }
+
+    private func withPieces(
+        _ rest: ArraySlice<[UInt8]>, _ vectors: [iovec], _ body: (UnsafeMutableBufferPointer<iovec>) -> Int
+    ) -> Int {
+        var vectors = vectors
+        // Arrays keep their elements in place for the length of a closure, so there is one for each.
+        guard let first = rest.first else { return vectors.withUnsafeMutableBufferPointer { body($0) } }
+        return first.withUnsafeBytes { bytes in
+            vectors.append(iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count))
+            return withPieces(rest.dropFirst(), vectors, body)
+        }
+    }
+
+    // Ending.
+
+    /// Which half of a connection.
+    public enum Half: Sendable {
+        case read, write, both
+    }
+
+    /// Ends one half: after `.write` the peer reads the end of the stream and can still send.
+    /// - Throws: ``IOError`` with `closed`, or `system` when the connection is gone already.
+    public func shutdown(_ half: Half) throws(IOError) {
+        let how: Int =
+            switch half {
+            case .read: Int(SHUT_RD)
+            case .write: Int(SHUT_WR)
+            case .both: Int(SHUT_RDWR)
+            }
+        let status = cfiber_shutdown(try number("shutdown"), Int32(how))
+        if status < 0 { throw IOError(Int(status), "shutdown") }
+    }
+
+    /// Closes at once by resetting the connection: the peer gets an error, and what was written and not delivered is lost.
+    public func reset() {
+        guard let fd = try? number("reset") else { return }
+        _ = cfiber_linger(fd, 1, 0)
+        close()
+    }
+}

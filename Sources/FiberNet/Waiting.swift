@@ -1,0 +1,31 @@
+// Waiting for descriptors that belong to somebody else: the way to use a C client with a non-blocking interface from a fiber.
+
+import Fibers
+public import SystemPackage
+
+/// Waits until a descriptor of anybody's is readable, at its end, or in error.
+///
+/// The descriptor may be anything that epoll takes: sockets, pipes, ttys, eventfds, inotify. One fiber at a time may wait for a descriptor this way, for reading
+/// or writing, and nobody may close it meanwhile.
+///
+/// - Throws: ``IOError`` with `timedOut`, `unsupported` (a regular file, which is always ready), `resources` or `system`.
+/// - Note: parks
+public func waitReadable(_ descriptor: FileDescriptor, timeout: Duration? = nil) throws(IOError) {
+    try wait(descriptor, .read, timeout, "wait until readable")
+}
+
+/// Waits until a descriptor of anybody's is writable or in error; otherwise as ``waitReadable(_:timeout:)``.
+/// - Note: parks
+public func waitWritable(_ descriptor: FileDescriptor, timeout: Duration? = nil) throws(IOError) {
+    try wait(descriptor, .write, timeout, "wait until writable")
+}
+
+private func wait(_ descriptor: FileDescriptor, _ direction: Direction, _ timeout: Duration?, _ operation: String) throws(IOError) {
+    let driver = Worker.require("waitReadable and waitWritable").pointee.driver
+    guard let registered = driver.register(descriptor.rawValue, exact: true) else {
+        throw IOError(-Int(Errno.noMemory.rawValue), operation, subject: "descriptor \(descriptor.rawValue)")
+    }
+    let result = driver.wait(registered, direction, until: Deadline.after(timeout))
+    driver.release(registered)
+    if result < 0 { throw IOError(result, operation, subject: "descriptor \(descriptor.rawValue)") }
+}
