@@ -21,13 +21,14 @@ const char *cfiber_sanitizer(void) {
 #endif
 }
 
-int cfiber_knows_access_list(void) { return cfiber_this_thread.access_head != &cfiber_unknown_access_list; }
+int cfiber_knows_access_list(void) { return cfiber_this_thread.knows_access_list; }
 
 void cfiber_thread_enter(cfiber_context *root, void *worker) {
   cfiber_thread *thread = &cfiber_this_thread;
   thread->current = root;
   thread->worker = worker;
   thread->access_head = cfiber_find_access_list();
+  thread->knows_access_list = thread->access_head != &cfiber_unknown_access_list;
 #if CFIBER_ASAN
   pthread_attr_t attributes;
   if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
@@ -47,6 +48,12 @@ void cfiber_thread_leave(cfiber_context *root) {
   memset(&cfiber_this_thread, 0, sizeof cfiber_this_thread);
 }
 
+static void *empty_access_list;
+
+static inline void look_at_accesses_again(void) {
+  if (!cfiber_knows_access_list()) cfiber_this_thread.access_head = &cfiber_unknown_access_list;
+}
+
 // Completes a switch on the side of the one that comes. `from` is whoever left.
 CFIBER_NO_SANITIZE static inline void arrived(cfiber_context *self, fiber_transfer transfer) {
   cfiber_context *from = transfer.data;
@@ -64,6 +71,7 @@ CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
   cfiber_context *self = cfiber_this_thread.current;
   self->fake_stack = NULL;
   arrived(self, transfer);
+  look_at_accesses_again();
   for (;;) {
     cfiber_context *next = self->run(self);
 #if CFIBER_ASAN
@@ -97,11 +105,25 @@ void cfiber_forget(cfiber_context *self) {
   (void)self;
 }
 
+// For a fiber that leaves in the middle of accesses: they go with it. Apart, so that the switch proper has nothing to do afterwards and needs no register
+// that it would have to save.
+CFIBER_NO_SANITIZE __attribute__((noinline)) static void switch_with_accesses(cfiber_context *to) {
+  cfiber_context *self = cfiber_this_thread.current;
+  swift_task_exitThreadLocalContext((char *)self->access_set);
+  // The list is empty now; where it cannot be seen, so it shall look for the length of the switch.
+  if (!cfiber_knows_access_list()) cfiber_this_thread.access_head = &empty_access_list;
+  cfiber_switch(to);
+  look_at_accesses_again();
+  if (self->access_set[0] != NULL) swift_task_enterThreadLocalContext((char *)self->access_set);
+}
+
 CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *to) {
-  cfiber_thread *thread = &cfiber_this_thread;
-  cfiber_context *self = thread->current;
-  if (__builtin_expect(*thread->access_head != NULL, 0)) swift_task_exitThreadLocalContext((char *)self->access_set);
-  thread->current = to;
+  if (__builtin_expect(*cfiber_this_thread.access_head != NULL, 0)) {
+    switch_with_accesses(to);
+    return;
+  }
+  cfiber_context *self = cfiber_this_thread.current;
+  cfiber_this_thread.current = to;
 #if CFIBER_ASAN
   __sanitizer_start_switch_fiber(self->ending ? NULL : &self->fake_stack, to->stack_low, to->stack_size);
   if (self->ending) self->ending = 0, self->fake_stack = NULL;
@@ -110,7 +132,6 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *
   __tsan_switch_to_fiber(to->tsan_fiber, 0);
 #endif
   arrived(self, fiber_context_jump(to->sp, self));
-  if (__builtin_expect(self->access_set[0] != NULL, 0)) swift_task_enterThreadLocalContext((char *)self->access_set);
 }
 
 void cfiber_set_name(cfiber_context *self, const char *utf8, size_t length) {

@@ -58,10 +58,10 @@ public final class Signals {
     public static func of(_ signals: Signal...) throws(IOError) -> Signals {
         var mask: UInt64 = 0
         for signal in signals {
-            precondition((1...64).contains(signal.number), "there is no \(signal): signals are numbered 1 to 64")
+            require((1...64).contains(signal.number), "there is no \(signal): signals are numbered 1 to 64")
             mask |= 1 << UInt64(signal.number - 1)
         }
-        let driver = Worker.require("Signals.of").pointee.driver
+        let driver = Worker.here("Signals.of").pointee.driver
         var fd: Int32 = -1
         let subscriber = cfiber_signals_subscribe(mask, &fd)
         if subscriber < 0 { throw IOError(Int(subscriber), "subscribe to signals") }

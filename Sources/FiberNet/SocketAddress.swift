@@ -9,6 +9,8 @@
 //
 // Thread rule: a plain value, any thread. Nothing here resolves names or parks.
 
+import Fibers
+
 #if canImport(Glibc)
     package import Glibc
 #elseif canImport(Musl)
@@ -83,7 +85,7 @@ public struct SocketAddress: Sendable, Hashable {
 
     private static func trusted(_ port: Int) -> UInt16 {
         guard let port = UInt16(exactly: port) else {
-            preconditionFailure(
+            misuse(
                 "port \(port) is outside 0...65535; for a port that comes from outside use SocketAddress(host:port:), which throws")
         }
         return port

@@ -25,7 +25,7 @@ public final class TCPListener: Endpoint {
     ///   - reusePort: let other listeners share the port, each getting a part of the connections.
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
     public static func bind(to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false) throws(IOError) -> TCPListener {
-        let driver = Worker.require("TCPListener.bind").pointee.driver
+        let driver = Worker.here("TCPListener.bind").pointee.driver
         let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
         if fd < 0 { throw IOError(Int(fd), "socket") }
         let listener = try TCPListener(fd, exact: true, driver: driver, "bind")
@@ -80,7 +80,7 @@ public final class TCPListener: Endpoint {
     }
 
     private func warnOfShortage(_ errno: Int32) {
-        Worker.require("accept").warn(
+        Worker.here("accept").warn(
             "accept on \(address): \(errorText(errno)) (limit \(cfiber_descriptor_limit())); connections wait until descriptors come free. Raise the limit on open files (ulimit -n).")
     }
 }

@@ -18,7 +18,7 @@ public final class TCPStream: Endpoint {
     /// - Note: parks
     public static func connect(to address: SocketAddress, timeout: Duration? = nil) throws(IOError) -> TCPStream {
         let deadline = Deadline.after(timeout)
-        let driver = Worker.require("TCPStream.connect").pointee.driver
+        let driver = Worker.here("TCPStream.connect").pointee.driver
         let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
         if fd < 0 { throw IOError(Int(fd), "socket") }
         let stream = try TCPStream(fd, exact: address.family == .unix, driver: driver, "connect")
@@ -39,7 +39,7 @@ public final class TCPStream: Endpoint {
     /// Two streams connected to each other.
     /// - Throws: ``IOError`` with `resources`.
     public static func pair() throws(IOError) -> (TCPStream, TCPStream) {
-        let driver = Worker.require("TCPStream.pair").pointee.driver
+        let driver = Worker.here("TCPStream.pair").pointee.driver
         var fds: (Int32, Int32) = (-1, -1)
         let status = cfiber_socket_pair(&fds.0, &fds.1)
         if status < 0 { throw IOError(Int(status), "socketpair") }

@@ -21,7 +21,7 @@ public func waitWritable(_ descriptor: FileDescriptor, timeout: Duration? = nil)
 }
 
 private func wait(_ descriptor: FileDescriptor, _ direction: Direction, _ timeout: Duration?, _ operation: String) throws(IOError) {
-    let driver = Worker.require("waitReadable and waitWritable").pointee.driver
+    let driver = Worker.here("waitReadable and waitWritable").pointee.driver
     guard let registered = driver.register(descriptor.rawValue, exact: true) else {
         throw IOError(-Int(Errno.noMemory.rawValue), operation, subject: "descriptor \(descriptor.rawValue)")
     }

@@ -37,12 +37,16 @@ typedef struct cfiber_thread {
   cfiber_context *current;
   void *worker;              // of the Swift side
   void **access_head;        // head of this thread's exclusivity list, or a dummy that always reads non-zero
+  int knows_access_list;
 } cfiber_thread;
 
 extern __thread cfiber_thread cfiber_this_thread __attribute__((tls_model("initial-exec")));
 
 static inline cfiber_context *cfiber_current(void) { return cfiber_this_thread.current; }
 static inline void *cfiber_worker(void) { return cfiber_this_thread.worker; }
+
+/// Fetches a record that will be needed soon; any address will do.
+static inline void cfiber_prefetch(const void *address) { __builtin_prefetch(address); }
 
 /// Makes the calling thread ready to switch; `root` stands for the thread's own stack. `worker` is handed back by `cfiber_worker`.
 void cfiber_thread_enter(cfiber_context *root, void *worker);

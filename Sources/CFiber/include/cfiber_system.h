@@ -18,6 +18,28 @@ static inline int64_t cfiber_now(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/// The CPU's time counter: a few nanoseconds to read, where a look at the clock costs tens. For "has about so much time passed" only.
+static inline uint64_t cfiber_counter(void) {
+#if defined(__x86_64__)
+  return __builtin_ia32_rdtsc();
+#else
+  uint64_t value;
+  __asm__ volatile("mrs %0, cntvct_el0" : "=r"(value));
+  return value;
+#endif
+}
+
+/// About 50 microseconds of `cfiber_counter`: on x86-64 30 to 70, depending on the CPU.
+static inline uint64_t cfiber_counter_interval(void) {
+#if defined(__x86_64__)
+  return 140000;
+#else
+  uint64_t frequency;
+  __asm__ volatile("mrs %0, cntfrq_el0" : "=r"(frequency));
+  return frequency / 20000;
+#endif
+}
+
 // Sockets. Sending never raises SIGPIPE; descriptors are made non-blocking and close-on-exec.
 
 static inline ssize_t cfiber_recv(int fd, void *buffer, size_t size) {

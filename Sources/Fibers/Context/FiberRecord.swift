@@ -27,8 +27,13 @@ package struct FiberRecord: ~Copyable {
     var isShared = false
     /// Position in the worker's timer queue, -1 outside.
     var timerIndex: Int32 = -1
-    /// The heap part: closure and result. Owned (+1) from spawn to the end of the life.
-    var core: Unmanaged<FiberCore>?
+    /// The heap part of the present life. Afterwards it stays for the next one, if it holds nothing and nobody else holds it by then: a short life with a trivial
+    /// result then allocates nothing.
+    var core: FiberCore?
+    /// The closure of the present life, of a type that only `runner` knows, until it runs.
+    var body: (UInt, UInt) = (0, 0)
+    /// Not optional: a closure inside an optional is of another representation, and converting it would allocate at each life.
+    var runner: FiberBodyRunner = noBody
     /// Fibers that wait in `join` for the end of this life.
     var joiners = WaitList()
 
@@ -36,6 +41,8 @@ package struct FiberRecord: ~Copyable {
         self.worker = worker
     }
 }
+
+private func noBody(_: FiberCore, _: UnsafeMutableRawPointer) {}
 
 extension UnsafeMutablePointer where Pointee == FiberRecord {
     @inline(__always)
@@ -55,9 +62,22 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         nonmutating set { pointee.context.next = unsafeBitCast(newValue, to: UnsafeMutablePointer<cfiber_context>?.self) }
     }
 
+    @inline(__always)
+    var body: UnsafeMutableRawPointer { withUnsafeMutablePointer(to: &pointee.body) { UnsafeMutableRawPointer($0) } }
+
     /// The list itself, in the record: it stays where it is.
     @inline(__always)
     var joiners: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.joiners) { $0 } }
+
+    /// The core of the present life, lent: the record owns it. Nil for the root.
+    @inline(__always)
+    var core: Unmanaged<FiberCore>? { unsafeBitCast(withUnsafeMutablePointer(to: &pointee.core) { UnsafeRawPointer($0).load(as: UInt.self) }, to: Unmanaged<FiberCore>?.self) }
+
+    /// Makes sure that there is a core for a new life.
+    @inline(__always)
+    func renewCore() {
+        if !isKnownUniquelyReferenced(&pointee.core) { pointee.core = FiberCore() }
+    }
 
     package var name: String? {
         withUnsafeBytes(of: &pointee.context.name) { bytes in

@@ -82,7 +82,7 @@ struct StackPool {
         let (slot, index) = try carveOrReuse()
         // Tops at the same offset in their pages would all fall into the same cache sets, so they are shifted by some cache lines; few enough to
         // leave the first page to record and shallow frames.
-        let colour = (index % Self.colours) * Self.colourStep
+        let colour = (index &* 5 % Self.colours) * Self.colourStep
         let top = slot + stride - Self.recordSpace - colour
         let fiber = top.bindMemory(to: FiberRecord.self, capacity: 1)
         fiber.initialize(to: FiberRecord(worker: worker))

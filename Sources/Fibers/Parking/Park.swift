@@ -57,7 +57,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     package func beginPark(shared: Bool = false) -> Waiter {
         let fiber = running
-        precondition(
+        require(
             fiber != pointee.root,
             "a waiting call was made outside a fiber, on the worker's own stack: make it in a fiber (Fiber.spawnLocal { … })")
         let epoch = (fiber.pointee.parking.load(ordering: .relaxed) &+ 1) | 1
@@ -103,9 +103,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 extension Worker {
     /// The worker of the calling fiber; stops the program with a remedy outside one.
     @inline(__always)
-    package static func require(_ call: StaticString) -> Worker {
+    package static func here(_ call: StaticString) -> Worker {
         guard let worker = Worker.current else {
-            preconditionFailure("\(call) was called outside a fiber: wrap the program in FiberRuntime.run { … }")
+            misuse("\(call) was called outside a fiber: wrap the program in FiberRuntime.run { … }")
         }
         return worker
     }

@@ -300,7 +300,7 @@ final class EpollDriver: Driver {
 
     override func poll(timeout: Int64) {
         let count = cfiber_epoll_wait(epoll, events, Int32(Self.eventCount), timeout)
-        precondition(count >= 0, "epoll_wait failed: \(errorText(-count)); something closed a descriptor that it does not own")
+        require(count >= 0, "epoll_wait failed: \(errorText(-count)); something closed a descriptor that it does not own")
         for i in 0..<Int(count) {
             dispatch(cfiber_event_data(events + i), cfiber_event_flags(events + i))
         }

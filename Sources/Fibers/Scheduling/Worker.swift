@@ -3,7 +3,7 @@
 // Invariants:
 //   * a fiber of this worker is in exactly one place: running, in the ready queue, parked with a waiter somewhere, or in the inbox;
 //   * the root, the thread's own stack, runs only when no fiber is ready;
-//   * a tick is at most `tickLength` switches; after each the worker looks at the inbox, and when `pollInterval` has passed also at timers and
+//   * a tick is at most `tickLength` switches; after each the worker looks at the inbox, and when some 50 µs have passed also at timers and
 //     driver, without blocking. So neither I/O nor computation that yields starves the other.
 //
 // The state lies behind a pointer and is changed field by field: a class property or an `inout self` would be an access that stays open across a
@@ -11,11 +11,12 @@
 // Owner worker only.
 
 import CFiber
+import Glibc
 
 package typealias Worker = UnsafeMutablePointer<WorkerState>
 
 package struct WorkerState: ~Copyable {
-    var ready = FiberQueue()
+    var ready: ReadyQueue
     /// Switches left in this tick.
     var budget: Int32 = Worker.tickLength
     /// Successful I/O without a park left before the fiber must let others run.
@@ -26,7 +27,8 @@ package struct WorkerState: ~Copyable {
     var pool: StackPool
     /// Fibers alive: spawned and not ended.
     package var live = 0
-    var lastPoll: Int64 = 0
+    /// What the time counter showed after the last look at the driver.
+    var lastPoll: UInt64 = 0
     var nextID: UInt64 = 1
     var epochBase: UInt64 = 0
     let runtime: FiberRuntime
@@ -47,8 +49,6 @@ package struct WorkerStatistics: BitwiseCopyable, Sendable {
 extension UnsafeMutablePointer where Pointee == WorkerState {
     static var tickLength: Int32 { 64 }
     static var ioBudgetLength: Int32 { 32 }
-    /// Nanoseconds after which a busy worker looks at timers and driver.
-    static var pollInterval: Int64 { 50_000 }
 
     /// The worker of the calling thread.
     @inline(__always)
@@ -88,8 +88,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func endTick() {
         pointee.budget = Self.tickLength
         collectInbox()
-        let now = cfiber_now()
-        if now &- pointee.lastPoll >= Self.pollInterval { poll(now: now, until: 0) }
+        if cfiber_counter() &- pointee.lastPoll >= cfiber_counter_interval() { poll(timeout: 0) }
     }
 
     /// Counts an operation that succeeded without parking; now and then lets the others run, so that one busy socket starves nobody.
@@ -124,22 +123,16 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if let trim = pointee.pool.nextTrim { wake = Swift.min(wake, trim) }
         guard pointee.inbox.beginSleep() else { return }
         pointee.statistics.sleeps &+= 1
-        poll(now: now, until: wake)
+        poll(timeout: wake == .max ? -1 : Swift.max(0, wake &- now))
         pointee.inbox.endSleep()
     }
 
-    /// Looks at timers and driver; blocks until `wake` (monotonic nanoseconds) when nothing has happened before, 0 for not at all.
-    private func poll(now: Int64, until wake: Int64) {
+    /// Looks at timers and driver; blocks for at most `timeout` nanoseconds (negative: without end) when nothing has happened before.
+    private func poll(timeout: Int64) {
         pointee.statistics.polls &+= 1
-        pointee.driver.poll(timeout: wake == .max ? -1 : Swift.max(0, wake &- now))
-        if pointee.timers.isEmpty {
-            // Only to know when to look again, so the time before a sleep will do.
-            pointee.lastPoll = now
-        } else {
-            let after = cfiber_now()
-            pointee.lastPoll = after
-            expireTimers(now: after)
-        }
+        pointee.driver.poll(timeout: timeout)
+        if !pointee.timers.isEmpty { expireTimers(now: cfiber_now()) }
+        pointee.lastPoll = cfiber_counter()
     }
 
     private func expireTimers(now: Int64) {
@@ -164,19 +157,26 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     // Lives.
 
-    /// Starts a life on a pooled stack; its first turn comes after the fibers that are ready now.
+    /// Starts a life on a pooled stack; its first turn comes after the fibers that are ready now. The caller puts the body where the result says, before it
+    /// does anything else.
     @inline(__always)
-    func start(_ core: FiberCore, name: String?) throws(ResourceError) {
+    func start(name: String?, _ runner: @escaping FiberBodyRunner) throws(ResourceError) -> (FiberCore, UnsafeMutableRawPointer) {
+        guard pointee.ready.reserve(pointee.live &+ 1) else {
+            throw .memory(ENOMEM, "growing the ready queue", bytes: pointee.live * 2 * MemoryLayout<FiberPointer>.stride)
+        }
         let fiber = try pointee.pool.take(for: self)
         let id = pointee.nextID
         pointee.nextID = id &+ 1
         fiber.pointee.context.id = id
         if let name { fiber.setName(name) }
+        fiber.renewCore()
+        let core = fiber.core.unsafelyUnwrapped.takeUnretainedValue()
         core.id = id
         core.record = fiber
-        fiber.pointee.core = Unmanaged.passRetained(core)
+        fiber.pointee.runner = runner
         pointee.live &+= 1
         pointee.ready.append(fiber)
+        return (core, fiber.body)
     }
 
     /// Epochs of a record that is made anew start where no earlier record's have been.
@@ -197,7 +197,7 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
 /// One life of a fiber: runs its body, wakes those who wait for its end, puts its stack into the pool and says who comes next.
 ///
 /// When this returns, nothing on the stack owns anything: the frame below stays parked until the stack's next life, or is unmapped.
-func runLife(_ context: UnsafeMutablePointer<cfiber_context>?) -> UnsafeMutablePointer<cfiber_context>? {
+let runLife: @convention(c) (UnsafeMutablePointer<cfiber_context>?) -> UnsafeMutablePointer<cfiber_context>? = { context in
     let fiber = FiberPointer(context: context.unsafelyUnwrapped)
     let worker = fiber.pointee.worker
     runBody(fiber, worker)
@@ -209,11 +209,14 @@ func runLife(_ context: UnsafeMutablePointer<cfiber_context>?) -> UnsafeMutableP
 
 @inline(__always)
 private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
-    let core = fiber.pointee.core.unsafelyUnwrapped.takeRetainedValue()
-    core.run()
-    core.record = nil
-    worker.wakeAll(&fiber.pointee.joiners, .ready)
-    fiber.pointee.core = nil
+    let holdsResult = fiber.core.unsafelyUnwrapped._withUnsafeGuaranteedRef { core in
+        fiber.pointee.runner(core, fiber.body)
+        core.record = nil
+        return core.object != nil
+    }
+    if !fiber.pointee.joiners.isEmpty { worker.wakeAll(&fiber.pointee.joiners, .ready) }
+    // Nobody can have the result any more but those with a handle, and it must not outlive them.
+    if holdsResult { fiber.pointee.core = nil }
     fiber.pointee.context.id = 0
     fiber.pointee.context.name.0 = 0
 }

@@ -27,13 +27,13 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
 
     /// The fiber that calls, nil outside fibers.
     public static var current: Fiber? {
-        guard let worker = Worker.current, let core = worker.running.pointee.core else { return nil }
+        guard let worker = Worker.current, let core = worker.running.core else { return nil }
         return Fiber(core: core.takeUnretainedValue())
     }
 
     /// Lets every other fiber that is ready run before this one goes on. A few nanoseconds when none is.
     public static func yield() {
-        Worker.require("Fiber.yield()").yield()
+        Worker.here("Fiber.yield()").yield()
     }
 
     /// Parks the calling fiber for a time on the monotonic clock, which does not run while the machine is suspended.
@@ -45,7 +45,7 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
     /// - Throws: ``ResourceError`` when there is no memory for the timer.
     /// - Note: parks
     public static func sleep(for duration: Duration) throws {
-        let worker = Worker.require("Fiber.sleep(for:)")
+        let worker = Worker.here("Fiber.sleep(for:)")
         guard duration > .zero else { return worker.yield() }
         _ = worker.beginPark()
         if worker.park(.sleep, until: Deadline.after(duration)) == .noTimer {
@@ -67,14 +67,16 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
     public static func spawnLocal<Value>(
         name: String? = nil, _ body: @escaping () throws -> Value
     ) throws(ResourceError) -> FiberHandle<Value> {
-        let cell = FiberCell(body)
-        try start(cell, name: name)
-        return FiberHandle(cell: cell)
+        let (core, place) = try start(name: name) { FiberCore.run($0, $1, Value.self) }
+        place.initializeMemory(as: (() throws -> Value).self, to: body)
+        return FiberHandle(core: core)
     }
 
     @usableFromInline
-    static func start(_ core: FiberCore, name: String?) throws(ResourceError) {
-        try Worker.require("Fiber.spawnLocal").start(core, name: name)
+    static func start(
+        name: String?, _ runner: @escaping FiberBodyRunner
+    ) throws(ResourceError) -> (FiberCore, UnsafeMutableRawPointer) {
+        try Worker.here("Fiber.spawnLocal").start(name: name, runner)
     }
 
     // Stacks, for diagnostics.

@@ -2,12 +2,12 @@
 ///
 /// Keep it, put it into an array, copy it, or drop it: a dropped handle leaves the fiber running.
 public struct FiberHandle<Value> {
-    @usableFromInline let cell: FiberCell<Value>
+    @usableFromInline let core: FiberCore
 
     @inlinable
-    init(cell: FiberCell<Value>) { self.cell = cell }
+    init(core: FiberCore) { self.core = core }
 
-    public var fiber: Fiber { Fiber(core: cell) }
+    public var fiber: Fiber { Fiber(core: core) }
 
     /// Waits until the fiber has ended and returns what its body returned, or throws what it threw. May be called any number of times, by several fibers.
     ///
@@ -15,12 +15,8 @@ public struct FiberHandle<Value> {
     /// - Note: parks
     @inlinable
     public func join() throws -> Value {
-        if !cell.isFinished { waitForEnd(cell) }
-        switch cell.state {
-        case .success(let value): return value
-        case .failure(let failure): throw failure.deliver()
-        case .pending, .running: fatalError("a fiber that has ended has a result")
-        }
+        if !core.isFinished { waitForEnd(core) }
+        return try core.result(Value.self)
     }
 
 }
@@ -28,8 +24,8 @@ public struct FiberHandle<Value> {
 /// Parks the caller until the life of a core is over.
 @usableFromInline
 func waitForEnd(_ core: FiberCore) {
-    let worker = Worker.require("FiberHandle.join()")
+    let worker = Worker.here("FiberHandle.join()")
     guard let record = core.record else { return }
-    precondition(record != worker.running, "a fiber called join() on its own handle, which would never return: join it from another fiber")
-    while core.record != nil { _ = worker.park(in: record.joiners, .join(core.id)) }
+    require(record != worker.running, "a fiber called join() on its own handle, which would never return: join it from another fiber")
+    _ = worker.park(in: record.joiners, .join(core.id))
 }

@@ -1,4 +1,5 @@
 import CFiber
+import Glibc
 
 /// Runs fibers.
 ///
@@ -23,7 +24,7 @@ public final class FiberRuntime: Sendable {
     ///
     /// - Throws: what `main` throws, or a ``ResourceError`` when the runtime cannot start.
     public static func run<Value>(_ configuration: Configuration = Configuration(), _ main: () throws -> Value) throws -> Value {
-        precondition(
+        require(
             Worker.current == nil,
             "FiberRuntime.run was called inside a running runtime: call Fiber.spawnLocal there, or run the second one on a thread of its own"
         )
@@ -32,7 +33,7 @@ public final class FiberRuntime: Sendable {
         defer { worker.destroy() }
         var result: Result<Value, any Error>?
         try withoutActuallyEscaping(main) { main in
-            try worker.start(FiberCell { result = Result { try main() } }, name: "main")
+            try Fiber.spawnLocal(name: "main") { result = Result { try main() } }
             worker.runUntilDone()
         }
         return try result.unsafelyUnwrapped.get()
@@ -43,15 +44,19 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     fileprivate static func make(_ runtime: FiberRuntime) throws(ResourceError) -> Worker {
         let inbox = try Inbox()
         let driver = try EpollDriver(inbox: inbox, bufferSize: runtime.configuration.readBufferSize)
+        guard let ready = ReadyQueue() else { throw .memory(ENOMEM, "making the ready queue", bytes: 512) }
         var overflowState: UnsafeMutableRawPointer?
         let status = cfiber_overflow_enter(&overflowState)
-        if status < 0 { throw .memory(-status, "mapping an alternate signal stack", bytes: 1 << 17) }
+        if status < 0 {
+            ready.destroy()
+            throw .memory(-status, "mapping an alternate signal stack", bytes: 1 << 17)
+        }
         let worker = Worker.allocate(capacity: 1)
         let root = FiberPointer.allocate(capacity: 1)
         root.initialize(to: FiberRecord(worker: worker))
         worker.initialize(
             to: WorkerState(
-                inbox: inbox, driver: driver,
+                ready: ready, inbox: inbox, driver: driver,
                 pool: StackPool(stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards),
                 runtime: runtime, root: root, overflowState: overflowState))
         cfiber_thread_enter(root.context, worker)
@@ -63,6 +68,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.driver.isStopped = true
         pointee.pool.destroy()
         pointee.timers.destroy()
+        pointee.ready.destroy()
         cfiber_thread_leave(root.context)
         cfiber_overflow_leave(pointee.overflowState)
         deinitialize(count: 1)

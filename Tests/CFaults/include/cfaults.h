@@ -1,1 +1,57 @@
-void cfaults_nothing(void);
+// Looks at, counts and fails what the kernel asks of the C library and the operating system; for test binaries only.
+//
+// The functions are interposed by defining functions of the same names in the test binary: calls of the statically linked Fibers code and of all
+// shared libraries bind to these. Unarmed they only pass the call on. Counting and failing concern the calling thread alone, so tests of other threads
+// are not disturbed. Under sanitizers, which interpose the same functions, nothing is interposed and `cfaults_available` returns 0.
+#ifndef CFAULTS_H
+#define CFAULTS_H
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/// Non-zero where calls can be counted and failed.
+int cfaults_available(void);
+
+// Allocation.
+
+/// Starts counting the calling thread's allocations: malloc, calloc, realloc, reallocarray, aligned_alloc, posix_memalign, memalign.
+void cfaults_allocations_begin(void);
+/// Stops, and returns how many there were since.
+size_t cfaults_allocations_end(void);
+
+// Failures.
+
+typedef enum cfaults_call {
+  CFAULTS_MMAP,
+  CFAULTS_MADVISE,
+  CFAULTS_MPROTECT,
+  CFAULTS_MINCORE,
+  CFAULTS_REALLOCARRAY,
+  CFAULTS_EPOLL_CREATE,
+  CFAULTS_EPOLL_CTL,
+  CFAULTS_EPOLL_WAIT,  // epoll_pwait2
+  CFAULTS_EVENTFD,
+  CFAULTS_SIGALTSTACK,
+  CFAULTS_OPEN,
+  CFAULTS_CALLS
+} cfaults_call;
+
+/// Makes the `n`-th call (from 1) of that kind by the calling thread fail with `error`, and with `repeat` all that follow. One arming at a time.
+void cfaults_arm(cfaults_call call, size_t n, int error, int repeat);
+/// Ends that, and returns how many calls of the kind were made since.
+size_t cfaults_disarm(void);
+
+// Observations.
+
+/// How many calls of a kind the calling thread has made in its life; 0 where calls cannot be counted.
+size_t cfaults_calls(cfaults_call call);
+
+/// The addresses of the calling thread's dynamic accesses in progress, innermost first, as libswiftCore keeps them; returns how many.
+size_t cfaults_accesses(const void **addresses, size_t capacity);
+
+/// Nanoseconds of processor time that the calling thread has used.
+int64_t cfaults_thread_time(void);
+
+/// The kernel's id of the calling thread.
+pid_t cfaults_thread_id(void);
+#endif

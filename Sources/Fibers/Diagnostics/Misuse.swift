@@ -1,0 +1,13 @@
+/// Stops the program because the programmer used the library in a way that cannot work; the message names the remedy.
+///
+/// Not `precondition`: that says nothing in release builds, which is where most programs run.
+@inline(never)
+package func misuse(_ message: String) -> Never {
+    fatalError(message)
+}
+
+/// Stops the program with a message unless the condition holds.
+@inline(__always)
+package func require(_ condition: Bool, _ message: @autoclosure () -> String) {
+    if _slowPath(!condition) { misuse(message()) }
+}

@@ -1,2 +1,0 @@
-#include "cfaults.h"
-void cfaults_nothing(void) {}

@@ -1,0 +1,215 @@
+#define _GNU_SOURCE
+#include "cfaults.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define CFAULTS_SANITIZED 1
+#endif
+#endif
+
+// In the program itself, so the access cannot allocate: malloc comes through here.
+#define THREAD static __thread __attribute__((tls_model("initial-exec")))
+
+THREAD int counting;
+THREAD size_t allocations;
+THREAD int armed;
+THREAD struct {
+  cfaults_call call;
+  size_t n, made;
+  int error, repeat;
+} plan;
+THREAD size_t calls[CFAULTS_CALLS];
+
+void cfaults_allocations_begin(void) {
+  allocations = 0;
+  counting = 1;
+}
+
+size_t cfaults_allocations_end(void) {
+  counting = 0;
+  return allocations;
+}
+
+void cfaults_arm(cfaults_call call, size_t n, int error, int repeat) {
+  plan.call = call, plan.n = n, plan.made = 0, plan.error = error, plan.repeat = repeat;
+  armed = 1;
+}
+
+size_t cfaults_disarm(void) {
+  armed = 0;
+  return plan.made;
+}
+
+size_t cfaults_calls(cfaults_call call) { return calls[call]; }
+pid_t cfaults_thread_id(void) { return gettid(); }
+
+int64_t cfaults_thread_time(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+#if CFAULTS_SANITIZED
+int cfaults_available(void) { return 0; }
+#else
+int cfaults_available(void) { return 1; }
+
+// Counts a call; true when it shall fail, with errno set.
+static int fails(cfaults_call call) {
+  calls[call]++;
+  if (!armed || plan.call != call) return 0;
+  plan.made++;
+  if (plan.repeat ? plan.made < plan.n : plan.made != plan.n) return 0;
+  errno = plan.error;
+  return 1;
+}
+
+// glibc's allocator under its other names: no look-up, which would allocate.
+void *__libc_malloc(size_t);
+void *__libc_calloc(size_t, size_t);
+void *__libc_realloc(void *, size_t);
+void *__libc_memalign(size_t, size_t);
+
+static inline void count(void) { allocations += (size_t)counting; }
+
+void *malloc(size_t size) {
+  count();
+  return __libc_malloc(size);
+}
+
+void *calloc(size_t count_, size_t size) {
+  count();
+  return __libc_calloc(count_, size);
+}
+
+void *realloc(void *old, size_t size) {
+  count();
+  return __libc_realloc(old, size);
+}
+
+void *memalign(size_t alignment, size_t size) {
+  count();
+  return __libc_memalign(alignment, size);
+}
+
+void *aligned_alloc(size_t alignment, size_t size) {
+  count();
+  return __libc_memalign(alignment, size);
+}
+
+int posix_memalign(void **memory, size_t alignment, size_t size) {
+  count();
+  if (alignment % sizeof(void *) != 0 || (alignment & (alignment - 1)) != 0) return EINVAL;
+  void *p = __libc_memalign(alignment, size);
+  if (p == NULL) return ENOMEM;
+  *memory = p;
+  return 0;
+}
+
+void *reallocarray(void *old, size_t items, size_t size) {
+  count();
+  if (fails(CFAULTS_REALLOCARRAY)) return NULL;
+  size_t bytes;
+  if (__builtin_mul_overflow(items, size, &bytes)) {
+    errno = ENOMEM;
+    return NULL;
+  }
+  return __libc_realloc(old, bytes);
+}
+
+void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset) {
+  if (fails(CFAULTS_MMAP)) return MAP_FAILED;
+  return (void *)syscall(SYS_mmap, address, size, protection, flags, fd, offset);
+}
+
+int madvise(void *address, size_t size, int advice) {
+  if (fails(CFAULTS_MADVISE)) return -1;
+  return (int)syscall(SYS_madvise, address, size, advice);
+}
+
+int mprotect(void *address, size_t size, int protection) {
+  if (fails(CFAULTS_MPROTECT)) return -1;
+  return (int)syscall(SYS_mprotect, address, size, protection);
+}
+
+int mincore(void *address, size_t size, unsigned char *present) {
+  if (fails(CFAULTS_MINCORE)) return -1;
+  return (int)syscall(SYS_mincore, address, size, present);
+}
+
+int epoll_create1(int flags) {
+  if (fails(CFAULTS_EPOLL_CREATE)) return -1;
+  return (int)syscall(SYS_epoll_create1, flags);
+}
+
+int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event) {
+  if (fails(CFAULTS_EPOLL_CTL)) return -1;
+  return (int)syscall(SYS_epoll_ctl, epoll, operation, fd, event);
+}
+
+int epoll_pwait2(int epoll, struct epoll_event *events, int count_, const struct timespec *timeout, const sigset_t *mask) {
+  if (fails(CFAULTS_EPOLL_WAIT)) return -1;
+  return (int)syscall(SYS_epoll_pwait2, epoll, events, count_, timeout, mask, _NSIG / 8);
+}
+
+int eventfd(unsigned count_, int flags) {
+  if (fails(CFAULTS_EVENTFD)) return -1;
+  return (int)syscall(SYS_eventfd2, count_, flags);
+}
+
+int sigaltstack(const stack_t *restrict stack, stack_t *restrict before) {
+  if (fails(CFAULTS_SIGALTSTACK)) return -1;
+  return (int)syscall(SYS_sigaltstack, stack, before);
+}
+
+int open(const char *path, int flags, ...) {
+  if (fails(CFAULTS_OPEN)) return -1;
+  int mode = 0;
+  if (flags & (O_CREAT | O_TMPFILE)) {
+    va_list arguments;
+    va_start(arguments, flags);
+    mode = va_arg(arguments, int);
+    va_end(arguments);
+  }
+  return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+#endif
+
+// libswiftCore's interface for tasks: off the thread's list into the state (head, tail), and back. A node begins {address, pc, next and flags}.
+void swift_task_exitThreadLocalContext(char *state);
+void swift_task_enterThreadLocalContext(char *state);
+
+size_t cfaults_accesses(const void **addresses, size_t capacity) {
+  union {
+    void *words[2];
+    char bytes[16];
+  } state = {{NULL, NULL}};
+  swift_task_exitThreadLocalContext(state.bytes);
+  size_t found = 0;
+  for (uintptr_t *node = state.words[0]; node != NULL && found < capacity; node = (uintptr_t *)(node[2] & ~(uintptr_t)3))
+    addresses[found++] = (const void *)node[0];
+  swift_task_enterThreadLocalContext(state.bytes);
+  return found;
+}
+
+// A test that needs the process's first thread has this program started again with the variable set; `main` gives that thread away.
+void fibers_tests_on_main_thread(void) __attribute__((weak));
+
+__attribute__((constructor)) static void on_main_thread(void) {
+  if (getenv("FIBERS_TESTS_ON_MAIN_THREAD") == NULL || fibers_tests_on_main_thread == NULL) return;
+  fibers_tests_on_main_thread();
+  _exit(0);
+}
