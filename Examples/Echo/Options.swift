@@ -29,7 +29,9 @@ struct Options {
                 print(usage)
                 exit(0)
             }
-            guard ["--port", "--host", "--unix", "--stack-size", "--idle-timeout"].contains(flag) else { fail("unknown option \(flag); see --help", status: 2) }
+            guard ["--port", "--host", "--unix", "--stack-size", "--idle-timeout"].contains(flag) else {
+                fail("unknown option \(flag); see --help", status: 2)
+            }
             guard let value = rest.popFirst() else { fail("\(flag) needs a value; see --help", status: 2) }
             switch flag {
             case "--port": port = number(flag, value, 0...65535)

@@ -91,7 +91,7 @@ void cfiber_prepare(cfiber_context *self, cfiber_context *(*run)(cfiber_context 
 #if CFIBER_TSAN
   self->tsan_fiber = __tsan_create_fiber(0);
 #endif
-  self->sp = fiber_context_make(self, self->stack_size, first_frame);
+  self->sp = fiber_context_make(self->stack_low + self->stack_size, self->stack_size, first_frame);
 }
 
 void cfiber_forget(cfiber_context *self) {

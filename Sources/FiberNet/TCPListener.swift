@@ -76,11 +76,12 @@ public final class TCPListener: Endpoint {
     /// Accepts one connection, or returns nil once the listener has been closed: `while let stream = try listener.next() { … }`.
     /// - Note: parks
     public func next() throws(IOError) -> TCPStream? {
-        do { return try accept() } catch where error.code == .closed { return nil }
+        do { return try accept() } catch  where error.code == .closed { return nil }
     }
 
     private func warnOfShortage(_ errno: Int32) {
         Worker.here("accept").warn(
-            "accept on \(address): \(errorText(errno)) (limit \(cfiber_descriptor_limit())); connections wait until descriptors come free. Raise the limit on open files (ulimit -n).")
+            "accept on \(address): \(errorText(errno)) (limit \(cfiber_descriptor_limit())); connections wait until descriptors come free. Raise the limit on open files (ulimit -n)."
+        )
     }
 }

@@ -130,7 +130,8 @@ public final class TCPStream: Endpoint {
             bytes.count == 0
                 ? (descriptor.isOpen ? 0 : IOCode.closed)
                 : driver.sendAll(
-                    descriptor, bytes.baseAddress!, bytes.count, sent: &sent, until: timeout == nil ? Deadline.never : Deadline.after(timeout))
+                    descriptor, bytes.baseAddress!, bytes.count, sent: &sent,
+                    until: timeout == nil ? Deadline.never : Deadline.after(timeout))
         }
         if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
     }
@@ -164,8 +165,10 @@ public final class TCPStream: Endpoint {
         let result = first.withUnsafeBytes { a in
             second.withUnsafeBytes { b in
                 withUnsafeTemporaryAllocation(of: iovec.self, capacity: 2) { vectors in
-                    vectors.initializeElement(at: 0, to: iovec(iov_base: UnsafeMutableRawPointer(mutating: a.baseAddress), iov_len: a.count))
-                    vectors.initializeElement(at: 1, to: iovec(iov_base: UnsafeMutableRawPointer(mutating: b.baseAddress), iov_len: b.count))
+                    vectors.initializeElement(
+                        at: 0, to: iovec(iov_base: UnsafeMutableRawPointer(mutating: a.baseAddress), iov_len: a.count))
+                    vectors.initializeElement(
+                        at: 1, to: iovec(iov_base: UnsafeMutableRawPointer(mutating: b.baseAddress), iov_len: b.count))
                     return driver.sendAll(descriptor, vectors, sent: &sent, until: Deadline.after(timeout))
                 }
             }

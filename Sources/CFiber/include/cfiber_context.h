@@ -13,10 +13,7 @@
 
 #define CFIBER_NAME_SIZE 40
 
-/// The C part of a fiber record; its first member, so that one address names both.
-///
-///     slab slot (stride)  |guard|............ usable stack ............|record|colour|
-///                         low   low + guard                            ^ top: this struct
+/// The C part of a fiber record, which lies at the top of the fiber's own stack. The first four words are what a switch touches.
 typedef struct cfiber_context {
   void *sp;                  // saved context
   void *access_set[2];       // accesses parked with the fiber; layout owned by libswiftCore
@@ -53,7 +50,7 @@ void cfiber_thread_enter(cfiber_context *root, void *worker);
 /// Undoes `cfiber_thread_enter`; no fiber of the thread may run afterwards.
 void cfiber_thread_leave(cfiber_context *root);
 
-/// Lays a new context below `self`, which lies at the top of its own stack with `stack_low` and `stack_size` set. The first switch to it calls `run`.
+/// Lays a new context at the top of the stack that `stack_low` and `stack_size` give. The first switch to it calls `run`.
 void cfiber_prepare(cfiber_context *self, cfiber_context *(*run)(cfiber_context *));
 /// Forgets a context that will never be entered again, before its stack is given back.
 void cfiber_forget(cfiber_context *self);

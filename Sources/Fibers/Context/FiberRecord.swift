@@ -4,7 +4,8 @@
 //               └ faults         ↑ frames grow down       ↑ FiberPointer
 //
 // Invariants:
-//   * `context` is the first member, so a `cfiber_context *` and a `FiberPointer` are the same address;
+//   * the first cache line holds what every park and switch touches: the first half of the Swift side and, `contextOffset` behind the start, the first
+//     half of `cfiber_context`. With many connections each line of a fiber that wakes is a miss;
 //   * the record is valid from the first use of its stack until the runtime ends or the stack is trimmed, and keeps counting epochs from
 //     life to life, so that a waiter of an earlier life can never be claimed;
 //   * owner worker only, except `parking`, which any thread may compare and swap while the fiber is parked `shared`.
@@ -15,7 +16,6 @@ package import Synchronization
 package typealias FiberPointer = UnsafeMutablePointer<FiberRecord>
 
 package struct FiberRecord: ~Copyable {
-    package var context = cfiber_context()
     /// Twice the number of parks begun, plus one while parked and not yet claimed.
     package let parking = Atomic<UInt64>(0)
     package var worker: Worker
@@ -25,6 +25,7 @@ package struct FiberRecord: ~Copyable {
     package var outcome = Outcome.ready
     /// True while other threads may claim the present park.
     var isShared = false
+    package var context = cfiber_context()
     /// Position in the worker's timer queue, -1 outside.
     var timerIndex: Int32 = -1
     /// The heap part of the present life. Afterwards it stays for the next one, if it holds nothing and nobody else holds it by then: a short life with a trivial
@@ -40,6 +41,9 @@ package struct FiberRecord: ~Copyable {
     package init(worker: Worker) {
         self.worker = worker
     }
+
+    /// Where the context lies in a record.
+    @inline(__always) static var contextOffset: Int { 32 }
 }
 
 private func noBody(_: FiberCore, _: UnsafeMutableRawPointer) {}
@@ -47,19 +51,19 @@ private func noBody(_: FiberCore, _: UnsafeMutableRawPointer) {}
 extension UnsafeMutablePointer where Pointee == FiberRecord {
     @inline(__always)
     init(context: UnsafeMutablePointer<cfiber_context>) {
-        self = UnsafeMutableRawPointer(context).assumingMemoryBound(to: FiberRecord.self)
+        self = (UnsafeMutableRawPointer(context) - FiberRecord.contextOffset).assumingMemoryBound(to: FiberRecord.self)
     }
 
     @inline(__always)
     var context: UnsafeMutablePointer<cfiber_context> {
-        UnsafeMutableRawPointer(self).assumingMemoryBound(to: cfiber_context.self)
+        (UnsafeMutableRawPointer(self) + FiberRecord.contextOffset).assumingMemoryBound(to: cfiber_context.self)
     }
 
     /// The next fiber in the queue that this one stands in.
     @inline(__always)
     var next: FiberPointer? {
-        get { unsafeBitCast(pointee.context.next, to: FiberPointer?.self) }
-        nonmutating set { pointee.context.next = unsafeBitCast(newValue, to: UnsafeMutablePointer<cfiber_context>?.self) }
+        get { pointee.context.next.map { FiberPointer(context: $0) } }
+        nonmutating set { pointee.context.next = newValue?.context }
     }
 
     @inline(__always)
@@ -71,12 +75,22 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
 
     /// The core of the present life, lent: the record owns it. Nil for the root.
     @inline(__always)
-    var core: Unmanaged<FiberCore>? { unsafeBitCast(withUnsafeMutablePointer(to: &pointee.core) { UnsafeRawPointer($0).load(as: UInt.self) }, to: Unmanaged<FiberCore>?.self) }
+    var core: Unmanaged<FiberCore>? {
+        unsafeBitCast(
+            withUnsafeMutablePointer(to: &pointee.core) { UnsafeRawPointer($0).load(as: UInt.self) }, to: Unmanaged<FiberCore>?.self)
+    }
 
     /// Makes sure that there is a core for a new life.
     @inline(__always)
     func renewCore() {
         if !isKnownUniquelyReferenced(&pointee.core) { pointee.core = FiberCore() }
+    }
+
+    /// Fetches what the fiber will touch when it goes on: its frames nearest to the switch. `sp` must be at hand.
+    @inline(__always)
+    func prefetchFrames() {
+        let sp = UnsafeRawPointer(pointee.context.sp)
+        for line in 0..<8 { cfiber_prefetch(sp.map { $0 + line * 64 }) }
     }
 
     package var name: String? {

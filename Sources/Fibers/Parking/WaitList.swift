@@ -19,6 +19,7 @@ package struct WaitList: BitwiseCopyable {
     package init() {}
 
     @inline(__always) package var isEmpty: Bool { head == nil }
+    @inline(__always) package var first: UnsafeMutablePointer<WaitNode>? { head }
 
     @inline(__always)
     package mutating func append(_ node: UnsafeMutablePointer<WaitNode>) {

@@ -71,7 +71,9 @@ package class Driver {
     }
     /// Accepts a connection: its descriptor, non-blocking. Connections that were given up before they were accepted are passed over; while descriptors are
     /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Parks.
-    package func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int { fatalError("a driver implements accept") }
+    package func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
+        fatalError("a driver implements accept")
+    }
     /// Connects. 0 once connected. Parks.
     package func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
         fatalError("a driver implements connect")

@@ -22,6 +22,7 @@ final class EpollDriver: Driver {
     private let table: UnsafeMutablePointer<RegistrationTable>
     private let events: UnsafeMutablePointer<epoll_event>
     private static let eventCount = 256
+    private static let groupSize = 16
     private static let wakeToken = UInt64.max
 
     init(inbox: Inbox, bufferSize: Int) throws(ResourceError) {
@@ -67,7 +68,7 @@ final class EpollDriver: Driver {
     override func release(_ d: Descriptor) {
         guard d.isOpen else { return }
         let slot = d.registration
-        if slot.pointee.interest != 0 { _ = cfiber_epoll_remove(epoll, slot.pointee.fd) }
+        if slot.pointee.flags.contains(.watchesRead) { _ = cfiber_epoll_remove(epoll, slot.pointee.fd) }
         end(slot)
     }
 
@@ -118,7 +119,7 @@ final class EpollDriver: Driver {
         if n < count {
             if n == -Int(EAGAIN) {
                 slot.pointee.readable = false
-            } else if n > 0 && !slot.pointee.hungUp && !slot.pointee.exact {
+            } else if n > 0 && slot.pointee.flags.isDisjoint(with: [.hungUp, .exact]) {
                 slot.pointee.readable = false
             }
         }
@@ -129,7 +130,7 @@ final class EpollDriver: Driver {
     override func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
         guard d.isOpen else { return IOCode.closed }
         // The common case: nobody else writes and the kernel takes it all.
-        if d.registration.pointee.writable && !d.registration.pointee.isSending {
+        if d.registration.pointee.writable && !d.registration.pointee.flags.contains(.sending) {
             let n = cfiber_send(d.registration.pointee.fd, memory, count)
             if n == count {
                 sent = n
@@ -149,15 +150,15 @@ final class EpollDriver: Driver {
     override func sendAll(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
         guard d.isOpen else { return IOCode.closed }
         let slot = d.registration
-        while slot.pointee.isSending {
+        while slot.pointee.flags.contains(.sending) {
             let outcome = worker.park(in: slot.turns, WaitReason(.write, slot.pointee.fd), until: deadline)
             if outcome != .ready { return code(outcome) }
             guard d.isOpen else { return IOCode.closed }
         }
-        slot.pointee.isSending = true
+        slot.pointee.flags.insert(.sending)
         let result = sendPieces(d, pieces, sent: &sent, until: deadline)
         if d.isOpen {
-            slot.pointee.isSending = false
+            slot.pointee.flags.remove(.sending)
             if let next = slot.turns.pointee.popFirst() { _ = worker.unpark(next.pointee.waiter, .ready) }
         }
         return result
@@ -266,8 +267,8 @@ final class EpollDriver: Driver {
     @inline(__always)
     private func park(_ d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, _ deadline: Int64) -> Int {
         let slot = d.registration
-        let wanted = direction == .read ? alwaysWatched : alwaysWatched | EPOLLOUT.rawValue
-        if _slowPath(slot.pointee.interest & wanted != wanted) {
+        let wanted: Registration.Flags = direction == .read ? .watchesRead : .watchesWrite
+        if _slowPath(!slot.pointee.flags.contains(wanted)) {
             let status = watch(slot, wanted)
             if status < 0 { return Int(status) }
         }
@@ -286,13 +287,13 @@ final class EpollDriver: Driver {
     }
 
     @inline(never)
-    private func watch(_ slot: RegistrationPointer, _ wanted: UInt32) -> Int32 {
-        let interest = slot.pointee.interest | wanted
+    private func watch(_ slot: RegistrationPointer, _ wanted: Registration.Flags) -> Int32 {
+        let events = wanted == .watchesWrite ? alwaysWatched | EPOLLOUT.rawValue : alwaysWatched
         let status =
-            slot.pointee.interest == 0
-            ? cfiber_epoll_add(epoll, slot.pointee.fd, interest, slot.pointee.token)
-            : cfiber_epoll_modify(epoll, slot.pointee.fd, interest, slot.pointee.token)
-        if status == 0 { slot.pointee.interest = interest }
+            slot.pointee.flags.contains(.watchesRead)
+            ? cfiber_epoll_modify(epoll, slot.pointee.fd, events, slot.pointee.token)
+            : cfiber_epoll_add(epoll, slot.pointee.fd, events, slot.pointee.token)
+        if status == 0 { slot.pointee.flags.formUnion(wanted.union(.watchesRead)) }
         return status
     }
 
@@ -301,8 +302,22 @@ final class EpollDriver: Driver {
     override func poll(timeout: Int64) {
         let count = cfiber_epoll_wait(epoll, events, Int32(Self.eventCount), timeout)
         require(count >= 0, "epoll_wait failed: \(errorText(-count)); something closed a descriptor that it does not own")
-        for i in 0..<Int(count) {
-            dispatch(cfiber_event_data(events + i), cfiber_event_flags(events + i))
+        // With many connections everything about one has gone cold by the time its event comes. Each event needs three lines one after the other
+        // (registration, waiter, record); for a group of them the misses overlap.
+        var first = 0
+        while first < Int(count) {
+            let last = min(first + Self.groupSize, Int(count))
+            if last - first > 1 {
+                for i in first..<last { cfiber_prefetch(table.pointee.slot(cfiber_event_data(events + i))) }
+                for i in first..<last { cfiber_prefetch(table.pointee.slot(cfiber_event_data(events + i))?.pointee.readers.first) }
+                for i in first..<last {
+                    if let waiter = table.pointee.slot(cfiber_event_data(events + i))?.pointee.readers.first {
+                        cfiber_prefetch(waiter.pointee.waiter.fiber)
+                    }
+                }
+            }
+            for i in first..<last { dispatch(cfiber_event_data(events + i), cfiber_event_flags(events + i)) }
+            first = last
         }
     }
 
@@ -317,8 +332,8 @@ final class EpollDriver: Driver {
         let ended = gone | EPOLLRDHUP.rawValue
         if flags & (ended | EPOLLIN.rawValue | EPOLLPRI.rawValue) != 0 {
             slot.pointee.readable = true
-            if flags & ended != 0 { slot.pointee.hungUp = true }
-            if flags & EPOLLPRI.rawValue != 0 { slot.pointee.exact = true }
+            if flags & ended != 0 { slot.pointee.flags.insert(.hungUp) }
+            if flags & EPOLLPRI.rawValue != 0 { slot.pointee.flags.insert(.exact) }
             worker.wakeAll(&slot.pointee.readers, .ready)
         }
         if flags & (gone | EPOLLOUT.rawValue) != 0 {

@@ -17,19 +17,26 @@ package struct Registration: BitwiseCopyable {
     let index: UInt32
     var readable = true
     var writable = true
-    /// The peer will send no more, or the socket is in error: reads answer at once, for ever.
-    var hungUp = false
-    /// A short count says nothing about whether more is there.
-    var exact = false
-    /// The events that the kernel watches for us; 0 before the first park.
-    var interest: UInt32 = 0
+    var flags = Flags()
     var readers = WaitList()
     var writers = WaitList()
-    /// Fibers whose turn to send has not come; one at a time sends, so that what they write is not mixed.
+    /// Fibers whose turn to send has not come; one at a time sends, so that what they write is not mixed. While the slot is free, its first word is the
+    /// next free slot: so a slot is one cache line.
     var turns = WaitList()
-    var isSending = false
-    /// The next free slot.
-    fileprivate var nextFree: RegistrationPointer?
+
+    struct Flags: OptionSet {
+        let rawValue: UInt8
+        /// The peer will send no more, or the socket is in error: reads answer at once, for ever.
+        static let hungUp = Flags(rawValue: 1)
+        /// A short count says nothing about whether more is there.
+        static let exact = Flags(rawValue: 2)
+        /// The kernel watches for us: for everything that ends a wait to read.
+        static let watchesRead = Flags(rawValue: 4)
+        /// And for room to write.
+        static let watchesWrite = Flags(rawValue: 8)
+        /// A fiber sends.
+        static let sending = Flags(rawValue: 16)
+    }
 
     init(index: UInt32) { self.index = index }
 
@@ -48,8 +55,17 @@ extension UnsafeMutablePointer where Pointee == Registration {
 }
 
 struct RegistrationTable {
-    private var chunks = RawArray<RegistrationPointer>()
+    private var chunks = RawArray<Chunk>()
     private var free: RegistrationPointer?
+    private struct Chunk: BitwiseCopyable {
+        var memory: UnsafeMutableRawPointer
+        var slots: RegistrationPointer
+    }
+
+    private func nextFree(_ slot: RegistrationPointer) -> UnsafeMutablePointer<RegistrationPointer?> {
+        UnsafeMutableRawPointer(slot.turns).assumingMemoryBound(to: RegistrationPointer?.self)
+    }
+
     private static var chunkShift: UInt32 { 8 }
     private static var chunkSize: Int { 1 << Int(chunkShift) }
 
@@ -58,12 +74,12 @@ struct RegistrationTable {
     mutating func take(fd: Int32, exact: Bool) -> RegistrationPointer? {
         if free == nil, !grow() { return nil }
         let slot = free.unsafelyUnwrapped
-        free = slot.pointee.nextFree
+        free = nextFree(slot).pointee
         let generation = slot.pointee.generation &+ 1
         slot.initialize(to: Registration(index: slot.pointee.index))
         slot.pointee.fd = fd
         slot.pointee.generation = generation
-        slot.pointee.exact = exact
+        if exact { slot.pointee.flags.insert(.exact) }
         return slot
     }
 
@@ -72,43 +88,45 @@ struct RegistrationTable {
     mutating func put(_ slot: RegistrationPointer) {
         slot.pointee.generation &+= 1
         slot.pointee.fd = -1
-        slot.pointee.nextFree = free
+        nextFree(slot).pointee = free
         free = slot
+    }
+
+    /// The slot that a token names, if that was ever one, whether or not the use is over.
+    @inline(__always)
+    func slot(_ token: UInt64) -> RegistrationPointer? {
+        let index = UInt32(truncatingIfNeeded: token)
+        guard Int(index >> Self.chunkShift) < chunks.count else { return nil }
+        return chunks.base.unsafelyUnwrapped[Int(index >> Self.chunkShift)].slots + Int(index & UInt32(Self.chunkSize - 1))
     }
 
     /// The registration that a token names, nil when that use of the slot is over.
     @inline(__always)
     func find(_ token: UInt64) -> RegistrationPointer? {
-        let index = UInt32(truncatingIfNeeded: token)
-        guard Int(index >> Self.chunkShift) < chunks.count else { return nil }
-        let slot = chunks.base.unsafelyUnwrapped[Int(index >> Self.chunkShift)] + Int(index & UInt32(Self.chunkSize - 1))
-        return slot.pointee.generation == UInt32(truncatingIfNeeded: token >> 32) ? slot : nil
+        guard let slot = slot(token), slot.pointee.generation == UInt32(truncatingIfNeeded: token >> 32) else { return nil }
+        return slot
     }
 
     @inline(never)
     private mutating func grow() -> Bool {
-        guard chunks.reserveOne(), let memory = cfiber_resize(nil, Self.chunkSize, MemoryLayout<Registration>.stride) else { return false }
-        let chunk = memory.bindMemory(to: Registration.self, capacity: Self.chunkSize)
+        // One slot more than is used, so that they can begin at a cache line.
+        guard chunks.reserveOne(), let memory = cfiber_resize(nil, Self.chunkSize + 1, MemoryLayout<Registration>.stride) else {
+            return false
+        }
+        let aligned = memory.alignedUp(toMultipleOf: 64)
+        let chunk = aligned.bindMemory(to: Registration.self, capacity: Self.chunkSize)
         let first = UInt32(chunks.count * Self.chunkSize)
         for i in (0..<Self.chunkSize).reversed() {
             (chunk + i).initialize(to: Registration(index: first + UInt32(i)))
-            chunk[i].nextFree = free
+            nextFree(chunk + i).pointee = free
             free = chunk + i
         }
-        chunks.append(chunk)
+        chunks.append(Chunk(memory: memory, slots: chunk))
         return true
     }
 
-    /// Calls `body` with each slot in use.
-    func forEachOpen(_ body: (RegistrationPointer) -> Void) {
-        for c in 0..<chunks.count {
-            let chunk = chunks.base.unsafelyUnwrapped[c]
-            for i in 0..<Self.chunkSize where chunk[i].generation & 1 == 1 { body(chunk + i) }
-        }
-    }
-
     mutating func destroy() {
-        while let chunk = chunks.popLast() { cfiber_free(chunk) }
+        while let chunk = chunks.popLast() { cfiber_free(chunk.memory) }
         chunks.destroy()
         free = nil
     }

@@ -74,6 +74,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     func switchAway() {
         endTickIfDue()
         let next = pointee.ready.popFirst() ?? pointee.root
+        // A fiber that waited for the world has gone cold meanwhile: the one after the next is fetched while the next one works.
+        pointee.ready.first?.prefetchFrames()
         // The end of the tick may have found what the fiber was about to wait for.
         if next != running { cfiber_switch(next.context) }
     }
