@@ -1,6 +1,7 @@
 // The one switch, with what must travel along: Swift's exclusivity accesses and the sanitizers' idea of the current stack.
 #define _GNU_SOURCE
 #include "cfiber_context.h"
+#include "control_words.h"
 #include "exclusivity.h"
 #include "fiber_context.h"
 #include "sanitizers.h"
@@ -72,8 +73,11 @@ CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
   self->fake_stack = NULL;
   arrived(self, transfer);
   look_at_accesses_again();
+  const uint64_t words = cfiber_control_words();
   for (;;) {
     cfiber_context *next = self->run(self);
+    // A life must not inherit the rounding mode of the one before it.
+    if (__builtin_expect(cfiber_control_words() != words, 0)) cfiber_set_control_words(words);
 #if CFIBER_ASAN
     self->ending = 1;
 #endif

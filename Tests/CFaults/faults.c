@@ -205,10 +205,14 @@ size_t cfaults_accesses(const void **addresses, size_t capacity) {
   return found;
 }
 
-// A test that needs the process's first thread has this program started again with the variable set; `main` gives that thread away.
 void fibers_tests_on_main_thread(void) __attribute__((weak));
 
-__attribute__((constructor)) static void on_main_thread(void) {
+// Before `main`, and after libswiftCore has read its environment.
+__attribute__((constructor)) static void begin(void) {
+  // Exit tests end in crashes on purpose. Their processes inherit this and do without Swift's crash reporter, which takes its time, and under
+  // AddressSanitizer waits for ever. This process keeps it.
+  setenv("SWIFT_BACKTRACE", "enable=no", 1);
+  // A test that needs the process's first thread has this program started again with the variable set; `main` gives that thread away.
   if (getenv("FIBERS_TESTS_ON_MAIN_THREAD") == NULL || fibers_tests_on_main_thread == NULL) return;
   fibers_tests_on_main_thread();
   _exit(0);

@@ -46,7 +46,9 @@ extension KernelTests {
             let count = Box(0)
             do {
                 var handle: FiberHandle<Void>?
-                try FiberRuntime.run(.init(onUnhandledError: { _ in count.value += 1 })) { handle = try Fiber.spawnLocal { throw TestError() } }
+                try FiberRuntime.run(.init(onUnhandledError: { _ in count.value += 1 })) {
+                    handle = try Fiber.spawnLocal { throw TestError() }
+                }
                 _ = opaque(handle)
                 handle = nil
             }

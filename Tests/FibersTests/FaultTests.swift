@@ -86,7 +86,8 @@ private func scenario(_ guards: FiberRuntime.Configuration.Guards) -> Ending {
                 await #expect(processExitsWith: .success) {
                     let expected: [(cfaults_call, Int32, ResourceError.Resource)] = [
                         (CFAULTS_MMAP, ENOMEM, .memory), (CFAULTS_EPOLL_CREATE, EMFILE, .descriptors),
-                        (CFAULTS_EPOLL_CREATE, EPERM, .kernel), (CFAULTS_EPOLL_CTL, ENOMEM, .memory), (CFAULTS_EVENTFD, ENFILE, .descriptors),
+                        (CFAULTS_EPOLL_CREATE, EPERM, .kernel), (CFAULTS_EPOLL_CTL, ENOMEM, .memory),
+                        (CFAULTS_EVENTFD, ENFILE, .descriptors),
                         (CFAULTS_REALLOCARRAY, ENOMEM, .memory), (CFAULTS_SIGALTSTACK, ENOMEM, .memory),
                     ]
                     for (call, error, resource) in expected {

@@ -36,7 +36,8 @@ private func runAgain(_ environment: String, test: String) throws -> String {
     var path = [CChar](repeating: 0, count: 4096)
     guard readlink("/proc/self/exe", &path, path.count - 1) > 0 else { throw TestError(number: Int(errno)) }
     let reporter = "SWIFT_BACKTRACE=enable=yes,color=no,interactive=no,limit=12"
-    let command = "\(environment) \(reporter) exec '\(String(decoding: path.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self))' --testing-library swift-testing --filter \(test) 2>&1"
+    let command =
+        "\(environment) \(reporter) exec '\(String(decoding: path.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self))' --testing-library swift-testing --filter \(test) 2>&1"
     guard let pipe = popen(command, "re") else { throw TestError(number: Int(errno)) }
     defer { pclose(pipe) }
     var output: [UInt8] = []
@@ -101,7 +102,7 @@ private func runAgain(_ environment: String, test: String) throws -> String {
             @Test func sentSignal_endsTheProcess_whileARuntimeRuns() async throws {
                 let result = await #expect(processExitsWith: .signal(SIGSEGV), observing: [\.standardErrorContent]) {
                     try FiberRuntime.run {
-                        // Swift's crash reporter, where it is on, reports a sent signal, lets the program go on and leaves the next one to the system.
+                        // Swift's crash reporter, were it on, would report a sent signal, let the program go on and leave the next one to the system.
                         while true {
                             raise(SIGSEGV)
                             Fiber.yield()
@@ -113,7 +114,7 @@ private func runAgain(_ environment: String, test: String) throws -> String {
             }
 
             // Swift gives the main thread an alternate signal stack of its own and the other threads none, so both are looked at. Exit tests run with
-            // the crash reporter switched off and never on the main thread: here this program is started once more.
+            // the crash reporter switched off and never on the main thread, so this program is started once more.
 
             @Test func crashReporter_printsTheFrames_afterOurMessage_onTheMainThread() throws {
                 let text = try runAgain("FIBERS_TESTS_ON_MAIN_THREAD=1", test: "none")

@@ -81,19 +81,22 @@ extension KernelTests {
             #expect(Fiber.current == nil)
             var inside: [Bool] = []
             try FiberRuntime.run {
-                let handle = try Fiber.spawnLocal(name: "asks") { Fiber.current }
-                let found = try handle.join()
+                var found: Fiber?
+                let handle = try Fiber.spawnLocal(name: "asks") { found = Fiber.current }
+                try handle.join()
                 inside = [found == handle.fiber, Fiber.current?.name == "main", Fiber.current != handle.fiber]
             }
             #expect(inside == [true, true, true])
             #expect(Fiber.current == nil)
         }
 
-        @Test(arguments: [
-            ("plain", "plain"), ("", nil), (String(repeating: "a", count: 50), String(repeating: "a", count: 39)),
-            // Cut at a character boundary: 13 × 3 bytes, and 19 × 2 of the 39.
-            (String(repeating: "€", count: 14), String(repeating: "€", count: 13)), (String(repeating: "ü", count: 30), String(repeating: "ü", count: 19)),
-        ] as [(String, String?)])
+        @Test(
+            arguments: [
+                ("plain", "plain"), ("", nil), (String(repeating: "a", count: 50), String(repeating: "a", count: 39)),
+                // Cut at a character boundary: 13 × 3 bytes, and 19 × 2 of the 39.
+                (String(repeating: "€", count: 14), String(repeating: "€", count: 13)),
+                (String(repeating: "ü", count: 30), String(repeating: "ü", count: 19)),
+            ] as [(String, String?)])
         func name_isKept_upToItsLength(_ given: String, _ kept: String?) throws {
             #expect(try FiberRuntime.run { try Fiber.spawnLocal(name: given) { Fiber.current?.name }.join() } == kept)
         }

@@ -79,7 +79,9 @@ extension KernelTests {
             #expect(expected.count { $0 == .ready } > 0)
         }
 
-        @Test(arguments: [Duration.zero, .nanoseconds(-1), .seconds(-5), .seconds(Int64.min), Duration(secondsComponent: .min, attosecondsComponent: 0)])
+        @Test(arguments: [
+            Duration.zero, .nanoseconds(-1), .seconds(-5), .seconds(Int64.min), Duration(secondsComponent: .min, attosecondsComponent: 0),
+        ])
         func sleep_letsTheOthersRunOnce_whenItIsZeroOrNegative(_ duration: Duration) throws {
             var trace: [String] = []
             try FiberRuntime.run {
@@ -95,7 +97,9 @@ extension KernelTests {
             #expect(trace == ["before", "other", "after", "other again"])
         }
 
-        @Test(arguments: [Duration.seconds(Int64.max), .seconds(Int64.max / 1_000_000_000), .seconds(300 * 365 * 86_400), .nanoseconds(Int64.max)])
+        @Test(arguments: [
+            Duration.seconds(Int64.max), .seconds(Int64.max / 1_000_000_000), .seconds(300 * 365 * 86_400), .nanoseconds(Int64.max),
+        ])
         func sleep_parksForEver_whenTheDurationIsHuge(_ duration: Duration) throws {
             // The runtime waits for all fibers, so this one is woken through the kernel in the end.
             var record: FiberPointer?

@@ -30,7 +30,9 @@ extension KernelTests {
                             Fiber.yield()
                             if turn == 50 { try Fiber.sleep(for: .microseconds(1)) }
                             let seen = [rint(opaque(2.5)), rint(opaque(-2.5))]
-                            if fegetround() != mode || seen != expected[i] { wrong.append("mode \(mode), turn \(turn): \(fegetround()), \(seen)") }
+                            if fegetround() != mode || seen != expected[i] {
+                                wrong.append("mode \(mode), turn \(turn): \(fegetround()), \(seen)")
+                            }
                         }
                     }
                 }
