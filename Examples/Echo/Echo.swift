@@ -7,23 +7,21 @@ import Fibers
 struct Echo {
     static func main() {
         let options = Options.parse(CommandLine.arguments.dropFirst())
-        var configuration = FiberRuntime.Configuration()
-        configuration.stackSize = options.stackSize
         do {
-            try FiberRuntime.run(configuration) { try serve(options) }
+            try FiberRuntime.run(.init(stackSize: options.stackSize)) { try serve(options) }
         } catch {
             fail("\(error)", status: 1)
         }
     }
 
     static func serve(_ options: Options) throws {
+        var open: [ObjectIdentifier: TCPStream] = [:]
+        var connections = 0
+        var bytes = 0
         let listener = try TCPListener.bind(to: options.address)
         let signals = try Signals.of(.interrupt, .terminate)
         printNow("listening on \(listener.address)")
 
-        var open: [ObjectIdentifier: TCPStream] = [:]
-        var connections = 0
-        var bytes = 0
         try Fiber.spawnLocal(name: "signals") {
             printNow("\(try signals.next()): ending")
             listener.close()
@@ -33,27 +31,19 @@ struct Echo {
             connections += 1
             open[ObjectIdentifier(stream)] = stream
             try Fiber.spawnLocal(name: "connection") {
-                defer {
-                    open[ObjectIdentifier(stream)] = nil
-                    stream.close()
+                defer { open.removeValue(forKey: ObjectIdentifier(stream))?.close() }
+                let echo = { (data: RawSpan) in
+                    try stream.writeAll(data)
+                    bytes += data.byteCount
                 }
                 do {
-                    while try stream.readAvailable(
-                        timeout: options.idleTimeout,
-                        { data in
-                            try stream.writeAll(data)
-                            bytes += data.byteCount
-                        })
-                    {}
+                    while try stream.readAvailable(timeout: options.idleTimeout, echo) {}
                 } catch let error as IOError where [.reset, .closed, .timedOut].contains(error.code) {
-                    // The client went away, we are ending, or it was idle for too long.
+                    // The client went away, we are ending, or it was silent for too long.
                 }
             }
         }
-        while let stream = open.values.first {
-            stream.close()
-            Fiber.yield()
-        }
+        while !open.isEmpty { Fiber.yield() }
         printNow("served \(connections) connections, \(bytes) bytes")
     }
 }

@@ -9,13 +9,9 @@
 //
 // Thread rule: a plain value, any thread. Nothing here resolves names or parks.
 
+package import CFiber
 import Fibers
-
-#if canImport(Glibc)
-    package import Glibc
-#elseif canImport(Musl)
-    package import Musl
-#endif
+import Glibc
 
 /// The address of a stream socket: IPv4, IPv6 or Unix, the latter including Linux's abstract names.
 ///

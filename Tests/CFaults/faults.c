@@ -54,6 +54,11 @@ size_t cfaults_disarm(void) {
 }
 
 size_t cfaults_calls(cfaults_call call) { return calls[call]; }
+size_t cfaults_heap_bytes(void) {
+  struct mallinfo2 info = mallinfo2();
+  return info.uordblks + info.hblkhd;
+}
+
 pid_t cfaults_thread_id(void) { return gettid(); }
 
 int64_t cfaults_thread_time(void) {

@@ -52,6 +52,9 @@ size_t cfaults_accesses(const void **addresses, size_t capacity);
 /// Nanoseconds of processor time that the calling thread has used.
 int64_t cfaults_thread_time(void);
 
+/// Bytes that the whole process holds from malloc; 0 under sanitizers.
+size_t cfaults_heap_bytes(void);
+
 /// The kernel's id of the calling thread.
 pid_t cfaults_thread_id(void);
 #endif
