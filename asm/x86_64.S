@@ -60,11 +60,10 @@ fiber_context_jump_asm:             // rdi: context to enter, rsi: data
     movzwl X87CW(%rsp), %edx
     xorl MXCSR(%rdi), %ecx
     xorw X87CW(%rdi), %dx
+    andl $MXCSR_CONTROL, %ecx
     movq %rsp, %rax                 // the context that leaves; from here on the CFI holds for the one that comes
     movq %rdi, %rsp
-    testl $MXCSR_CONTROL, %ecx
-    jne 2f
-    testw %dx, %dx
+    orl %edx, %ecx
     jne 2f
 1:  addq $8, %rsp
     .cfi_adjust_cfa_offset -8

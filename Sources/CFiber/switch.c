@@ -55,6 +55,17 @@ static inline void look_at_accesses_again(void) {
   if (!cfiber_knows_access_list()) cfiber_this_thread.access_head = &cfiber_unknown_access_list;
 }
 
+// One life, from its first turn to its last; returns who goes on and is made current. In between, `between_lives` is set.
+CFIBER_NO_SANITIZE __attribute__((noinline)) static cfiber_context *live(cfiber_context *self) {
+  self->between_lives = 0;
+  cfiber_context *next = self->run(self);
+  // A life must not inherit the rounding mode of the one before it.
+  if (__builtin_expect(cfiber_control_words() != self->control_words, 0)) cfiber_set_control_words(self->control_words);
+  self->between_lives = 1;
+  cfiber_this_thread.current = next;
+  return next;
+}
+
 // Completes a switch on the side of the one that comes. `from` is whoever left.
 CFIBER_NO_SANITIZE static inline void arrived(cfiber_context *self, fiber_transfer transfer) {
   cfiber_context *from = transfer.data;
@@ -66,23 +77,17 @@ CFIBER_NO_SANITIZE static inline void arrived(cfiber_context *self, fiber_transf
 #endif
 }
 
-// The first frame of C on each stack. A finished fiber stays parked in here, in a frame that owns nothing, until its stack is used again: a
-// new life needs no new context.
+// The first frame of C on each stack.
 CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
   cfiber_context *self = cfiber_this_thread.current;
   self->fake_stack = NULL;
   arrived(self, transfer);
   look_at_accesses_again();
-  const uint64_t words = cfiber_control_words();
-  for (;;) {
-    cfiber_context *next = self->run(self);
-    // A life must not inherit the rounding mode of the one before it.
-    if (__builtin_expect(cfiber_control_words() != words, 0)) cfiber_set_control_words(words);
-#if CFIBER_ASAN
-    self->ending = 1;
-#endif
-    cfiber_switch(next);
-  }
+  self->control_words = cfiber_control_words();
+  cfiber_context *next = live(self);
+  cfiber_this_thread.current = self;
+  cfiber_switch(next);
+  __builtin_unreachable();
 }
 
 void cfiber_prepare(cfiber_context *self, cfiber_context *(*run)(cfiber_context *)) {
@@ -121,21 +126,30 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) static void switch_with_accesses(cf
   if (self->access_set[0] != NULL) swift_task_enterThreadLocalContext((char *)self->access_set);
 }
 
+// A finished fiber stays parked in here, in a frame that owns nothing, and its stack's next life runs in here too: a life begins and ends without a return
+// that belongs to another call, which the CPU would predict wrongly.
 CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *to) {
   if (__builtin_expect(*cfiber_this_thread.access_head != NULL, 0)) {
     switch_with_accesses(to);
     return;
   }
-  cfiber_context *self = cfiber_this_thread.current;
+  // Volatile: to be found on this stack afterwards, and not in a register that would have to be saved around the switch.
+  cfiber_context *volatile self = cfiber_this_thread.current;
   cfiber_this_thread.current = to;
+  for (;;) {
 #if CFIBER_ASAN
-  __sanitizer_start_switch_fiber(self->ending ? NULL : &self->fake_stack, to->stack_low, to->stack_size);
-  if (self->ending) self->ending = 0, self->fake_stack = NULL;
+    __sanitizer_start_switch_fiber(self->between_lives ? NULL : (void **)&self->fake_stack, to->stack_low, to->stack_size);
+    if (self->between_lives) self->fake_stack = NULL;
 #endif
 #if CFIBER_TSAN
-  __tsan_switch_to_fiber(to->tsan_fiber, 0);
+    __tsan_switch_to_fiber(to->tsan_fiber, 0);
 #endif
-  arrived(self, fiber_context_jump(to->sp, self));
+    fiber_transfer transfer = fiber_context_jump(to->sp, self);
+    cfiber_context *here = self;
+    arrived(here, transfer);
+    if (__builtin_expect(!here->between_lives, 1)) return;
+    to = live(here);
+  }
 }
 
 void cfiber_set_name(cfiber_context *self, const char *utf8, size_t length) {

@@ -148,7 +148,7 @@ func yield(until condition: () -> Bool, turns: Int = 10_000_000) -> Bool {
 #if compiler(>=6.2)
     /// Expects words on standard error of a process that stopped itself. Optimised builds of Swift print no message for a failed precondition.
     func expectMessage(_ result: ExitTest.Result?, _ words: String, sourceLocation: SourceLocation = #_sourceLocation) {
-        guard isDebugBuild, let result else { return }
+        guard let result else { return }
         let text = String(decoding: result.standardErrorContent, as: UTF8.self)
         #expect(text.contains(words), "\(text)", sourceLocation: sourceLocation)
     }

@@ -17,16 +17,17 @@
 typedef struct cfiber_context {
   void *sp;                  // saved context
   void *access_set[2];       // accesses parked with the fiber; layout owned by libswiftCore
-  struct cfiber_context *next;  // in the one queue that it stands in: ready queue, inbox or pool
+  uint64_t between_lives;    // parked at the end of a life: the next switch to it begins another
+  struct cfiber_context *next;  // in the one list that it stands in: inbox or pool
   /// Runs one life of a fiber to its end and returns the context to go on with.
   struct cfiber_context *(*run)(struct cfiber_context *self);
   uint64_t id;               // of the present life; 0 between lives
   char *stack_low;           // lowest usable byte; the guard lies below
   size_t stack_size;         // usable bytes from stack_low to the top
   size_t guard_size;
+  uint64_t control_words;    // floating-point rounding and masks that each life begins with
   void *fake_stack;          // AddressSanitizer's handle while parked
   void *tsan_fiber;          // ThreadSanitizer's handle
-  uint8_t ending;            // this switch is the last of a life (AddressSanitizer frees the fake stack)
   char name[CFIBER_NAME_SIZE];  // UTF-8, NUL-terminated, empty when unnamed; here so that a signal handler can print it
 } cfiber_context;
 

@@ -211,6 +211,7 @@ struct StackPool {
         while let fiber = warm {
             warm = fiber.next
             cfiber_forget(fiber.context)
+            fiber.deinitialize(count: 1)
         }
         while let slab = slabs.popLast() { _ = cfiber_unmap(slab.base, slab.slots * stride) }
         slabs.destroy()

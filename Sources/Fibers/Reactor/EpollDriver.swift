@@ -149,6 +149,8 @@ final class EpollDriver: Driver {
 
     override func sendAll(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
         guard d.isOpen else { return IOCode.closed }
+        // Nothing to send needs no turn.
+        if pieces.allSatisfy({ $0.iov_len == 0 }) { return 0 }
         let slot = d.registration
         while slot.pointee.flags.contains(.sending) {
             let outcome = worker.park(in: slot.turns, WaitReason(.write, slot.pointee.fd), until: deadline)

@@ -41,7 +41,7 @@ struct ReadyQueue {
     @inline(__always)
     mutating func popFirst() -> FiberPointer? {
         guard head != tail else { return nil }
-        let first = ring[Int(head & mask)]
+        let first = ring[Int(head & mask)].unsafelyUnwrapped
         head &+= 1
         // The record of the turn after the next is fetched meanwhile: with 1,000 fibers a switch takes 8 ns instead of 10, with two it costs nothing. The
         // ring is initialised as a whole, so behind the last fiber there is an old pointer or nil, and both may be prefetched.

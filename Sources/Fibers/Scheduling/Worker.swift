@@ -56,14 +56,27 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// The fiber on whose stack the thread runs, which may be the root.
     @inline(__always)
-    package var running: FiberPointer { FiberPointer(context: cfiber_current()) }
+    package var running: FiberPointer { FiberPointer(context: cfiber_current().unsafelyUnwrapped) }
 
     // Switching.
 
     /// Lets every other ready fiber run before this one goes on.
     @inline(__always)
     func yield() {
-        endTickIfDue()
+        pointee.budget &-= 1
+        if _slowPath(pointee.budget <= 0) { return yieldAtEndOfTick() }
+        takeTurns()
+    }
+
+    // A call in the last place needs no registers saved before it, so the common way has none to save.
+    @inline(never)
+    private func yieldAtEndOfTick() {
+        endTick()
+        takeTurns()
+    }
+
+    @inline(__always)
+    private func takeTurns() {
         guard let next = pointee.ready.popFirst() else { return }
         pointee.ready.append(running)
         cfiber_switch(next.context)
@@ -118,8 +131,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     }
 
     private func sleep() {
+        pointee.pool.trim(now: cfiber_now())
         let now = cfiber_now()
-        pointee.pool.trim(now: now)
         var wake = Int64.max
         if let deadline = pointee.timers.earliest { wake = deadline }
         if let trim = pointee.pool.nextTrim { wake = Swift.min(wake, trim) }

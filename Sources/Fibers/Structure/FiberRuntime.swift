@@ -23,6 +23,7 @@ public final class FiberRuntime: Sendable {
     /// The calling thread is the worker and does nothing else meanwhile. Several threads may each run a runtime of their own; one thread runs one at a time.
     ///
     /// - Throws: what `main` throws, or a ``ResourceError`` when the runtime cannot start.
+    @discardableResult
     public static func run<Value>(_ configuration: Configuration = Configuration(), _ main: () throws -> Value) throws -> Value {
         require(
             Worker.current == nil,

@@ -1,0 +1,139 @@
+// A kind of job, and one job: what the rest of the program does, as small pieces that know nothing of each other.
+//
+// A new part of the runtime joins by one file in Kinds/ and one word in `all`.
+
+import FiberNet
+import Fibers
+import Glibc
+
+struct Kind: Sendable {
+    let name: String
+    /// How often, relative to the others.
+    let weight: Int
+    /// The most descriptors that a job of this kind has open, the server's end of a connection included.
+    var descriptors = 0
+    /// The books that these jobs keep besides the common ones.
+    var accounts: [Account] = []
+    let finished = Tally()
+    /// Does the work, within a second or so; throws for anything that must not be.
+    let run: @Sendable (Job) throws -> Void
+
+    init(_ name: String, weight: Int, descriptors: Int = 0, accounts: [Account] = [], run: @escaping @Sendable (Job) throws -> Void) {
+        self.name = name
+        self.weight = weight
+        self.descriptors = descriptors
+        self.accounts = accounts
+        self.run = run
+    }
+
+    static let all: [Kind] = [
+        .yielding, .sleeping, .joining, .throwing, .recursion, .exclusivity, .wakes,
+        .echo, .hangUp, .pairs, .writers, .closing, .timeouts, .foreign, .signals,
+    ]
+}
+
+/// One job in its fiber, or a child of it in another: its random numbers, and the ways to do things that keep the common books.
+final class Job {
+    let serial: UInt64
+    let round: Round
+    let slot: Slot
+    private var generator: SplitMix64
+
+    init(serial: UInt64, generator: SplitMix64, round: Round, slot: Slot) {
+        self.serial = serial
+        self.generator = generator
+        self.round = round
+        self.slot = slot
+    }
+
+    func random<N: FixedWidthInteger>(_ range: ClosedRange<N>) -> N { N.random(in: range, using: &generator) }
+    func chance(_ oneIn: Int) -> Bool { random(1...oneIn) == 1 }
+    /// A size: mostly small, sometimes up to the largest.
+    func size(upTo largest: Int) -> Int { random(1...max(1, largest >> random(0...10))) }
+
+    /// Says what the job is about to do, for the monitor.
+    func step(_ text: StaticString) {
+        slot.step(text)
+        Count.operations += 1
+    }
+
+    /// Lets some time pass, in one of the ways to do so.
+    func pause() throws {
+        Count.operations += 1
+        switch random(0...9) {
+        case 0...3: Fiber.yield()
+        case 4...5: for _ in 0..<random(1...20) { Fiber.yield() }
+        case 6: try Fiber.sleep(for: .milliseconds(random(1...10)))
+        default: break
+        }
+    }
+
+    /// Spawns a fiber with random numbers of its own. Whoever spawns it must see to its end.
+    func spawn<Value>(_ body: @escaping (Job) throws -> Value) throws -> FiberHandle<Value> {
+        let child = Job(serial: serial, generator: SplitMix64(seed: generator.next(), serial: serial), round: round, slot: slot)
+        return try round.spawn { try body(child) }
+    }
+
+    // Sockets, each counted when it is opened and when it is closed.
+
+    /// Connects to one of the round's servers.
+    func connect(to address: SocketAddress, timeout: Duration? = nil) throws -> TCPStream {
+        let stream = try opened { try TCPStream.connect(to: address, timeout: timeout) }
+        Account.connections.left += 1
+        return stream
+    }
+
+    /// Ends a connection made by `connect`.
+    func hangUp(_ stream: TCPStream, reset: Bool = false) {
+        if reset { stream.reset() } else { stream.close() }
+        Account.connections.right += 1
+        Account.sockets.right += 1
+    }
+
+    func pair() throws -> (TCPStream, TCPStream) {
+        let pair = try patiently { try TCPStream.pair() }
+        Account.sockets.left += 2
+        return pair
+    }
+
+    func listen(on address: SocketAddress, backlog: Int = 16) throws -> TCPListener {
+        try opened { try TCPListener.bind(to: address, backlog: backlog) }
+    }
+
+    func opened<Socket: Endpoint>(_ open: () throws -> Socket) throws -> Socket {
+        let socket = try patiently(open)
+        Account.sockets.left += 1
+        return socket
+    }
+
+    func close(_ sockets: Endpoint...) {
+        for socket in sockets {
+            socket.close()
+            Account.sockets.right += 1
+        }
+    }
+
+    /// Tries again while descriptors or ports are short: sessions of clients that have gone keep theirs for a moment, and closed connections keep ports.
+    @discardableResult
+    func patiently<Value>(_ body: () throws -> Value) throws -> Value {
+        while true {
+            do { return try body() } catch let error as IOError where [.resources, .addressNotAvailable].contains(error.code) {
+                Count.shortages += 1
+                try Fiber.sleep(for: .milliseconds(20))
+            }
+        }
+    }
+
+    /// Runs something that must end with this error, and returns the error.
+    @discardableResult
+    func expect(_ code: IOError.Code, _ what: StaticString, _ body: () throws -> Void) throws -> IOError {
+        step(what)
+        do {
+            try body()
+        } catch let error as IOError where error.code == code {
+            Count.expectedErrors += 1
+            return error
+        }
+        throw Violation("\(what): it succeeded, where \"\(code)\" was due")
+    }
+}

@@ -1,0 +1,62 @@
+// Calls that end by their deadline, never before it, and without an effect that is not told.
+
+import FiberNet
+import Fibers
+
+extension Kind {
+    static let timeouts = Kind("timeouts", weight: 10, descriptors: 3) { job in
+        switch job.random(0...4) {
+        case 0:
+            let (a, b) = try job.pair()
+            try job.timesOut("read with a timeout") { _ = try a.read(upTo: 10, timeout: $0) }
+            try job.timesOut("wait with a timeout") { try b.waitReadable(timeout: $0) }
+            job.close(a, b)
+        case 1:
+            let listener = try job.listen(on: .loopback(port: 0))
+            try job.timesOut("accept with a timeout") { _ = try listener.accept(timeout: $0) }
+            job.close(listener)
+            try job.patiently {
+                try job.expect(.refused, "connect to nobody") { _ = try TCPStream.connect(to: listener.address, timeout: .seconds(5)) }
+            }
+        case 2:
+            // A Unix listener that accepts nobody has room for one connection.
+            let address = try SocketAddress.unixAbstract(name: "swift-fibers-stress-\(job.round.options.seed)-\(job.serial)")
+            let listener = try job.listen(on: address, backlog: 0)
+            let first = try job.opened { try TCPStream.connect(to: address) }
+            try job.patiently { try job.timesOut("connect with a timeout") { _ = try TCPStream.connect(to: address, timeout: $0) } }
+            job.close(first, listener)
+        case 3:
+            // Connecting to a busy server, with so little time that it may or may not be enough.
+            let addresses = job.round.server.addresses
+            let timeout = Duration.microseconds(job.random(0...300))
+            do {
+                job.step("connect with little time")
+                job.hangUp(try job.connect(to: addresses[job.random(0...addresses.count - 1)], timeout: timeout))
+            } catch let error as IOError where error.code == .timedOut {
+                Count.expectedErrors += 1
+            }
+        default:
+            let (a, b) = try job.pair()
+            let bytes = [UInt8](repeating: 7, count: 1_000_000)
+            let error = try job.timesOut("write with a timeout") { try a.writeAll(bytes, timeout: $0) }
+            job.close(a)
+            var count = 0
+            while try b.readAvailable({ count += $0.byteCount }) {}
+            try Violation.unless(
+                count == error.bytesTransferred, "a write that timed out reported \(error.bytesTransferred) bytes; \(count) arrived")
+            job.close(b)
+        }
+    }
+}
+
+extension Job {
+    @discardableResult
+    fileprivate func timesOut(_ what: StaticString, _ body: (Duration) throws -> Void) throws -> IOError {
+        let nanoseconds = random(0...Int64(20_000_000))
+        let begun = Deadline.now
+        let error = try expect(.timedOut, what) { try body(.nanoseconds(nanoseconds)) }
+        let waited = Deadline.now - begun
+        try Violation.unless(waited >= nanoseconds, "\(what): timed out after \(waited) ns instead of \(nanoseconds) ns")
+        return error
+    }
+}

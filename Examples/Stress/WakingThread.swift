@@ -1,0 +1,47 @@
+// A plain thread that wakes fibers: what a blocking pool, a channel between workers or a callback of some library will do.
+
+import Fibers
+import Glibc
+import Synchronization
+
+/// Invariant: a waiter is in `waiting` only while its fiber has not gone on, since the fiber takes it out, under the lock, before it returns from its wait.
+final class WakingThread: Sendable {
+    private struct Entry: @unchecked Sendable {
+        let number: UInt64
+        let waiter: Waiter
+    }
+
+    private struct State {
+        var waiting: [Entry] = []
+        var next: UInt64 = 0
+    }
+
+    private let state = Mutex(State())
+
+    /// Parks the calling fiber until the thread wakes it, or until a deadline; true when it was the thread.
+    func wait(until deadline: Int64) -> Bool {
+        let worker = Worker.here("WakingThread.wait")
+        let entry = state.withLock { state in
+            state.next += 1
+            let entry = Entry(number: state.next, waiter: worker.beginPark(shared: true))
+            state.waiting.append(entry)
+            return entry
+        }
+        let outcome = worker.park(.other, until: deadline)
+        state.withLock { $0.waiting.removeAll { $0.number == entry.number } }
+        return outcome == .ready
+    }
+
+    /// Wakes who waits, as many as there are in one go, sometimes at once and sometimes after a while.
+    func run() -> Never {
+        var random = SplitMix64(seed: 0, serial: 0)
+        while true {
+            state.withLock { state in
+                for entry in state.waiting where entry.waiter.unparkFromAnyThread(.ready) { Account.wakes.left += 1 }
+                state.waiting.removeAll()
+            }
+            let pause = random.next() % 4
+            if pause == 0 { sched_yield() } else { usleep(UInt32(random.next() % (100 << pause))) }
+        }
+    }
+}

@@ -1,0 +1,310 @@
+// What the socket tests share: the suite that all others stand in, the three transports, a runtime that cannot hang unnoticed, and bytes.
+
+import CFiber
+import FiberNet
+import Fibers
+import Glibc
+import Synchronization
+import SystemPackage
+import Testing
+
+/// All socket suites stand in this one, so that no two of them run at the same time.
+@Suite(.serialized) enum NetTests {}
+
+/// True where AddressSanitizer or ThreadSanitizer own memory and time.
+var isSanitized: Bool { cfiber_sanitizer()[0] != 0 }
+
+/// Less work under sanitizers.
+func scaled(_ count: Int, sanitized: Int) -> Int { isSanitized ? min(count, sanitized) : count }
+
+struct TestError: Error, Equatable {
+    var text = ""
+}
+
+// MARK: Transports
+
+/// What a stream can run over.
+enum Transport: Sendable, Hashable, CustomTestStringConvertible {
+    case ipv4, ipv6, unix
+
+    static let all: [Transport] = hasIPv6Loopback ? [.ipv4, .ipv6, .unix] : [.ipv4, .unix]
+    static let tcp: [Transport] = all.filter { $0 != .unix }
+
+    var testDescription: String {
+        switch self {
+        case .ipv4: "TCP over IPv4"
+        case .ipv6: "TCP over IPv6"
+        case .unix: "Unix socket"
+        }
+    }
+
+    /// Where a listener may listen that nobody else uses.
+    var freshAddress: SocketAddress {
+        get throws {
+            switch self {
+            case .ipv4: .loopback(port: 0)
+            case .ipv6: .loopbackV6(port: 0)
+            case .unix: try .unix(path: freshPath())
+            }
+        }
+    }
+
+    /// Some containers have no `::1`.
+    private static var hasIPv6Loopback: Bool {
+        let fd = socket(AF_INET6, Int32(SOCK_STREAM.rawValue), 0)
+        guard fd >= 0 else { return false }
+        defer { close(fd) }
+        return SocketAddress.loopbackV6(port: 0).withSockaddr { bind(fd, $0, $1) } == 0
+    }
+}
+
+private let pathCount = Atomic<Int>(0)
+
+/// The name of a file that does not exist.
+func freshPath() -> String {
+    "/tmp/fibernet-\(getpid())-\(pathCount.add(1, ordering: .relaxed).newValue)"
+}
+
+// MARK: Runtimes
+
+/// The sockets of one test. All are closed when its main fiber ends, so that a test that fails leaves no fiber parked for ever.
+final class Net {
+    let transport: Transport
+    private var endpoints: [Endpoint] = []
+    private var listening: TCPListener?
+
+    init(_ transport: Transport) { self.transport = transport }
+
+    func keep<E: Endpoint>(_ endpoint: E) -> E {
+        endpoints.append(endpoint)
+        return endpoint
+    }
+
+    func listener(backlog: Int = 128) throws -> TCPListener {
+        keep(try TCPListener.bind(to: try transport.freshAddress, backlog: backlog))
+    }
+
+    /// A client and the server's end of its connection.
+    func pair() throws -> (client: TCPStream, server: TCPStream) {
+        let listener = try listening ?? self.listener()
+        listening = listener
+        let client = keep(try TCPStream.connect(to: listener.address))
+        return (client, keep(try listener.accept()))
+    }
+
+    /// The same, where the client's kernel buffer is small, so that large writes have to wait.
+    func narrowPair() throws -> (client: TCPStream, server: TCPStream) {
+        let (client, server) = try pair()
+        try client.setOption(.sendBufferSize, to: 32 * 1024)
+        try server.setOption(.receiveBufferSize, to: 32 * 1024)
+        return (client, server)
+    }
+
+    func closeAll() {
+        for endpoint in endpoints { endpoint.close() }
+    }
+}
+
+/// Runs `body` in a runtime, with sockets of one transport. An error that a fiber threw and nobody joined is an issue of the test.
+func withNet<Value>(
+    _ transport: Transport, _ configuration: FiberRuntime.Configuration = .init(), seconds: Int = 30,
+    sourceLocation: SourceLocation = #_sourceLocation, _ body: (Net) throws -> Value
+) throws -> Value {
+    try inRuntime(configuration, seconds: seconds, sourceLocation: sourceLocation) {
+        let net = Net(transport)
+        defer { net.closeAll() }
+        return try body(net)
+    }
+}
+
+/// Runs `body` in a runtime; ends the process with a message if that takes too long, since a parked fiber cannot be ended from outside.
+func inRuntime<Value>(
+    _ configuration: FiberRuntime.Configuration = .init(), seconds: Int = 30,
+    sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Value
+) throws -> Value {
+    let unhandled = Box<[String]>([])
+    var configuration = configuration
+    configuration.onUnhandledError = { unhandled.value.append("\($0)") }
+    let watchdog = Watchdog(seconds: seconds, "\(sourceLocation)")
+    defer {
+        watchdog.stop()
+        #expect(unhandled.value.isEmpty, sourceLocation: sourceLocation)
+    }
+    return try FiberRuntime.run(configuration, body)
+}
+
+/// Ends the process if it is not stopped in time.
+final class Watchdog {
+    private let semaphore: UnsafeMutablePointer<sem_t>
+    private var thread: Thread?
+
+    init(seconds: Int, _ place: String) {
+        let semaphore = UnsafeMutablePointer<sem_t>.allocate(capacity: 1)
+        sem_init(semaphore, 0, 0)
+        self.semaphore = semaphore
+        let address = UInt(bitPattern: semaphore)
+        thread = Thread {
+            var limit = timespec()
+            clock_gettime(CLOCK_REALTIME, &limit)
+            limit.tv_sec += seconds
+            var status: Int32
+            repeat { status = sem_timedwait(UnsafeMutablePointer(bitPattern: address)!, &limit) } while status != 0 && errno == EINTR
+            guard status != 0 else { return }
+            var line = "The test at \(place) did not end within \(seconds) seconds: a fiber was never woken.\n"
+            line.withUTF8 { _ = write(STDERR_FILENO, $0.baseAddress, $0.count) }
+            abort()
+        }
+    }
+
+    func stop() {
+        sem_post(semaphore)
+        thread?.join()
+        sem_destroy(semaphore)
+        semaphore.deallocate()
+    }
+}
+
+/// Lets the other fibers go on until each waits for something; enough turns for a few hand-overs between them.
+func letOthersRun() {
+    for _ in 0..<20 { Fiber.yield() }
+}
+
+/// Lets other fibers run until a condition holds; an issue, and an error, if it did not within very many turns.
+func waitUntil(sourceLocation: SourceLocation = #_sourceLocation, _ condition: () -> Bool) throws {
+    for _ in 0..<20_000_000 {
+        if condition() { return }
+        Fiber.yield()
+    }
+    expect(false, "waited in vain", sourceLocation: sourceLocation)
+    throw TestError(text: "waited in vain")
+}
+
+// MARK: Expectations
+
+// Functions, since closures in the arguments of `#expect` that itself stands in a closure are miscompiled by Swift 6.3: they may get the symbol of another
+// closure nearby, and then silently run its code.
+
+/// As `#expect`, to be used inside closures.
+func expect(_ condition: Bool, _ comment: @autoclosure () -> String = "", sourceLocation: SourceLocation = #_sourceLocation) {
+    if !condition { Issue.record("it is not so \(comment())", sourceLocation: sourceLocation) }
+}
+
+/// Expects a call to throw an `IOError` of a code, or nothing for nil; returns the error.
+@discardableResult
+func expect(_ code: IOError.Code?, sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void) -> IOError? {
+    let wanted = code.map { "\($0)" } ?? "no error"
+    do {
+        try body()
+        if code != nil { Issue.record("no error was thrown, expected: \(wanted)", sourceLocation: sourceLocation) }
+    } catch {
+        if (error as? IOError)?.code != code || code == nil {
+            Issue.record("\(error) was thrown, expected: \(wanted)", sourceLocation: sourceLocation)
+        }
+        return error as? IOError
+    }
+    return nil
+}
+
+// MARK: Threads
+
+/// A thread outside any runtime.
+final class Thread {
+    private final class Body {
+        let run: () -> Void
+        init(_ run: @escaping () -> Void) { self.run = run }
+    }
+
+    private var id = pthread_t()
+
+    init(_ body: @Sendable @escaping () -> Void) {
+        let argument = Unmanaged.passRetained(Body(body)).toOpaque()
+        let status = pthread_create(&id, nil, threadMain, argument)
+        precondition(status == 0, "no thread to be had: \(status)")
+    }
+
+    func join() { pthread_join(id, nil) }
+
+    fileprivate static func run(_ argument: UnsafeMutableRawPointer) {
+        Unmanaged<Body>.fromOpaque(argument).takeRetainedValue().run()
+    }
+}
+
+private func threadMain(_ argument: UnsafeMutableRawPointer?) -> UnsafeMutableRawPointer? {
+    if let argument { Thread.run(argument) }
+    return nil
+}
+
+/// A place for values that closures hand to one another in an order that the test itself makes sure of.
+final class Box<Value>: @unchecked Sendable {
+    var value: Value
+    init(_ value: Value) { self.value = value }
+}
+
+// MARK: The process
+
+/// Open descriptors of this process, the one that looks not counted. Only where no other test runs: in exit tests.
+var openDescriptors: Int {
+    guard let directory = opendir("/proc/self/fd") else { return -1 }
+    defer { closedir(directory) }
+    var count = 0
+    while let entry = readdir(directory) {
+        if entry.pointee.d_name.0 != CChar(UInt8(ascii: ".")) { count += 1 }
+    }
+    return count - 1
+}
+
+/// Nanoseconds of processor time that this process has used.
+var processorTime: Int64 {
+    var t = timespec()
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t)
+    return Int64(t.tv_sec) * 1_000_000_000 + Int64(t.tv_nsec)
+}
+
+// MARK: Bytes
+
+/// Random bytes, the same for each seed (SplitMix64).
+func pattern(_ count: Int, seed: UInt64 = 1) -> [UInt8] {
+    [UInt8](unsafeUninitializedCapacity: count + 8) { buffer, initialized in
+        var state = seed
+        let raw = UnsafeMutableRawBufferPointer(buffer)
+        for offset in stride(from: 0, to: count, by: 8) {
+            state &+= 0x9e37_79b9_7f4a_7c15
+            var z = state
+            z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+            z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+            raw.storeBytes(of: z ^ (z >> 31), toByteOffset: offset, as: UInt64.self)
+        }
+        initialized = count
+    }
+}
+
+/// Whether two arrays hold the same bytes; unoptimised code compares elements one by one otherwise.
+func same(_ a: [UInt8], _ b: [UInt8]) -> Bool {
+    a.count == b.count && (a.isEmpty || memcmp(a, b, a.count) == 0)
+}
+
+extension TCPStream {
+    /// Everything up to the end of the stream.
+    func readToEnd(chunk: Int = 65_536) throws -> [UInt8] {
+        var all: [UInt8] = []
+        while true {
+            let bytes = try read(upTo: chunk)
+            if bytes.isEmpty { return all }
+            all += bytes
+        }
+    }
+
+    /// Exactly so many bytes, fewer only where the stream ends.
+    func readExactly(_ count: Int) throws -> [UInt8] {
+        var all: [UInt8] = []
+        while all.count < count {
+            let bytes = try read(upTo: min(65_536, count - all.count))
+            if bytes.isEmpty { break }
+            all += bytes
+        }
+        return all
+    }
+
+    /// The number of the descriptor.
+    var fd: Int32 { get throws { try withFileDescriptor { $0.rawValue } } }
+}
