@@ -87,18 +87,22 @@ func nestedYields(_ n: Int) throws {
     for handle in handles { try handle.join() }
 }
 
+/// What the parked fibers of `park` wait for; here so that they capture nothing.
+enum Gate {
+    nonisolated(unsafe) static var isOpen = false
+    nonisolated(unsafe) static var fiber: FiberHandle<Void>?
+}
+
 func park(_ n: Int) throws {
     // One broadcast: every fiber joins a gate that ends when it is opened.
-    var isOpen = false
-    let gate = try Fiber.spawnLocal { while !isOpen { try Fiber.sleep(for: .milliseconds(1)) } }
-
+    let gate = try Fiber.spawnLocal { while !Gate.isOpen { try Fiber.sleep(for: .milliseconds(1)) } }
+    Gate.fiber = gate
     let resident = residentBytes()
     let tables = status("VmPTE")
     let start = wall()
-    let body = { try gate.join() }
     var last: FiberHandle<Void>?
     for i in 0..<n {
-        last = try Fiber.spawnLocal(body)
+        last = try Fiber.spawnLocal { try Gate.fiber?.join() }
         if i % 64 == 0 { Fiber.yield() }
     }
     Fiber.yield()
@@ -106,7 +110,7 @@ func park(_ n: Int) throws {
     emit("park_bytes", (residentBytes() - resident) / Double(n), "B/task")
     emit("park_bytes_with_page_tables", (residentBytes() - resident + (status("VmPTE") - tables) * 1024) / Double(n), "B/task")
     emit("park_create", (parked - start) / Double(n), "ns/task")
-    isOpen = true
+    Gate.isOpen = true
     let opened = wall()
     try gate.join()
     try last?.join()
