@@ -47,6 +47,6 @@ let package = Package(
         // Interposes malloc and the system calls that can run out of something, for the test binary alone.
         .target(name: "CFaults", path: "Tests/CFaults", cSettings: c),
         .testTarget(name: "FibersTests", dependencies: ["Fibers", "CFiber", "CFiberContext", "CFaults"], swiftSettings: strict),
-        .testTarget(name: "FiberNetTests", dependencies: ["FiberNet", "CFaults"], swiftSettings: strict),
+        .testTarget(name: "FiberNetTests", dependencies: ["FiberNet", "CFiber", "CFaults"], swiftSettings: strict),
     ]
 )

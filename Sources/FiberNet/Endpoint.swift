@@ -10,6 +10,9 @@ import Glibc
 public import SystemPackage
 
 /// A socket: the part that streams and listeners have in common. It is made by them.
+///
+/// It belongs to the worker that made it and is used in that worker's fibers. It is closed by ``close()``, when the last reference goes, or when its runtime ends,
+/// whichever comes first.
 public class Endpoint {
     package final let driver: Driver
     package final let descriptor: Descriptor

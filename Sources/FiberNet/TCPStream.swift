@@ -148,29 +148,48 @@ public final class TCPStream: Endpoint {
         try writeAll(Array(text.utf8), timeout: timeout)
     }
 
-    /// Writes several pieces as if they were one, without copying them together: one system call where the kernel takes them all.
+    /// Writes several pieces as if they were one, without copying them together.
     /// - Note: parks
     public func writeAll(pieces: [[UInt8]], timeout: Duration? = nil) throws(IOError) {
-        var sent = 0
-        let result = withPieces(pieces[...], []) { vectors in
-            driver.sendAll(descriptor, vectors, sent: &sent, until: Deadline.after(timeout))
+        let deadline = Deadline.after(timeout)
+        try writing(isEmpty: pieces.allSatisfy(\.isEmpty), until: deadline) { sent in
+            var rest = pieces[...]
+            var result = 0
+            // Memory of an array is lent for the length of a closure, so each piece takes a frame: some at a time.
+            while !rest.isEmpty && result == 0 {
+                result = withPieces(rest.prefix(32), []) { driver.send(descriptor, $0, sent: &sent, until: deadline) }
+                rest = rest.dropFirst(32)
+            }
+            return result
         }
-        if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
     }
 
     /// Writes two pieces, a header and a body say, as if they were one.
     /// - Note: parks
     public func writeAll(_ first: RawSpan, _ second: RawSpan, timeout: Duration? = nil) throws(IOError) {
-        var sent = 0
-        let result = first.withUnsafeBytes { a in
-            second.withUnsafeBytes { b in
-                withUnsafeTemporaryAllocation(of: iovec.self, capacity: 2) { vectors in
-                    vectors.initializeElement(
-                        at: 0, to: iovec(iov_base: UnsafeMutableRawPointer(mutating: a.baseAddress), iov_len: a.count))
-                    vectors.initializeElement(
-                        at: 1, to: iovec(iov_base: UnsafeMutableRawPointer(mutating: b.baseAddress), iov_len: b.count))
-                    return driver.sendAll(descriptor, vectors, sent: &sent, until: Deadline.after(timeout))
+        let deadline = Deadline.after(timeout)
+        try writing(isEmpty: first.isEmpty && second.isEmpty, until: deadline) { sent in
+            first.withUnsafeBytes { a in
+                second.withUnsafeBytes { b in
+                    withUnsafeTemporaryAllocation(of: iovec.self, capacity: 2) { vectors in
+                        vectors.initializeElement(at: 0, to: iovec(a))
+                        vectors.initializeElement(at: 1, to: iovec(b))
+                        return driver.send(descriptor, vectors, sent: &sent, until: deadline)
+                    }
                 }
+            }
+        }
+    }
+
+    /// Has the turn to send while `body` runs; nothing to send needs none.
+    private func writing(isEmpty: Bool, until deadline: Int64, _ body: (inout Int) -> Int) throws(IOError) {
+        var sent = 0
+        var result = descriptor.isOpen ? 0 : IOCode.closed
+        if result == 0 && !isEmpty {
+            result = driver.beginSending(descriptor, until: deadline)
+            if result == 0 {
+                result = body(&sent)
+                driver.endSending(descriptor)
             }
         }
         if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
@@ -180,10 +199,9 @@ public final class TCPStream: Endpoint {
         _ rest: ArraySlice<[UInt8]>, _ vectors: [iovec], _ body: (UnsafeMutableBufferPointer<iovec>) -> Int
     ) -> Int {
         var vectors = vectors
-        // Arrays keep their elements in place for the length of a closure, so there is one for each.
         guard let first = rest.first else { return vectors.withUnsafeMutableBufferPointer { body($0) } }
         return first.withUnsafeBytes { bytes in
-            vectors.append(iovec(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count))
+            vectors.append(iovec(bytes))
             return withPieces(rest.dropFirst(), vectors, body)
         }
     }
@@ -213,5 +231,11 @@ public final class TCPStream: Endpoint {
         guard let fd = try? number("reset") else { return }
         _ = cfiber_linger(fd, 1, 0)
         close()
+    }
+}
+
+extension iovec {
+    fileprivate init(_ bytes: UnsafeRawBufferPointer) {
+        self.init(iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
     }
 }

@@ -1,6 +1,6 @@
 // What the socket tests share: the suite that all others stand in, the three transports, a runtime that cannot hang unnoticed, and bytes.
 
-import CFiber
+import CFaults
 import FiberNet
 import Fibers
 import Glibc
@@ -12,7 +12,7 @@ import Testing
 @Suite(.serialized) enum NetTests {}
 
 /// True where AddressSanitizer or ThreadSanitizer own memory and time.
-var isSanitized: Bool { cfiber_sanitizer()[0] != 0 }
+var isSanitized: Bool { cfaults_available() == 0 }
 
 /// Less work under sanitizers.
 func scaled(_ count: Int, sanitized: Int) -> Int { isSanitized ? min(count, sanitized) : count }
@@ -179,6 +179,12 @@ func waitUntil(sourceLocation: SourceLocation = #_sourceLocation, _ condition: (
     throw TestError(text: "waited in vain")
 }
 
+/// The error that a call throws, nil when it throws none or another kind of error.
+func failure(_ body: () throws -> Void) -> IOError? {
+    do { try body() } catch { return error as? IOError }
+    return nil
+}
+
 // MARK: Expectations
 
 // Functions, since closures in the arguments of `#expect` that itself stands in a closure are miscompiled by Swift 6.3: they may get the symbol of another
@@ -258,6 +264,17 @@ var processorTime: Int64 {
     var t = timespec()
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t)
     return Int64(t.tv_sec) * 1_000_000_000 + Int64(t.tv_nsec)
+}
+
+/// The two ends of a pipe, for reading and for writing.
+func makePipe(nonBlocking: Bool = false) throws -> [Int32] {
+    var fds: [Int32] = [-1, -1]
+    guard pipe(&fds) == 0 else { throw TestError(text: "no pipe: error \(errno)") }
+    for fd in fds {
+        _ = fcntl(fd, F_SETFD, FD_CLOEXEC)
+        if nonBlocking { _ = fcntl(fd, F_SETFL, O_NONBLOCK) }
+    }
+    return fds
 }
 
 // MARK: Bytes

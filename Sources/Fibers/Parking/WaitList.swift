@@ -11,39 +11,50 @@ package struct WaitNode: BitwiseCopyable {
     package init(_ waiter: Waiter) { self.waiter = waiter }
 }
 
+/// A ring of nodes, of which it knows the first: one word, so that four of them fit into a descriptor's cache line.
 package struct WaitList: BitwiseCopyable {
-    fileprivate var head: UnsafeMutablePointer<WaitNode>?
-    fileprivate var tail: UnsafeMutablePointer<WaitNode>?
+    package private(set) var first: UnsafeMutablePointer<WaitNode>?
 
     @inline(__always)
     package init() {}
 
-    @inline(__always) package var isEmpty: Bool { head == nil }
-    @inline(__always) package var first: UnsafeMutablePointer<WaitNode>? { head }
+    @inline(__always) package var isEmpty: Bool { first == nil }
 
     @inline(__always)
     package mutating func append(_ node: UnsafeMutablePointer<WaitNode>) {
-        node.pointee.next = nil
-        node.pointee.previous = tail
         node.pointee.isLinked = true
-        if let tail { tail.pointee.next = node } else { head = node }
-        tail = node
+        guard let first else {
+            node.pointee.next = node
+            node.pointee.previous = node
+            first = node
+            return
+        }
+        let last = first.pointee.previous
+        node.pointee.next = first
+        node.pointee.previous = last
+        last.unsafelyUnwrapped.pointee.next = node
+        first.pointee.previous = node
     }
 
     @inline(__always)
     package mutating func popFirst() -> UnsafeMutablePointer<WaitNode>? {
-        guard let node = head else { return nil }
+        guard let node = first else { return nil }
         remove(node)
         return node
     }
 
     @inline(__always)
     package mutating func remove(_ node: UnsafeMutablePointer<WaitNode>) {
-        let next = node.pointee.next
-        let previous = node.pointee.previous
-        if let previous { previous.pointee.next = next } else { head = next }
-        if let next { next.pointee.previous = previous } else { tail = previous }
         node.pointee.isLinked = false
+        let next = node.pointee.next.unsafelyUnwrapped
+        if next == node {
+            first = nil
+            return
+        }
+        let previous = node.pointee.previous.unsafelyUnwrapped
+        previous.pointee.next = next
+        next.pointee.previous = previous
+        if first == node { first = next }
     }
 }
 

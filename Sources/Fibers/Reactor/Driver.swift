@@ -34,8 +34,6 @@ package enum Direction: Sendable {
 }
 
 package class Driver {
-    /// Set once the worker is gone; what is still open is then closed without the worker.
-    package final var isStopped = false
     package final var buffers: BufferPool
 
     init(bufferSize: Int) {
@@ -43,6 +41,9 @@ package class Driver {
     }
 
     deinit { buffers.destroy() }
+
+    /// Closes what is still open. No fiber waits any more, and no operation but `close` follows.
+    func stop() { fatalError("a driver implements stop") }
 
     /// Starts to look after a descriptor, which must be non-blocking. `exact`: a short count does not mean that no more is there (Unix sockets, where
     /// a message that carries descriptors ends a read). Nil when memory is short. The descriptor stays the caller's when this fails.
@@ -65,10 +66,13 @@ package class Driver {
     package func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
         fatalError("a driver implements sendAll")
     }
-    /// The same out of several pieces, which it changes as it goes. Parks.
-    package func sendAll(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
-        fatalError("a driver implements sendAll(pieces)")
+    /// Takes the turn to send: 0 once the fiber has it, and then `endSending` must follow. Parks.
+    package func beginSending(_ d: Descriptor, until deadline: Int64) -> Int { fatalError("a driver implements beginSending") }
+    /// Sends all of several pieces, which it changes as it goes; the caller has the turn. Adds to `sent`. Parks.
+    package func send(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
+        fatalError("a driver implements send")
     }
+    package func endSending(_ d: Descriptor) { fatalError("a driver implements endSending") }
     /// Accepts a connection: its descriptor, non-blocking. Connections that were given up before they were accepted are passed over; while descriptors are
     /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Parks.
     package func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {

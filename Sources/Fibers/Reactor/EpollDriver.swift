@@ -17,6 +17,7 @@ private let alwaysWatched = EPOLLIN.rawValue | EPOLLRDHUP.rawValue | EPOLLPRI.ra
 private let EPOLLET: UInt32 = 1 << 31
 
 final class EpollDriver: Driver {
+    private let owner: Worker
     private let epoll: Int32
     private let inbox: Inbox
     private let table: UnsafeMutablePointer<RegistrationTable>
@@ -25,7 +26,7 @@ final class EpollDriver: Driver {
     private static let groupSize = 16
     private static let wakeToken = UInt64.max
 
-    init(inbox: Inbox, bufferSize: Int) throws(ResourceError) {
+    init(owner: Worker, inbox: Inbox, bufferSize: Int) throws(ResourceError) {
         let epoll = cfiber_epoll_create()
         if epoll < 0 { throw .descriptors(-epoll, "epoll_create1") }
         let status = cfiber_epoll_add(epoll, inbox.wakeDescriptor, EPOLLIN.rawValue | EPOLLET, Self.wakeToken)
@@ -33,6 +34,7 @@ final class EpollDriver: Driver {
             _ = cfiber_close(epoll)
             throw .descriptors(-status, "epoll_ctl")
         }
+        self.owner = owner
         self.epoll = epoll
         self.inbox = inbox
         table = .allocate(capacity: 1)
@@ -49,7 +51,15 @@ final class EpollDriver: Driver {
     }
 
     @inline(__always)
-    private var worker: Worker { Worker.current.unsafelyUnwrapped }
+    private var worker: Worker {
+        if _slowPath(Worker.current != owner) { stopForeignUse() }
+        return owner
+    }
+
+    @inline(never)
+    private func stopForeignUse() -> Never {
+        misuse("a socket was used outside the fibers of its worker: use it, and let go of it, in fibers of the runtime that made it")
+    }
 
     // Registrations.
 
@@ -73,34 +83,103 @@ final class EpollDriver: Driver {
     }
 
     private func end(_ slot: RegistrationPointer) {
-        if !isStopped {
-            worker.wakeAll(&slot.pointee.readers, .closed)
-            worker.wakeAll(&slot.pointee.writers, .closed)
-            worker.wakeAll(&slot.pointee.turns, .closed)
-        }
+        let worker = worker
+        worker.wakeAll(&slot.pointee.readers, .closed)
+        worker.wakeAll(&slot.pointee.writers, .closed)
+        worker.wakeAll(&slot.pointee.readTurns, .closed)
+        worker.wakeAll(&slot.pointee.writeTurns, .closed)
         table.pointee.put(slot)
+    }
+
+    override func stop() {
+        table.pointee.forEachOpen { slot in
+            let fd = slot.pointee.fd
+            end(slot)
+            _ = cfiber_close(fd)
+        }
+    }
+
+    // Turns: each direction is a first-in first-out lock that a fiber holds for one operation, parks included.
+
+    /// 0 once the running fiber has the turn.
+    @inline(__always)
+    private func takeTurn(_ d: Descriptor, _ turn: Registration.Flags, _ deadline: Int64) -> Int {
+        guard d.isOpen else { return IOCode.closed }
+        if _slowPath(d.registration.pointee.flags.contains(turn)) { return waitForTurn(d, turn, deadline) }
+        d.registration.pointee.flags.insert(turn)
+        return 0
+    }
+
+    @inline(never)
+    private func waitForTurn(_ d: Descriptor, _ turn: Registration.Flags, _ deadline: Int64) -> Int {
+        let slot = d.registration
+        let reads = turn == .reading
+        let outcome = worker.park(
+            in: reads ? slot.readTurns : slot.writeTurns, WaitReason(reads ? .read : .write, slot.pointee.fd), until: deadline)
+        if outcome != .ready { return code(outcome) }
+        // The turn was handed over, unless the descriptor was closed since.
+        return d.isOpen ? 0 : IOCode.closed
+    }
+
+    /// Hands the turn to the next in line, if there is one.
+    @inline(__always)
+    private func endTurn(_ d: Descriptor, _ turn: Registration.Flags) {
+        guard d.isOpen else { return }
+        let list = turn == .reading ? d.registration.readTurns : d.registration.writeTurns
+        if _fastPath(list.pointee.isEmpty) {
+            d.registration.pointee.flags.remove(turn)
+        } else {
+            handOver(d, turn, list)
+        }
+    }
+
+    @inline(never)
+    private func handOver(_ d: Descriptor, _ turn: Registration.Flags, _ list: UnsafeMutablePointer<WaitList>) {
+        // Who has timed out in this moment is still in line, and cannot be woken.
+        while let node = list.pointee.popFirst() {
+            if worker.unpark(node.pointee.waiter, .ready) { return }
+        }
+        d.registration.pointee.flags.remove(turn)
     }
 
     // Operations.
 
     override func receive(_ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int, until deadline: Int64) -> Int {
+        let turn = takeTurn(d, .reading, deadline)
+        if turn != 0 { return turn }
+        let n = receiveInTurn(d, memory, count, deadline)
+        endTurn(d, .reading)
+        if n > 0 { worker.chargeOperation() }
+        return n
+    }
+
+    private func receiveInTurn(_ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int, _ deadline: Int64) -> Int {
         while true {
-            guard d.isOpen else { return IOCode.closed }
             if d.registration.pointee.readable {
-                let n = finishReceive(d.registration, memory, count)
+                let n = tryReceive(d.registration, memory, count)
                 if n != -Int(EAGAIN) { return n }
             }
             let code = park(d, .read, .read, deadline)
             if code != 0 { return code }
+            guard d.isOpen else { return IOCode.closed }
         }
     }
 
     override func receiveLent(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?, until deadline: Int64) -> Int {
+        let turn = takeTurn(d, .reading, deadline)
+        if turn != 0 { return turn }
+        let n = receiveLentInTurn(d, &buffer, deadline)
+        endTurn(d, .reading)
+        if n > 0 { worker.chargeOperation() }
+        return n
+    }
+
+    @inline(__always)
+    private func receiveLentInTurn(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?, _ deadline: Int64) -> Int {
         while true {
-            guard d.isOpen else { return IOCode.closed }
             if d.registration.pointee.readable {
                 guard let memory = buffers.take() else { return -Int(ENOMEM) }
-                let n = finishReceive(d.registration, memory, buffers.size)
+                let n = tryReceive(d.registration, memory, buffers.size)
                 if n > 0 {
                     buffer = memory
                     return n
@@ -110,27 +189,23 @@ final class EpollDriver: Driver {
             }
             let code = park(d, .read, .read, deadline)
             if code != 0 { return code }
+            guard d.isOpen else { return IOCode.closed }
         }
     }
 
     @inline(__always)
-    private func finishReceive(_ slot: RegistrationPointer, _ memory: UnsafeMutableRawPointer, _ count: Int) -> Int {
+    private func tryReceive(_ slot: RegistrationPointer, _ memory: UnsafeMutableRawPointer, _ count: Int) -> Int {
         let n = cfiber_recv(slot.pointee.fd, memory, count)
-        if n < count {
-            if n == -Int(EAGAIN) {
-                slot.pointee.readable = false
-            } else if n > 0 && slot.pointee.flags.isDisjoint(with: [.hungUp, .exact]) {
-                slot.pointee.readable = false
-            }
+        if n == -Int(EAGAIN) || (n > 0 && n < count && slot.pointee.flags.isDisjoint(with: [.hungUp, .exact])) {
+            slot.pointee.readable = false
         }
-        if n > 0 { worker.chargeOperation() }
         return n
     }
 
     override func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
         guard d.isOpen else { return IOCode.closed }
         // The common case: nobody else writes and the kernel takes it all.
-        if d.registration.pointee.writable && !d.registration.pointee.flags.contains(.sending) {
+        if d.registration.pointee.writable && !d.registration.pointee.flags.contains(.writing) {
             let n = cfiber_send(d.registration.pointee.fd, memory, count)
             if n == count {
                 sent = n
@@ -141,32 +216,26 @@ final class EpollDriver: Driver {
             if n > 0 { sent = n }
             d.registration.pointee.writable = false
         }
-        var rest = iovec(iov_base: UnsafeMutableRawPointer(mutating: memory) + sent, iov_len: count - sent)
-        return withUnsafeMutablePointer(to: &rest) {
-            sendAll(d, UnsafeMutableBufferPointer(start: $0, count: 1), sent: &sent, until: deadline)
-        }
+        return sendRest(d, memory, count, sent: &sent, until: deadline)
     }
 
-    override func sendAll(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
-        guard d.isOpen else { return IOCode.closed }
-        // Nothing to send needs no turn.
-        if pieces.allSatisfy({ $0.iov_len == 0 }) { return 0 }
-        let slot = d.registration
-        while slot.pointee.flags.contains(.sending) {
-            let outcome = worker.park(in: slot.turns, WaitReason(.write, slot.pointee.fd), until: deadline)
-            if outcome != .ready { return code(outcome) }
-            guard d.isOpen else { return IOCode.closed }
+    @inline(never)
+    private func sendRest(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
+        let turn = beginSending(d, until: deadline)
+        if turn != 0 { return turn }
+        var rest = iovec(iov_base: UnsafeMutableRawPointer(mutating: memory) + sent, iov_len: count - sent)
+        let result = withUnsafeMutablePointer(to: &rest) {
+            send(d, UnsafeMutableBufferPointer(start: $0, count: 1), sent: &sent, until: deadline)
         }
-        slot.pointee.flags.insert(.sending)
-        let result = sendPieces(d, pieces, sent: &sent, until: deadline)
-        if d.isOpen {
-            slot.pointee.flags.remove(.sending)
-            if let next = slot.turns.pointee.popFirst() { _ = worker.unpark(next.pointee.waiter, .ready) }
-        }
+        endSending(d)
         return result
     }
 
-    private func sendPieces(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
+    override func beginSending(_ d: Descriptor, until deadline: Int64) -> Int { takeTurn(d, .writing, deadline) }
+
+    override func endSending(_ d: Descriptor) { endTurn(d, .writing) }
+
+    override func send(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
         var first = 0
         while true {
             while first < pieces.count && pieces[first].iov_len == 0 { first += 1 }
@@ -200,6 +269,15 @@ final class EpollDriver: Driver {
     }
 
     override func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
+        let turn = takeTurn(d, .reading, deadline)
+        if turn != 0 { return turn }
+        let result = acceptInTurn(d, onShortage, deadline)
+        endTurn(d, .reading)
+        if result >= 0 { worker.chargeOperation() }
+        return result
+    }
+
+    private func acceptInTurn(_ d: Descriptor, _ onShortage: (Int32) -> Void, _ deadline: Int64) -> Int {
         var pause: Int64 = 0
         while true {
             guard d.isOpen else { return IOCode.closed }
@@ -220,7 +298,6 @@ final class EpollDriver: Driver {
                     if code != 0 && (code != IOCode.timedOut || retry == deadline) { return code }
                     continue
                 default:
-                    if fd >= 0 { worker.chargeOperation() }
                     return Int(fd)
                 }
             }

@@ -11,6 +11,7 @@ import CFiber
 
 package typealias RegistrationPointer = UnsafeMutablePointer<Registration>
 
+/// One cache line.
 package struct Registration: BitwiseCopyable {
     package internal(set) var fd: Int32 = -1
     package internal(set) var generation: UInt32 = 0
@@ -18,11 +19,14 @@ package struct Registration: BitwiseCopyable {
     var readable = true
     var writable = true
     var flags = Flags()
+    /// Fibers that wait for an event: whoever has the turn, and callers of `wait`.
     var readers = WaitList()
     var writers = WaitList()
-    /// Fibers whose turn to send has not come; one at a time sends, so that what they write is not mixed. While the slot is free, its first word is the
-    /// next free slot: so a slot is one cache line.
-    var turns = WaitList()
+    /// Fibers whose turn has not come: one at a time receives (or accepts), and one sends, so that readers are served in order and what several write is not mixed.
+    var readTurns = WaitList()
+    var writeTurns = WaitList()
+    /// The next free slot.
+    fileprivate var nextFree: RegistrationPointer?
 
     struct Flags: OptionSet {
         let rawValue: UInt8
@@ -34,8 +38,10 @@ package struct Registration: BitwiseCopyable {
         static let watchesRead = Flags(rawValue: 4)
         /// And for room to write.
         static let watchesWrite = Flags(rawValue: 8)
-        /// A fiber sends.
-        static let sending = Flags(rawValue: 16)
+        /// A fiber has the turn to receive or accept.
+        static let reading = Flags(rawValue: 16)
+        /// A fiber has the turn to send.
+        static let writing = Flags(rawValue: 32)
     }
 
     init(index: UInt32) { self.index = index }
@@ -51,7 +57,9 @@ extension UnsafeMutablePointer where Pointee == Registration {
     @inline(__always)
     var writers: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.writers) { $0 } }
     @inline(__always)
-    var turns: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.turns) { $0 } }
+    var readTurns: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.readTurns) { $0 } }
+    @inline(__always)
+    var writeTurns: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.writeTurns) { $0 } }
 }
 
 struct RegistrationTable {
@@ -62,10 +70,6 @@ struct RegistrationTable {
         var slots: RegistrationPointer
     }
 
-    private func nextFree(_ slot: RegistrationPointer) -> UnsafeMutablePointer<RegistrationPointer?> {
-        UnsafeMutableRawPointer(slot.turns).assumingMemoryBound(to: RegistrationPointer?.self)
-    }
-
     private static var chunkShift: UInt32 { 8 }
     private static var chunkSize: Int { 1 << Int(chunkShift) }
 
@@ -74,7 +78,7 @@ struct RegistrationTable {
     mutating func take(fd: Int32, exact: Bool) -> RegistrationPointer? {
         if free == nil, !grow() { return nil }
         let slot = free.unsafelyUnwrapped
-        free = nextFree(slot).pointee
+        free = slot.pointee.nextFree
         let generation = slot.pointee.generation &+ 1
         slot.initialize(to: Registration(index: slot.pointee.index))
         slot.pointee.fd = fd
@@ -88,7 +92,7 @@ struct RegistrationTable {
     mutating func put(_ slot: RegistrationPointer) {
         slot.pointee.generation &+= 1
         slot.pointee.fd = -1
-        nextFree(slot).pointee = free
+        slot.pointee.nextFree = free
         free = slot
     }
 
@@ -118,11 +122,19 @@ struct RegistrationTable {
         let first = UInt32(chunks.count * Self.chunkSize)
         for i in (0..<Self.chunkSize).reversed() {
             (chunk + i).initialize(to: Registration(index: first + UInt32(i)))
-            nextFree(chunk + i).pointee = free
+            chunk[i].nextFree = free
             free = chunk + i
         }
         chunks.append(Chunk(memory: memory, slots: chunk))
         return true
+    }
+
+    /// Calls `body` with each slot in use.
+    func forEachOpen(_ body: (RegistrationPointer) -> Void) {
+        for c in 0..<chunks.count {
+            let slots = chunks.base.unsafelyUnwrapped[c].slots
+            for i in 0..<Self.chunkSize where slots[i].generation & 1 == 1 { body(slots + i) }
+        }
     }
 
     mutating func destroy() {

@@ -27,5 +27,6 @@ func waitForEnd(_ core: FiberCore) {
     let worker = Worker.here("FiberHandle.join()")
     guard let record = core.record else { return }
     require(record != worker.running, "a fiber called join() on its own handle, which would never return: join it from another fiber")
+    require(record.pointee.worker == worker, "join() was called on another worker's fiber: join it on the thread that runs it")
     _ = worker.park(in: record.joiners, .join(core.id))
 }

@@ -43,8 +43,20 @@ public final class FiberRuntime: Sendable {
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
     fileprivate static func make(_ runtime: FiberRuntime) throws(ResourceError) -> Worker {
+        let worker = Worker.allocate(capacity: 1)
+        do {
+            try worker.setUp(runtime)
+        } catch {
+            worker.deallocate()
+            throw error
+        }
+        return worker
+    }
+
+    private func setUp(_ runtime: FiberRuntime) throws(ResourceError) {
+        let worker = self
         let inbox = try Inbox()
-        let driver = try EpollDriver(inbox: inbox, bufferSize: runtime.configuration.readBufferSize)
+        let driver = try EpollDriver(owner: worker, inbox: inbox, bufferSize: runtime.configuration.readBufferSize)
         guard let ready = ReadyQueue() else { throw .memory(ENOMEM, "making the ready queue", bytes: 512) }
         var overflowState: UnsafeMutableRawPointer?
         let status = cfiber_overflow_enter(&overflowState)
@@ -52,7 +64,6 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             ready.destroy()
             throw .memory(-status, "mapping an alternate signal stack", bytes: 1 << 17)
         }
-        let worker = Worker.allocate(capacity: 1)
         let root = FiberPointer.allocate(capacity: 1)
         root.initialize(to: FiberRecord(worker: worker))
         worker.initialize(
@@ -61,12 +72,11 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 pool: StackPool(stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards),
                 runtime: runtime, root: root, overflowState: overflowState))
         cfiber_thread_enter(root.context, worker)
-        return worker
     }
 
     fileprivate func destroy() {
         let root = pointee.root
-        pointee.driver.isStopped = true
+        pointee.driver.stop()
         pointee.pool.destroy()
         pointee.timers.destroy()
         pointee.ready.destroy()

@@ -1,0 +1,180 @@
+// Connections that cannot be made, and what is left of them.
+
+import FiberNet
+import Fibers
+import Glibc
+import SystemPackage
+import Testing
+
+extension NetTests {
+    struct ConnectTests {
+        @Test(arguments: Transport.tcp)
+        func connect_throwsRefused_whenNobodyListens(transport: Transport) throws {
+            try withNet(transport) { net in
+                let listener = try net.listener()
+                let address = listener.address
+                listener.close()
+                let error = expect(.refused) { _ = try TCPStream.connect(to: address) }
+                expect(error?.errno == .connectionRefused)
+                expect(error?.subject == address.description)
+                expect(error?.operation == "connect to")
+            }
+        }
+
+        @Test func connect_throwsRefused_whenTheFileIsLeftOfAnEarlierListener() throws {
+            try inRuntime {
+                let path = freshPath()
+                defer { unlink(path) }
+                let address = try SocketAddress.unix(path: path)
+                let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+                expect(address.withSockaddr { bind(fd, $0, $1) } == 0)
+                close(fd)
+                expect(.refused) { _ = try TCPStream.connect(to: address) }
+            }
+        }
+
+        @Test func connect_throws_whenTheFileDoesNotExist() throws {
+            try inRuntime {
+                let path = freshPath()
+                let error = expect(.system) { _ = try TCPStream.connect(to: .unix(path: path)) }
+                expect(error?.errno == .noSuchFileOrDirectory)
+                expect(error?.description.contains(path) == true, "\(String(describing: error))")
+            }
+        }
+
+        @Test func connect_throwsUnreachable_whenThereIsNoWay() throws {
+            // TCP to a multicast address: the kernel refuses it before a packet leaves.
+            try inRuntime {
+                let address = try SocketAddress(host: "224.0.0.1", port: 9)
+                let error = expect(.unreachable) { _ = try TCPStream.connect(to: address, timeout: .seconds(5)) }
+                expect(error?.subject == "224.0.0.1:9")
+            }
+        }
+
+        @Test(arguments: Transport.all)
+        func connect_timesOut_whenThePeerIsSilent(transport: Transport) throws {
+            try withNet(transport) { net in
+                let (listener, _) = try fullListener(net)
+                let clock = ContinuousClock()
+                let start = clock.now
+                expect(.timedOut) { _ = try TCPStream.connect(to: listener.address, timeout: .milliseconds(30)) }
+                expect(clock.now - start >= .milliseconds(30))
+                expect(.timedOut) { _ = try TCPStream.connect(to: listener.address, timeout: .zero) }
+            }
+        }
+
+        @Test(arguments: Transport.all)
+        func others_goOn_whileAConnectWaits(transport: Transport) throws {
+            try withNet(transport) { net in
+                let (listener, _) = try fullListener(net)
+                var turns = 0
+                let waiting = try Fiber.spawnLocal {
+                    failure { _ = try TCPStream.connect(to: listener.address, timeout: .milliseconds(30)) }
+                }
+                while !waiting.fiber.isFinished {
+                    turns += 1
+                    Fiber.yield()
+                }
+                expect(turns > 10)
+                expect(try waiting.join()?.code == .timedOut)
+            }
+        }
+
+        @Test func connect_succeeds_whenAUnixListenersQueueHasRoomAgain() throws {
+            try withNet(.unix) { net in
+                let (listener, queued) = try fullListener(net)
+                let late = try Fiber.spawnLocal { net.keep(try TCPStream.connect(to: listener.address)) }
+                letOthersRun()
+                expect(!late.fiber.isFinished)
+                for _ in queued { _ = net.keep(try listener.accept()) }
+                try late.join().writeAll("late")
+                expect(try net.keep(listener.accept()).readExactly(4) == Array("late".utf8))
+            }
+        }
+
+        @Test(arguments: Transport.all)
+        func manyConnects_atOnce_allSucceed(transport: Transport) throws {
+            try withNet(transport) { net in
+                let listener = try net.listener(backlog: 128)
+                let count = 100
+                let clients = try (0..<count).map { i in
+                    try Fiber.spawnLocal {
+                        let stream = try TCPStream.connect(to: listener.address)
+                        try stream.writeAll([UInt8(i)])
+                        return try stream.read(upTo: 1)
+                    }
+                }
+                for _ in 0..<count {
+                    let stream = try listener.accept()
+                    try Fiber.spawnLocal { try stream.writeAll(try stream.read(upTo: 1)) }
+                }
+                for (i, client) in clients.enumerated() { expect(try client.join() == [UInt8(i)]) }
+            }
+        }
+
+        #if compiler(>=6.2)
+            @Test func failedConnects_leaveNoDescriptor() async {
+                await #expect(processExitsWith: .success) {
+                    for transport in Transport.all {
+                        try withNet(transport) { net in
+                            let (listener, _) = try fullListener(net)
+                            let gone = try net.listener()
+                            let address = gone.address
+                            gone.close()
+                            let before = openDescriptors
+                            for _ in 0..<20 {
+                                _ = failure { _ = try TCPStream.connect(to: listener.address, timeout: .milliseconds(1)) }
+                                _ = failure { _ = try TCPStream.connect(to: address) }
+                            }
+                            expect(openDescriptors == before)
+                        }
+                    }
+                }
+            }
+
+            @Test func connect_throwsResources_whenDescriptorsAreShort() async {
+                await #expect(processExitsWith: .success) {
+                    try withNet(.ipv4) { net in
+                        let listener = try net.listener()
+                        let taken = takeAllDescriptors()
+                        let error = expect(.resources) { _ = try TCPStream.connect(to: listener.address) }
+                        expect(error?.description.contains("ulimit -n") == true, "\(String(describing: error))")
+                        expect(.resources) { _ = try TCPStream.pair() }
+                        expect(.resources) { _ = try TCPListener.bind(to: .loopback(port: 0)) }
+                        expect(.resources) { _ = try Signals.of(.user1) }
+                        taken.forEach { close($0) }
+                        _ = net.keep(try TCPStream.connect(to: listener.address))
+                    }
+                }
+            }
+        #endif
+    }
+}
+
+/// A listener whose queue has no room, and the connections in it.
+private func fullListener(_ net: Net) throws -> (TCPListener, [TCPStream]) {
+    let listener = try net.listener(backlog: 0)
+    var queued: [TCPStream] = []
+    while queued.count < 20 {
+        var stream: TCPStream?
+        let error = failure { stream = net.keep(try TCPStream.connect(to: listener.address, timeout: .milliseconds(20))) }
+        if error?.code == .timedOut { return (listener, queued) }
+        if let error { throw error }
+        queued.append(stream!)
+    }
+    throw TestError(text: "a listener with a backlog of 0 took 20 connections")
+}
+
+/// Opens descriptors until there are no more.
+func takeAllDescriptors() -> [Int32] {
+    var limit = rlimit()
+    getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    limit.rlim_cur = 100
+    setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+    var taken: [Int32] = []
+    while true {
+        let fd = open("/dev/null", O_RDONLY | O_CLOEXEC)
+        guard fd >= 0 else { return taken }
+        taken.append(fd)
+    }
+}

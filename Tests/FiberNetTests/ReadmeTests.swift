@@ -1,0 +1,28 @@
+import Glibc
+import Testing
+
+private let root = String(#filePath.dropLast("Tests/FiberNetTests/ReadmeTests.swift".count))
+
+private func text(of path: String) throws -> String {
+    let file = try #require(fopen(root + path, "r"), "\(path) cannot be read")
+    defer { fclose(file) }
+    var bytes: [UInt8] = []
+    while case let byte = fgetc(file), byte != EOF { bytes.append(UInt8(byte)) }
+    return String(decoding: bytes, as: UTF8.self)
+}
+
+/// What the README shows is what is built and tested.
+@Test func readme_showsTheEchoServerAsItIs() throws {
+    let readme = try text(of: "README.md")
+    let begin = try #require(readme.range(of: "```swift\n")).upperBound
+    let end = try #require(readme[begin...].range(of: "```\n")).lowerBound
+    #expect(String(readme[begin..<end]) == (try text(of: "Examples/Echo/Echo.swift")))
+}
+
+extension String {
+    fileprivate func range(of words: String) -> Range<Index>? { self[...].range(of: words) }
+}
+
+extension Substring {
+    fileprivate func range(of words: String) -> Range<Index>? { firstRange(of: words) }
+}
