@@ -43,6 +43,7 @@ extension Account {
 
 /// What only the progress line and the summary are about.
 enum Count {
+    static let jobs = Tally()
     static let operations = Tally()
     static let echoes = Tally()
     static let bytes = Tally()
@@ -55,7 +56,7 @@ enum Count {
 
 /// What went wrong. The first failure ends the run.
 enum Failures {
-    private static let list = Mutex<[String]>([])
+    private static let list = Locked<[String]>([])
 
     static func record(_ failure: String) {
         let isNew = list.withLock { list in

@@ -1,5 +1,5 @@
 // Watches from outside, on a thread of its own, so that it can still speak when the runtime no longer does: a line each second, and an end with what is
-// known when nothing has happened for long.
+// known when no job has ended for long.
 
 import Fibers
 import Glibc
@@ -54,24 +54,25 @@ final class Monitor: Sendable {
     func run() -> Never {
         print("seconds  fibers  spawns/s     ops/s  echoes/s    MB/s  connects/s  errors/s   RSS MiB")
         var last = Rates()
+        var jobs = 0
         var quiet: Int64 = 0
         while true {
             sleep(1)
             let now = Rates()
             printLine(now.since(last))
-            quiet = now.isSame(as: last) ? quiet + 1 : 0
+            quiet = Count.jobs.value == jobs ? quiet + 1 : 0
             if quiet >= Self.patience { giveUp() }
             last = now
+            jobs = Count.jobs.value
         }
     }
 
     private struct Rates {
         var counts = [
             Account.fibers.left.value, Count.operations.value, Count.echoes.value, Count.bytes.value, Account.connections.left.value,
-            Count.expectedErrors.value, Account.fibers.right.value,
+            Count.expectedErrors.value,
         ]
         func since(_ last: Rates) -> [Int] { zip(counts, last.counts).map { $0 - $1 } }
-        func isSame(as last: Rates) -> Bool { counts.indices.allSatisfy { counts[$0] == last.counts[$0] } }
     }
 
     private func printLine(_ rates: [Int]) {
@@ -85,7 +86,7 @@ final class Monitor: Sendable {
     }
 
     private func giveUp() -> Never {
-        say("STUCK: nothing has happened for \(Self.patience) seconds; seed \(seed)")
+        say("STUCK: no job has ended for \(Self.patience) seconds; seed \(seed)")
         for account in Account.all where !account.isBalanced { say("  \(account.description)") }
         let stuck = slots.compactMap(\.snapshot).sorted { $0.began < $1.began }
         say("  \(stuck.count) jobs have not ended; the oldest:")

@@ -88,6 +88,7 @@ final class Round {
             slot.end()
             self.budget.give(kind.descriptors)
             kind.finished += 1
+            Count.jobs += 1
             if self.isStopping {
                 self.running -= 1
                 self.change.callAll()

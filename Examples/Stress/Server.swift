@@ -76,7 +76,7 @@ final class Server {
             }
             if header.count == Self.headerSize {
                 let number = header.reduce(0) { $0 << 8 | UInt64($1) }
-                connection = connections[number]
+                connection = connections.removeValue(forKey: number)
                 try Violation.unless(connection != nil, "the server received the number \(number), which no client has sent")
             }
             while try stream.readAvailable({ data in

@@ -2,7 +2,6 @@
 
 import Fibers
 import Glibc
-import Synchronization
 
 /// Invariant: a waiter is in `waiting` only while its fiber has not gone on, since the fiber takes it out, under the lock, before it returns from its wait.
 final class WakingThread: Sendable {
@@ -16,7 +15,7 @@ final class WakingThread: Sendable {
         var next: UInt64 = 0
     }
 
-    private let state = Mutex(State())
+    private let state = Locked(State())
 
     /// Parks the calling fiber until the thread wakes it, or until a deadline; true when it was the thread.
     func wait(until deadline: Int64) -> Bool {
@@ -43,5 +42,27 @@ final class WakingThread: Sendable {
             let pause = random.next() % 4
             if pause == 0 { sched_yield() } else { usleep(UInt32(random.next() % (100 << pause))) }
         }
+    }
+}
+
+/// A value behind a lock: `Synchronization.Mutex`, but one that the thread sanitizer sees.
+final class Locked<Value>: @unchecked Sendable {
+    private var value: Value
+    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+
+    init(_ value: Value) {
+        self.value = value
+        pthread_mutex_init(mutex, nil)
+    }
+
+    deinit {
+        pthread_mutex_destroy(mutex)
+        mutex.deallocate()
+    }
+
+    func withLock<Result>(_ body: (inout Value) -> Result) -> Result {
+        pthread_mutex_lock(mutex)
+        defer { pthread_mutex_unlock(mutex) }
+        return body(&value)
     }
 }

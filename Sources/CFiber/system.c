@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "cfiber_system.h"
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
@@ -98,6 +99,15 @@ int cfiber_epoll_wait(int epoll, struct epoll_event *events, int count, int64_t 
   }
   if (n < 0) return errno == EINTR ? 0 : -errno;
   return n;
+}
+
+int cfiber_is_ready(int fd, int write) {
+  struct pollfd query = {.fd = fd, .events = write ? POLLOUT : POLLIN | POLLRDHUP};
+  int n;
+  do n = poll(&query, 1, 0);
+  while (n < 0 && errno == EINTR);
+  if (n < 0) return -errno;
+  return query.revents & POLLNVAL ? -EBADF : n;
 }
 
 int cfiber_wake_create(void) {

@@ -60,7 +60,7 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
     private var remedy: String {
         switch code {
         case .addressInUse: "; stop the other listener, choose another port (0 for any free one), or remove a stale socket file"
-        case .notPermitted where operation == "bind": "; ports below 1024 need CAP_NET_BIND_SERVICE"
+        case .notPermitted where operation == "bind" && subject?.hasPrefix("unix:") != true: "; ports below 1024 need CAP_NET_BIND_SERVICE"
         case .resources where errno == .tooManyOpenFiles: "; raise the limit on open files (ulimit -n)"
         case .closed: "; it was closed on this side"
         default: ""

@@ -26,7 +26,6 @@ extension Kind {
         try writer.join()
         try Violation.unless(received == total, "the echo of \(total) bytes has \(received)")
         job.hangUp(stream)
-        job.round.server.connections[job.serial] = nil
         Count.echoes += 1
     }
 

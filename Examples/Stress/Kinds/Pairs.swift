@@ -35,13 +35,15 @@ extension Kind {
     /// writer was told had gone, and none inside another.
     static let writers = Kind("writers", weight: 6, descriptors: 2, accounts: [.messages]) { job in
         let (a, b) = try job.pair()
+        // Little room in the kernel and a slow reader, so that there is always somebody who waits for his turn.
+        try a.setOption(.sendBufferSize, to: 8192)
         let count = job.random(2...6)
         var written = [Int](repeating: 0, count: count)
         let writers = try (0..<count).map { number in
             try job.spawn { writer in
                 // The first byte of a message is its writer's number.
-                let message = [UInt8(number)] + Pattern.bytes(UInt64(number), at: 0, count: writer.size(upTo: 65_000))
-                let timeout = writer.chance(2) ? Duration.microseconds(writer.random(0...3000)) : nil
+                let message = [UInt8(number)] + Pattern.bytes(UInt64(number), at: 0, count: writer.random(1...40_000))
+                let timeout = writer.chance(2) ? Duration.microseconds(writer.random(0...5000)) : nil
                 writer.step("write among others")
                 do {
                     try a.writeAll(message, timeout: timeout)
@@ -57,10 +59,10 @@ extension Kind {
             var bytes: [UInt8] = []
             while true {
                 reader.step("read what several write")
-                let some = try b.read(upTo: reader.size(upTo: 100_000))
+                let some = try b.read(upTo: reader.random(1...60_000))
                 if some.isEmpty { return bytes }
                 bytes += some
-                try reader.pause()
+                try Fiber.sleep(for: .microseconds(reader.random(0...2000)))
             }
         }
         for writer in writers { try writer.join() }

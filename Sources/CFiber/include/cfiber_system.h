@@ -84,6 +84,9 @@ int cfiber_epoll_wait(int epoll, struct epoll_event *events, int count, int64_t 
 static inline uint64_t cfiber_event_data(const struct epoll_event *event) { return event->data.u64; }
 static inline uint32_t cfiber_event_flags(const struct epoll_event *event) { return event->events; }
 
+/// Whether a read (or a write) would answer at once: 1, 0, or a negative errno.
+int cfiber_is_ready(int fd, int write);
+
 /// An eventfd, non-blocking and close-on-exec.
 int cfiber_wake_create(void);
 /// Async-signal-safe.

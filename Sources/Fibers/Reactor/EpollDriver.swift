@@ -330,11 +330,14 @@ final class EpollDriver: Driver {
         while true {
             guard d.isOpen else { return IOCode.closed }
             let slot = d.registration
+            // First of all, so that what epoll does not take is told apart from what is ready.
+            let watched = watchIfNew(slot, direction)
+            if watched < 0 { return Int(watched) }
             // Whoever makes the system calls does not tell us what they showed, so the kernel is asked.
-            var query = pollfd(fd: slot.pointee.fd, events: Int16(direction == .read ? POLLIN | 0x2000 : POLLOUT), revents: 0)
-            if Glibc.poll(&query, 1, 0) > 0 {
+            let ready = cfiber_is_ready(slot.pointee.fd, direction == .write ? 1 : 0)
+            if ready != 0 {
                 worker.chargeOperation()
-                return 0
+                return Int(min(ready, 0))
             }
             if direction == .read { slot.pointee.readable = false } else { slot.pointee.writable = false }
             let code = park(d, direction, direction == .read ? .readable : .writable, deadline)
@@ -346,11 +349,8 @@ final class EpollDriver: Driver {
     @inline(__always)
     private func park(_ d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, _ deadline: Int64) -> Int {
         let slot = d.registration
-        let wanted: Registration.Flags = direction == .read ? .watchesRead : .watchesWrite
-        if _slowPath(!slot.pointee.flags.contains(wanted)) {
-            let status = watch(slot, wanted)
-            if status < 0 { return Int(status) }
-        }
+        let watched = watchIfNew(slot, direction)
+        if _slowPath(watched < 0) { return Int(watched) }
         let list = direction == .read ? slot.readers : slot.writers
         return code(worker.park(in: list, WaitReason(kind, slot.pointee.fd), until: deadline))
     }
@@ -363,6 +363,12 @@ final class EpollDriver: Driver {
         case .timedOut: IOCode.timedOut
         case .noTimer: -Int(ENOMEM)
         }
+    }
+
+    @inline(__always)
+    private func watchIfNew(_ slot: RegistrationPointer, _ direction: Direction) -> Int32 {
+        let wanted: Registration.Flags = direction == .read ? .watchesRead : .watchesWrite
+        return _fastPath(slot.pointee.flags.contains(wanted)) ? 0 : watch(slot, wanted)
     }
 
     @inline(never)
