@@ -113,7 +113,7 @@ public final class TCPStream: Endpoint {
             if count < 0 { throw IOError(count, "read") }
             return false
         }
-        defer { driver.buffers.put(buffer) }
+        defer { driver.buffers.pointee.put(buffer) }
         try body(RawSpan(_unsafeStart: buffer, byteCount: count))
         return true
     }

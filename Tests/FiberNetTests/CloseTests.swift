@@ -1,5 +1,6 @@
 // What closing does to those who wait, to those who come later, and to the number of the descriptor.
 
+import CFiber
 import FiberNet
 import Fibers
 import Glibc
@@ -33,7 +34,7 @@ extension NetTests {
         func waitingWriter_throwsClosed_andSaysHowMuchWent(transport: Transport) throws {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
-                let sent = pattern(8_000_000)
+                let sent = pattern(scaled(8_000_000, sanitized: 1_000_000))
                 let writer = try Fiber.spawnLocal { failure { try client.writeAll(sent) } }
                 letOthersRun()
                 client.close()
@@ -144,7 +145,7 @@ extension NetTests {
                 let (client, server) = try net.narrowPair()
                 // An error of the socket is told once, so one of the two may see the end, or a broken pipe, instead.
                 let reader = try Fiber.spawnLocal { failure { _ = try client.read(upTo: 10) } }
-                let writer = try Fiber.spawnLocal { failure { try client.writeAll(pattern(8_000_000)) } }
+                let writer = try Fiber.spawnLocal { failure { try client.writeAll(pattern(scaled(8_000_000, sanitized: 1_000_000))) } }
                 letOthersRun()
                 expect(!reader.fiber.isFinished && !writer.fiber.isFinished)
                 // On Unix sockets closing with unread bytes is a reset.
@@ -161,7 +162,7 @@ extension NetTests {
             try withNet(transport) { net in
                 let (client, _) = try net.narrowPair()
                 let reader = try Fiber.spawnLocal { try client.read(upTo: 10) }
-                let writer = try Fiber.spawnLocal { failure { try client.writeAll(pattern(8_000_000)) } }
+                let writer = try Fiber.spawnLocal { failure { try client.writeAll(pattern(scaled(8_000_000, sanitized: 1_000_000))) } }
                 letOthersRun()
                 try client.shutdown(.both)
                 expect(try reader.join().isEmpty)
@@ -173,7 +174,7 @@ extension NetTests {
         func largeWrite_throwsReset_withTheBytesThatWent_whenThePeerGoes(transport: Transport) throws {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
-                let sent = pattern(10_000_000)
+                let sent = pattern(scaled(10_000_000, sanitized: 1_000_000))
                 let writer = try Fiber.spawnLocal { failure { try client.writeAll(sent) } }
                 expect(try server.readExactly(50_000) == Array(sent.prefix(50_000)))
                 server.reset()

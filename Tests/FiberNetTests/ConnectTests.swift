@@ -1,5 +1,6 @@
 // Connections that cannot be made, and what is left of them.
 
+import CFiber
 import FiberNet
 import Fibers
 import Glibc
@@ -121,12 +122,12 @@ extension NetTests {
                             let gone = try net.listener()
                             let address = gone.address
                             gone.close()
-                            let before = openDescriptors
+                            let before = openSockets
                             for _ in 0..<20 {
                                 _ = failure { _ = try TCPStream.connect(to: listener.address, timeout: .milliseconds(1)) }
                                 _ = failure { _ = try TCPStream.connect(to: address) }
                             }
-                            expect(openDescriptors == before)
+                            expect(openSockets == before)
                         }
                     }
                 }

@@ -1,5 +1,6 @@
 // Listening: where, who may, what is left behind, and what happens when descriptors run out.
 
+import CFiber
 import FiberNet
 import Fibers
 import Glibc

@@ -1,6 +1,7 @@
 // Readiness: waiting for it, on our descriptors and on others', and the short reads from which it is inferred.
 
 import CFaults
+import CFiber
 import FiberNet
 import Fibers
 import Glibc
@@ -48,7 +49,9 @@ extension NetTests {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
                 try client.waitWritable(timeout: .zero)
-                let sent = failure { try client.writeAll(pattern(8_000_000), timeout: .milliseconds(5)) }?.bytesTransferred ?? 0
+                let sent =
+                    failure { try client.writeAll(pattern(scaled(8_000_000, sanitized: 1_000_000)), timeout: .milliseconds(5)) }?
+                    .bytesTransferred ?? 0
                 expect(.timedOut) { try client.waitWritable(timeout: .milliseconds(2)) }
                 let waiter = try Fiber.spawnLocal { try client.waitWritable() }
                 letOthersRun()

@@ -1,5 +1,6 @@
 // What a socket address accepts, refuses, prints and hands to the kernel. Random cases come from a fixed seed, so a failure repeats.
 
+import CFiber
 import FiberNet
 import Testing
 

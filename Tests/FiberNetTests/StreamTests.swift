@@ -1,5 +1,6 @@
 // What a connection carries, and what it says about itself.
 
+import CFiber
 import FiberNet
 import Fibers
 import Glibc
@@ -346,7 +347,7 @@ extension NetTests {
         func write_timesOut_andSaysHowMuchWent(transport: Transport) throws {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
-                let sent = pattern(8_000_000)
+                let sent = pattern(scaled(8_000_000, sanitized: 1_000_000))
                 let error = expect(.timedOut) { try client.writeAll(sent, timeout: .milliseconds(10)) }
                 let count = error?.bytesTransferred ?? 0
                 expect(count > 0 && count < sent.count)

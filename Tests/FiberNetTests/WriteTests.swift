@@ -1,5 +1,6 @@
 // Large writes, writes out of many pieces, and several fibers on one stream.
 
+import CFiber
 import FiberNet
 import Fibers
 import Glibc

@@ -30,7 +30,7 @@ extension Kind {
     }
 
     /// Sends some, reads some or none, and resets or closes the connection, sometimes while another fiber waits on it.
-    static let hangUp = Kind("hang up", weight: 10, descriptors: 3) { job in
+    static let hangUp = Kind("hanging-up", weight: 10, descriptors: 3) { job in
         let (stream, connection) = try job.open(isOrderly: false)
         let writer = try job.spawn { writer in
             do {

@@ -34,13 +34,18 @@ package enum Direction: Sendable {
 }
 
 package class Driver {
-    package final var buffers: BufferPool
+    /// Behind a pointer: each change of a class property would be a checked access, which costs more than the change.
+    package final let buffers: UnsafeMutablePointer<BufferPool>
 
     init(bufferSize: Int) {
-        buffers = BufferPool(size: bufferSize)
+        buffers = .allocate(capacity: 1)
+        buffers.initialize(to: BufferPool(size: bufferSize))
     }
 
-    deinit { buffers.destroy() }
+    deinit {
+        buffers.pointee.destroy()
+        buffers.deallocate()
+    }
 
     /// Closes what is still open. No fiber waits any more, and no operation but `close` follows.
     func stop() { fatalError("a driver implements stop") }

@@ -178,13 +178,13 @@ final class EpollDriver: Driver {
     private func receiveLentInTurn(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?, _ deadline: Int64) -> Int {
         while true {
             if d.registration.pointee.readable {
-                guard let memory = buffers.take() else { return -Int(ENOMEM) }
-                let n = tryReceive(d.registration, memory, buffers.size)
+                guard let memory = buffers.pointee.take() else { return -Int(ENOMEM) }
+                let n = tryReceive(d.registration, memory, buffers.pointee.size)
                 if n > 0 {
                     buffer = memory
                     return n
                 }
-                buffers.put(memory)
+                buffers.pointee.put(memory)
                 if n != -Int(EAGAIN) { return n }
             }
             let code = park(d, .read, .read, deadline)
