@@ -7,7 +7,7 @@ say() { printf '%s\n' "$*" >&2; }
 
 require_swift() {
     command -v swift >/dev/null && return
-    say "swift not found: install Swift 6.3 or newer (https://www.swift.org/install/linux) and put its bin folder into PATH."
+    say "swift not found: install Swift 6.2 or newer (https://www.swift.org/install/linux) and put its bin folder into PATH."
     exit 1
 }
 

@@ -28,12 +28,10 @@ struct Echo {
             for stream in open.values { stream.close() }
         }
         while let stream = try listener.next() {
-            connections += 1
-            open[ObjectIdentifier(stream)] = stream
-            try Fiber.spawnLocal(name: "connection") {
+            let session = {
                 defer { open.removeValue(forKey: ObjectIdentifier(stream))?.close() }
                 let echo = { (data: RawSpan) in
-                    try stream.writeAll(data)
+                    try stream.writeAll(data, timeout: options.idleTimeout)
                     bytes += data.byteCount
                 }
                 do {
@@ -41,6 +39,14 @@ struct Echo {
                 } catch let error as IOError where [.reset, .closed, .timedOut].contains(error.code) {
                     // The client went away, we are ending, or it was silent for too long.
                 }
+            }
+            do {
+                try Fiber.spawnLocal(name: "connection", session)
+                connections += 1
+                open[ObjectIdentifier(stream)] = stream
+            } catch {
+                printNow("refused a connection: \(error)")
+                stream.close()
             }
         }
         while !open.isEmpty { Fiber.yield() }

@@ -19,6 +19,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards users and the installation
 static int users;
+static int installed;  // our handler is in the chain: as the disposition, or behind one that somebody has installed since
 static struct sigaction earlier;
 
 typedef struct line {
@@ -94,7 +95,9 @@ int cfiber_overflow_enter(void **state) {
     return -error;
   }
   pthread_mutex_lock(&lock);
-  if (users++ == 0) {
+  users++;
+  if (!installed) {
+    installed = 1;
     struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     sigemptyset(&action.sa_mask);
     sigaction(SIGSEGV, &action, &earlier);
@@ -110,7 +113,7 @@ void cfiber_overflow_leave(void *state) {
     struct sigaction now;
     // Somebody who has since chained to ours keeps it; it passes on everything once no fiber runs.
     if (sigaction(SIGSEGV, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == handler)
-      sigaction(SIGSEGV, &earlier, NULL);
+      installed = sigaction(SIGSEGV, &earlier, NULL) != 0;
   }
   pthread_mutex_unlock(&lock);
   stack_t *before = state;

@@ -25,9 +25,16 @@ static int used[SUBSCRIBERS];
 static int users[SIGNALS + 1];
 static struct sigaction earlier[SIGNALS + 1];
 static atomic_int inside;
+static pid_t process;  // whose subscribers these are
 
 static void handler(int number) {
   int saved = errno;
+  if (getpid() != process) {
+    // A child between fork and exec: the sockets are its parent's.
+    signal(number, SIG_DFL);
+    raise(number);
+    return;
+  }
   unsigned char byte = (unsigned char)number;
   atomic_fetch_add(&inside, 1);
   for (int i = 0; i < SUBSCRIBERS; i++)
@@ -45,13 +52,26 @@ static void drop(uint64_t mask) {
     if ((mask & (1ULL << (s - 1))) && --users[s] == 0) sigaction(s, &earlier[s], NULL);
 }
 
+// With the lock held: no handler uses the slot's socket afterwards.
+static void retire(int slot) {
+  atomic_store(&subscribers[slot].mask, 0);
+  while (atomic_load(&inside) != 0) sched_yield();
+}
+
 int cfiber_signals_subscribe(uint64_t mask, int *fd) {
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0) return -errno;
   pthread_mutex_lock(&lock);
   int slot = 0, error = 0;
   while (slot < SUBSCRIBERS && used[slot]) slot++;
-  if (slot == SUBSCRIBERS) error = ENOSPC;
+  if (slot == SUBSCRIBERS) {
+    error = ENOSPC;
+  } else {
+    // Before the handlers: a signal in between must find its subscriber.
+    process = getpid();
+    atomic_store(&subscribers[slot].fd, pair[1]);
+    atomic_store(&subscribers[slot].mask, mask);
+  }
   uint64_t done = 0;
   for (int s = 1; s <= SIGNALS && !error; s++) {
     if (!(mask & (1ULL << (s - 1)))) continue;
@@ -66,12 +86,11 @@ int cfiber_signals_subscribe(uint64_t mask, int *fd) {
     users[s]++;
     done |= 1ULL << (s - 1);
   }
-  if (error) {
-    drop(done);
-  } else {
+  if (!error) {
     used[slot] = 1;
-    atomic_store(&subscribers[slot].fd, pair[1]);
-    atomic_store(&subscribers[slot].mask, mask);
+  } else if (slot < SUBSCRIBERS) {
+    drop(done);
+    retire(slot);
   }
   pthread_mutex_unlock(&lock);
   if (error) {
@@ -85,9 +104,9 @@ int cfiber_signals_subscribe(uint64_t mask, int *fd) {
 
 void cfiber_signals_unsubscribe(int slot) {
   pthread_mutex_lock(&lock);
-  drop(atomic_exchange(&subscribers[slot].mask, 0));
-  // A handler that saw the old mask may be about to write.
-  while (atomic_load(&inside) != 0) sched_yield();
+  // The dispositions first: a signal in between must not find our handler and no subscriber.
+  drop(atomic_load(&subscribers[slot].mask));
+  retire(slot);
   close(atomic_load(&subscribers[slot].fd));
   used[slot] = 0;
   pthread_mutex_unlock(&lock);

@@ -58,6 +58,7 @@ static inline void look_at_accesses_again(void) {
 // One life, from its first turn to its last; returns who goes on and is made current. In between, `between_lives` is set.
 CFIBER_NO_SANITIZE __attribute__((noinline)) static cfiber_context *live(cfiber_context *self) {
   self->between_lives = 0;
+  look_at_accesses_again();
   cfiber_context *next = self->run(self);
   // A life must not inherit the rounding mode of the one before it.
   if (__builtin_expect(cfiber_control_words() != self->control_words, 0)) cfiber_set_control_words(self->control_words);
@@ -82,7 +83,6 @@ CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
   cfiber_context *self = cfiber_this_thread.current;
   self->fake_stack = NULL;
   arrived(self, transfer);
-  look_at_accesses_again();
   self->control_words = cfiber_control_words();
   cfiber_context *next = live(self);
   cfiber_this_thread.current = self;
@@ -90,12 +90,20 @@ CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
   __builtin_unreachable();
 }
 
+#if CFIBER_ASAN
+// The stack and the record above it, which holds references too: up to the end of the page.
+static size_t root_size(const cfiber_context *self) {
+  uintptr_t end = ((uintptr_t)(self->stack_low + self->stack_size) + 4095) & ~(uintptr_t)4095;
+  return end - (uintptr_t)self->stack_low;
+}
+#endif
+
 void cfiber_prepare(cfiber_context *self, cfiber_context *(*run)(cfiber_context *)) {
   self->run = run;
 #if CFIBER_ASAN
   // The last owner of this memory may have left poison behind.
   __asan_unpoison_memory_region(self->stack_low, self->stack_size);
-  __lsan_register_root_region(self->stack_low, self->stack_size);
+  __lsan_register_root_region(self->stack_low, root_size(self));
 #endif
 #if CFIBER_TSAN
   self->tsan_fiber = __tsan_create_fiber(0);
@@ -106,7 +114,7 @@ void cfiber_prepare(cfiber_context *self, cfiber_context *(*run)(cfiber_context 
 void cfiber_forget(cfiber_context *self) {
 #if CFIBER_ASAN
   __asan_unpoison_memory_region(self->stack_low, self->stack_size);
-  __lsan_unregister_root_region(self->stack_low, self->stack_size);
+  __lsan_unregister_root_region(self->stack_low, root_size(self));
 #endif
 #if CFIBER_TSAN
   __tsan_destroy_fiber(self->tsan_fiber);

@@ -25,6 +25,7 @@ public class Endpoint {
         }
         self.driver = driver
         self.descriptor = descriptor
+        descriptor.noteUser(self)
     }
 
     deinit {

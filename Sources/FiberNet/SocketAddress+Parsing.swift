@@ -165,7 +165,7 @@ extension SocketAddress: CustomStringConvertible {
             throw Malformed("\(quoted(host)) is not four numbers from 0 to 255 without leading zeros, as in \"127.0.0.1\"")
         }
         throw Malformed(
-            "\(quoted(host)) is not an IP address, and names need the resolver, as in TCPStream.connect(host:port:); write \"127.0.0.1\"")
+            "\(quoted(host)) is not an IP address, and names need a resolver (getaddrinfo, which blocks); write \"127.0.0.1\"")
     }
 
     private static func ipv6(_ host: ArraySlice<UInt8>, port: UInt16) throws(Malformed) -> Storage {

@@ -68,9 +68,9 @@ public final class TCPListener: Endpoint {
     /// - Note: parks
     public func accept(timeout: Duration? = nil) throws(IOError) -> TCPStream {
         let result = driver.accept(
-            descriptor, onShortage: warnOfShortage, until: timeout == nil ? Deadline.never : Deadline.after(timeout))
+            descriptor, onShortage: warnOfShortage, until: Deadline.after(timeout))
         if result < 0 { throw IOError(result, "accept") }
-        return try TCPStream(Int32(result), exact: path != nil || address.family == .unix, driver: driver, "accept")
+        return try TCPStream(Int32(result), exact: address.family == .unix, driver: driver, "accept")
     }
 
     /// Accepts one connection, or returns nil once the listener has been closed: `while let stream = try listener.next() { … }`.

@@ -28,10 +28,14 @@ public final class TCPStream: Endpoint {
             let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1, until: deadline) }
             if result == 0 { return stream }
             // A Unix listener with a full queue answers EAGAIN, and nothing tells when there is room.
-            guard result == -Int(EAGAIN), address.family == .unix, cfiber_now() < deadline else {
-                throw IOError(result == -Int(EAGAIN) ? IOCode.timedOut : result, "connect to", subject: address.description)
+            let isFull = result == -Int(EAGAIN) && address.family == .unix
+            let rest = deadline - min(deadline, cfiber_now())
+            guard isFull, rest > 0 else {
+                throw IOError(isFull ? IOCode.timedOut : result, "connect to", subject: address.description)
             }
-            do { try Fiber.sleep(for: pause) } catch { throw IOError(-Int(ENOMEM), "connect to", subject: address.description) }
+            do { try Fiber.sleep(for: min(pause, .nanoseconds(rest))) } catch {
+                throw IOError(-Int(ENOMEM), "connect to", subject: address.description)
+            }
             pause = min(pause * 2, .milliseconds(50))
         }
     }
@@ -108,7 +112,7 @@ public final class TCPStream: Endpoint {
     @inline(__always)
     public func readAvailable(timeout: Duration? = nil, _ body: (RawSpan) throws -> Void) throws -> Bool {
         var buffer: UnsafeMutableRawPointer?
-        let count = driver.receiveLent(descriptor, &buffer, until: timeout == nil ? Deadline.never : Deadline.after(timeout))
+        let count = driver.receiveLent(descriptor, &buffer, until: Deadline.after(timeout))
         guard let buffer else {
             if count < 0 { throw IOError(count, "read") }
             return false
@@ -131,7 +135,7 @@ public final class TCPStream: Endpoint {
                 ? (descriptor.isOpen ? 0 : IOCode.closed)
                 : driver.sendAll(
                     descriptor, bytes.baseAddress!, bytes.count, sent: &sent,
-                    until: timeout == nil ? Deadline.never : Deadline.after(timeout))
+                    until: Deadline.after(timeout))
         }
         if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
     }
@@ -157,7 +161,9 @@ public final class TCPStream: Endpoint {
             var result = 0
             // Memory of an array is lent for the length of a closure, so each piece takes a frame: some at a time.
             while !rest.isEmpty && result == 0 {
-                result = withPieces(rest.prefix(32), []) { driver.send(descriptor, $0, sent: &sent, until: deadline) }
+                result = withUnsafeTemporaryAllocation(of: iovec.self, capacity: 32) { vectors in
+                    lend(rest.prefix(32), vectors, 0) { driver.send(descriptor, $0, sent: &sent, until: deadline) }
+                }
                 rest = rest.dropFirst(32)
             }
             return result
@@ -195,14 +201,14 @@ public final class TCPStream: Endpoint {
         if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
     }
 
-    private func withPieces(
-        _ rest: ArraySlice<[UInt8]>, _ vectors: [iovec], _ body: (UnsafeMutableBufferPointer<iovec>) -> Int
+    private func lend(
+        _ rest: ArraySlice<[UInt8]>, _ vectors: UnsafeMutableBufferPointer<iovec>, _ count: Int,
+        _ body: (UnsafeMutableBufferPointer<iovec>) -> Int
     ) -> Int {
-        var vectors = vectors
-        guard let first = rest.first else { return vectors.withUnsafeMutableBufferPointer { body($0) } }
+        guard let first = rest.first else { return body(UnsafeMutableBufferPointer(rebasing: vectors[..<count])) }
         return first.withUnsafeBytes { bytes in
-            vectors.append(iovec(bytes))
-            return withPieces(rest.dropFirst(), vectors, body)
+            vectors.initializeElement(at: count, to: iovec(bytes))
+            return lend(rest.dropFirst(), vectors, count + 1, body)
         }
     }
 

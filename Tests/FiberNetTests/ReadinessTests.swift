@@ -179,15 +179,17 @@ extension NetTests {
             }
         }
 
-        @Test func wait_throws_whenASecondFiberWaitsForTheSameForeignDescriptor() throws {
+        @Test func waiters_areAllWoken_whenSeveralWaitForTheSameForeignDescriptor() throws {
             try inRuntime {
                 let fd = makeEventfd()
                 defer { close(fd) }
-                let first = try Fiber.spawnLocal { try waitReadable(FileDescriptor(rawValue: fd)) }
+                let waiters = try (0..<3).map { _ in try Fiber.spawnLocal { try waitReadable(FileDescriptor(rawValue: fd)) } }
                 letOthersRun()
-                expect(.system) { try waitReadable(FileDescriptor(rawValue: fd), timeout: .seconds(1)) }
+                expect(.timedOut) { try waitReadable(FileDescriptor(rawValue: fd), timeout: .milliseconds(1)) }
+                // It can be written to all the while.
+                try waitWritable(FileDescriptor(rawValue: fd))
                 expect(write(fd, [1 as UInt64], 8) == 8)
-                try first.join()
+                for waiter in waiters { try waiter.join() }
             }
         }
 

@@ -71,7 +71,7 @@ int cfiber_linger(int fd, int on, int seconds);
 int cfiber_shutdown(int fd, int how);
 /// The descriptor is gone afterwards whatever is returned.
 int cfiber_close(int fd);
-int cfiber_set_nonblocking(int fd);
+int cfiber_duplicate(int fd);
 
 // The reactor.
 

@@ -18,14 +18,26 @@ package typealias FiberPointer = UnsafeMutablePointer<FiberRecord>
 package struct FiberRecord: ~Copyable {
     /// Twice the number of parks begun, plus one while parked and not yet claimed.
     package let parking = Atomic<UInt64>(0)
-    package var worker: Worker
-    /// Why the fiber waits, for dumps; meaningful while parked.
-    package var reason = WaitReason.none
     /// What ended the last park; written by whoever claimed it.
     package var outcome = Outcome.ready
     /// True while other threads may claim the present park.
     var isShared = false
+    private var reasonKind = WaitReason.Kind.none
+    private var reasonSubject: Int32 = 0
+    /// What the fiber will touch first when it goes on: fetched in time, never followed.
+    var touches: (UnsafeRawPointer?, UnsafeRawPointer?) = (nil, nil)
     package var context = cfiber_context()
+    package var worker: Worker
+
+    /// Why the fiber waits, for dumps; meaningful while parked.
+    package var reason: WaitReason {
+        @inline(__always) get { WaitReason(reasonKind, reasonSubject) }
+        @inline(__always) set {
+            reasonKind = newValue.kind
+            reasonSubject = newValue.subject
+        }
+    }
+
     /// Position in the worker's timer queue, -1 outside.
     var timerIndex: Int32 = -1
     /// The heap part of the present life. Afterwards it stays for the next one, if it holds nothing and nobody else holds it by then: a short life with a trivial
@@ -91,6 +103,9 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     func prefetchFrames() {
         let sp = UnsafeRawPointer(pointee.context.sp)
         for line in 0..<8 { cfiber_prefetch(sp.map { $0 + line * 64 }) }
+        cfiber_prefetch(pointee.touches.0)
+        cfiber_prefetch(pointee.touches.1)
+        cfiber_prefetch(pointee.touches.1.map { $0 + 32 })
     }
 
     package var name: String? {

@@ -17,6 +17,11 @@ package struct Descriptor: BitwiseCopyable {
     package let registration: RegistrationPointer
     package let generation: UInt32
 
+    /// Names the object whose fibers use the descriptor, so that it is fetched when one of them goes on.
+    package func noteUser(_ user: AnyObject) {
+        registration.pointee.user = UnsafeRawPointer(Unmanaged.passUnretained(user).toOpaque())
+    }
+
     @inline(__always)
     package var isOpen: Bool { registration.pointee.generation == generation }
 }

@@ -18,6 +18,7 @@ private let EPOLLET: UInt32 = 1 << 31
 
 final class EpollDriver: Driver {
     private let owner: Worker
+    private var isStopped = false
     private let epoll: Int32
     private let inbox: Inbox
     private let table: UnsafeMutablePointer<RegistrationTable>
@@ -44,7 +45,7 @@ final class EpollDriver: Driver {
     }
 
     deinit {
-        _ = cfiber_close(epoll)
+        if !isStopped { _ = cfiber_close(epoll) }
         table.pointee.destroy()
         table.deallocate()
         events.deallocate()
@@ -92,11 +93,13 @@ final class EpollDriver: Driver {
     }
 
     override func stop() {
+        isStopped = true
         table.pointee.forEachOpen { slot in
             let fd = slot.pointee.fd
             end(slot)
             _ = cfiber_close(fd)
         }
+        _ = cfiber_close(epoll)
     }
 
     // Turns: each direction is a first-in first-out lock that a fiber holds for one operation, parks included.
@@ -286,12 +289,17 @@ final class EpollDriver: Driver {
                 switch -fd {
                 case EAGAIN:
                     d.registration.pointee.readable = false
+                    d.registration.pointee.flags.remove(.short)
                 case ECONNABORTED, EPROTO, EPERM, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH:
                     // Linux passes pending network errors of the new connection on; the listener is well.
                     worker.chargeOperation()
                     continue
                 case EMFILE, ENFILE, ENOBUFS, ENOMEM:
-                    if pause == 0 { onShortage(-fd) }
+                    if !d.registration.pointee.flags.contains(.short) {
+                        d.registration.pointee.flags.insert(.short)
+                        onShortage(-fd)
+                        guard d.isOpen else { return IOCode.closed }
+                    }
                     pause = min(max(pause * 2, 5_000_000), 100_000_000)
                     let retry = min(deadline, cfiber_now() &+ pause)
                     let code = park(d, .read, .accept, retry)
@@ -352,6 +360,7 @@ final class EpollDriver: Driver {
         let watched = watchIfNew(slot, direction)
         if _slowPath(watched < 0) { return Int(watched) }
         let list = direction == .read ? slot.readers : slot.writers
+        worker.running.pointee.touches = (UnsafeRawPointer(slot), slot.pointee.user)
         return code(worker.park(in: list, WaitReason(kind, slot.pointee.fd), until: deadline))
     }
 

@@ -3,8 +3,8 @@
 // Invariants:
 //   * a slot's address and index never change and its memory lives as long as the driver, so that a pointer to it may always be looked at;
 //   * `generation` is odd while the slot is in use and grows by one at each end and each start, so a `Descriptor` or an event of an earlier use never matches;
-//   * `readable` / `writable` mean "may be": true from the start, after an event, and until a system call has shown otherwise. A fiber parks only while
-//     they are false, and every event that can change that arrives after the call that showed it, because registration is edge-triggered.
+//   * `readable` / `writable` mean "may be": true from the start, after an event, and until a system call has shown otherwise. A fiber parks for an event only while
+//     they are false (accepting without descriptors also waits for time to pass), and every event that can change that arrives after the call that showed it, because registration is edge-triggered.
 // Owner worker only.
 
 import CFiber
@@ -25,6 +25,8 @@ package struct Registration: BitwiseCopyable {
     /// Fibers whose turn has not come: one at a time receives (or accepts), and one sends, so that readers are served in order and what several write is not mixed.
     var readTurns = WaitList()
     var writeTurns = WaitList()
+    /// The object that uses the slot, to be fetched together with it; never followed.
+    var user: UnsafeRawPointer?
     /// The next free slot.
     fileprivate var nextFree: RegistrationPointer?
 
@@ -42,6 +44,8 @@ package struct Registration: BitwiseCopyable {
         static let reading = Flags(rawValue: 16)
         /// A fiber has the turn to send.
         static let writing = Flags(rawValue: 32)
+        /// Accepting has met a lack of descriptors, of which the operator was told, and has not caught up since.
+        static let short = Flags(rawValue: 64)
     }
 
     init(index: UInt32) { self.index = index }

@@ -18,6 +18,7 @@ extension FiberRuntime {
         public var stackSize: Int
         /// Bytes in each buffer of the worker's pool, out of which reads that bring no buffer are served. 16 KiB by default.
         public var readBufferSize: Int
+        /// How stacks are guarded; `.automatic` unless a test wants to know.
         public var guards: Guards
         /// Hears once of each error that a fiber threw and nobody joined. By default one line on standard error. Called on the worker; it must not throw,
         /// and it may park.
@@ -67,6 +68,6 @@ public struct UnhandledFiberError: Sendable, CustomStringConvertible {
 /// Writes one line to standard error in one system call, so that lines of several threads are not mixed.
 @usableFromInline
 func printLineToStandardError(_ text: String) {
-    var line = text.replacing("\n", with: " ") + "\n"
+    var line = String(decoding: text.utf8.map { $0 == 10 || $0 == 13 ? 32 : $0 } + [10], as: UTF8.self)
     line.withUTF8 { _ = write(STDERR_FILENO, $0.baseAddress, $0.count) }
 }

@@ -1,4 +1,5 @@
 import CFiber
+import Glibc
 
 /// A fiber: a piece of straight-line code with a stack of its own, which parks when it waits and lets its thread go on with others.
 ///
@@ -49,7 +50,7 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
         guard duration > .zero else { return worker.yield() }
         _ = worker.beginPark()
         if worker.park(.sleep, until: Deadline.after(duration)) == .noTimer {
-            throw ResourceError.memory(12, "growing the timer queue", bytes: 16 * 2 * worker.pointee.timers.count)
+            throw ResourceError.memory(ENOMEM, "growing the timer queue", bytes: 16 * 2 * worker.pointee.timers.count)
         }
     }
 

@@ -22,6 +22,10 @@ public final class FiberRuntime: Sendable {
     ///
     /// The calling thread is the worker and does nothing else meanwhile. Several threads may each run a runtime of their own; one thread runs one at a time.
     ///
+    /// Not for use inside a `Task`: it keeps the thread, which Swift concurrency has few of, and the task would be current for all fibers.
+    ///
+    /// An error of `main` is thrown like its result is returned, once the other fibers have ended.
+    ///
     /// - Throws: what `main` throws, or a ``ResourceError`` when the runtime cannot start.
     @discardableResult
     public static func run<Value>(_ configuration: Configuration = Configuration(), _ main: () throws -> Value) throws -> Value {
@@ -71,6 +75,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 ready: ready, inbox: inbox, driver: driver,
                 pool: StackPool(stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards),
                 runtime: runtime, root: root, overflowState: overflowState))
+        require(
+            UnsafeRawPointer(root) + FiberRecord.contextOffset == withUnsafePointer(to: &root.pointee.context) { UnsafeRawPointer($0) }
+                && MemoryLayout<Registration>.stride == 64,
+            "FiberRecord.contextOffset or the size of Registration no longer says how they are laid out: correct it")
         cfiber_thread_enter(root.context, worker)
     }
 

@@ -3,7 +3,7 @@
 import CFiber
 
 package enum Deadline {
-    package static var never: Int64 { .max }
+    @inline(__always) package static var never: Int64 { .max }
 
     /// The moment a duration from now; never, where that lies beyond what the clock can show (292 years). Fractions of a nanosecond count as one.
     package static func after(_ duration: Duration) -> Int64 {
@@ -16,7 +16,9 @@ package enum Deadline {
         return overflow1 || overflow2 ? never : max(0, deadline)
     }
 
+    @inline(__always)
     package static func after(_ duration: Duration?) -> Int64 {
-        duration.map { after($0) } ?? never
+        guard let duration else { return never }
+        return after(duration)
     }
 }
