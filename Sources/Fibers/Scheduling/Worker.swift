@@ -3,7 +3,7 @@
 // Invariants:
 //   * a fiber of this worker is in exactly one place: running, in the ready queue, parked with a waiter somewhere, or in the inbox;
 //   * the root, the thread's own stack, runs only when no fiber is ready;
-//   * a tick is at most `tickLength` switches; after each the worker looks at the inbox, and when some 50 µs have passed also at timers and
+//   * a tick is at most `tickLength` switches; after each the worker looks at the inbox, and when half a millisecond has passed also at timers and
 //     driver, without blocking. So neither I/O nor computation that yields starves the other.
 //
 // The state lies behind a pointer and is changed field by field: a class property or an `inout self` would be an access that stays open across a
