@@ -12,6 +12,9 @@ extension IOError {
         switch result {
         case IOCode.closed: code = .closed
         case IOCode.timedOut: code = .timedOut
+        case IOCode.unsupported:
+            code = .unsupported
+            errno = .notPermitted
         default:
             let error = Errno(rawValue: CInt(truncatingIfNeeded: -result))
             errno = error
@@ -25,7 +28,7 @@ extension IOError {
                 case .addressNotAvailable: .addressNotAvailable
                 // Linux says so too when a connection to a Unix socket's file finds no file; that is left as it is.
                 case .permissionDenied: .notPermitted
-                case .notPermitted: operation.hasPrefix("wait") ? .unsupported : .notPermitted
+                case .notPermitted: .notPermitted
                 case .tooManyOpenFiles, .tooManyOpenFilesInSystem, .noMemory, .noBufferSpace, .noSpace: .resources
                 default: .system
                 }

@@ -38,7 +38,9 @@ private func wait(_ descriptor: FileDescriptor, _ direction: Direction, _ timeou
             throw IOError(-Int(Errno.noMemory.rawValue), operation, subject: "descriptor \(descriptor.rawValue)")
         }
         result = driver.wait(again, direction, until: deadline)
-        driver.close(again)
+        // Closing alone would not end the registration, since the thing stays open under its first number.
+        driver.release(again)
+        _ = cfiber_close(second)
     }
     if result < 0 { throw IOError(result, operation, subject: "descriptor \(descriptor.rawValue)") }
 }

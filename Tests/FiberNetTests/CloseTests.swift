@@ -201,7 +201,7 @@ extension NetTests {
             }
         }
 
-        // Numbers are used again (scenario 3).
+        // Numbers are used again.
 
         @Test(arguments: Transport.all)
         func staleEvent_isDroppedAndCounted_whenTheNumberHasANewOwner(transport: Transport) throws {

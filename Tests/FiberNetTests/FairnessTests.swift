@@ -1,4 +1,4 @@
-// One busy socket starves nobody (scenario 20).
+// One busy socket starves nobody.
 
 import CFiber
 import FiberNet

@@ -23,7 +23,7 @@ extension NetTests {
         }
 
         @Test func code_isUnsupported_whenADescriptorCannotBeWaitedFor() {
-            #expect(IOError(-Int(EPERM), "wait until readable").code == .unsupported)
+            #expect(IOError(IOCode.unsupported, "wait until readable").code == .unsupported)
         }
 
         @Test func ownEnds_haveNoErrorNumber() {

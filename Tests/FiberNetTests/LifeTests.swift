@@ -11,7 +11,7 @@ import Testing
 #if compiler(>=6.2)
     extension NetTests {
         struct LifeTests {
-            // Scenario 42.
+            // What must survive.
 
             @Test func fiveHundredRuntimes_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
@@ -83,7 +83,7 @@ import Testing
 
             @Test func errorsOfFibers_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    // Scenario 33: what an error unwinds is closed.
+                    // What an error unwinds is closed.
                     let before = openSockets
                     try inRuntime {
                         let handle = try Fiber.spawnLocal {
@@ -101,7 +101,7 @@ import Testing
 
             @Test func stream_canBeUsed_inADeinit() async {
                 await #expect(processExitsWith: .success) {
-                    // Scenario 34.
+                    // What must survive.
                     try inRuntime {
                         let (a, b) = try TCPStream.pair()
                         do { _ = Farewell(a) }
@@ -110,7 +110,7 @@ import Testing
                 }
             }
 
-            // Scenario 12.
+            // What must survive.
 
             @Test func descriptorZero_worksAsASocket() async {
                 await #expect(processExitsWith: .success) {

@@ -217,7 +217,7 @@ extension NetTests {
             }
         }
 
-        // Descriptors run out (scenario 17).
+        // Descriptors run out.
 
         #if compiler(>=6.2)
             @Test func accept_waits_andServesEveryClient_whenDescriptorsComeFree() async {

@@ -193,7 +193,7 @@ import Testing
                 }
             }
 
-            // Scenario 11.
+            // What must survive.
 
             @Test func aSignalEveryMillisecond_disturbsNothing() async {
                 await #expect(processExitsWith: .success) {

@@ -170,7 +170,7 @@ extension NetTests {
             }
         }
 
-        // Nothing at all (scenario 10).
+        // Nothing at all.
 
         @Test(arguments: Transport.all)
         func emptyReadsAndWrites_returnAtOnce_andAreNoEnd(transport: Transport) throws {
@@ -221,7 +221,7 @@ extension NetTests {
             }
         }
 
-        // Halves (scenario 7).
+        // Halves.
 
         @Test(arguments: Transport.all)
         func bytesBeforeTheEnd_areAllRead_whenItComesWithThem(transport: Transport) throws {

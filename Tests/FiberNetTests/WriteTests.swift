@@ -9,7 +9,7 @@ import Testing
 
 extension NetTests {
     struct WriteTests {
-        // Scenario 9.
+        // What must survive.
 
         @Test(arguments: Transport.all)
         func tenMegabytes_arriveWhole_whenTheReaderIsSlow(transport: Transport) throws {
@@ -128,7 +128,7 @@ extension NetTests {
             }
         #endif
 
-        // Several fibers (scenario 14).
+        // Several fibers.
 
         @Test(arguments: Transport.all)
         func whatTwoFibersWrite_isNeverMixed(transport: Transport) throws {

@@ -1,4 +1,4 @@
-// Errors that nobody joins (scenario 33): the runtime's handler hears of each exactly once.
+// Errors that nobody joins: the runtime's handler hears of each exactly once.
 
 import Fibers
 import Testing

@@ -1,4 +1,4 @@
-// Swift's dynamic exclusivity checks, which know threads and not fibers (scenario 43).
+// Swift's dynamic exclusivity checks, which know threads and not fibers.
 //
 // What is expected: exclusivity is checked per fiber. A fiber that parks inside an access takes that access along, so other fibers neither pay for
 // it nor trip over it, even on the same property; two accesses of one fiber to the same property still end the program.

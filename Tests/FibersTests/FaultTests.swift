@@ -1,4 +1,4 @@
-// The N-th call of each kind fails, for each N (scenario 36): every run either works or throws a `ResourceError`; nothing leaks, and the next run
+// The N-th call of each kind fails, for each N: every run either works or throws a `ResourceError`; nothing leaks, and the next run
 // works.
 
 import CFaults

@@ -1,4 +1,4 @@
-// At the limits of the system: very many fibers, and the errors that say which limit it was (scenario 37).
+// At the limits of the system: very many fibers, and the errors that say which limit it was.
 
 import CFiber
 import Fibers

@@ -1,4 +1,4 @@
-// Running off the end of a stack (scenario 35): one clear message, and then the crash as it would have been.
+// Running off the end of a stack: one clear message, and then the crash as it would have been.
 
 import CFaults
 import CFiber

@@ -124,7 +124,7 @@ extension KernelTests {
         }
     }
 
-    /// Scenario 34. A deinit is ordinary code on whatever stack drops the last reference.
+    /// A deinit is ordinary code on whatever stack drops the last reference.
     @Suite struct DeinitTests {
         /// Does something when it goes.
         private final class Farewell {

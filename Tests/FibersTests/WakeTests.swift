@@ -139,7 +139,7 @@ extension KernelTests {
         }
 
         @Test func oneThreadWins_whenFourRaceForOnePark() throws {
-            // Scenario 21 in small. Rounds are counted by the fiber; the threads race for the park of the round they see.
+            // Rounds are counted by the fiber; the threads race for the park of the round they see.
             let rounds = scaled(20_000, sanitized: 2_000)
             let round = Atomic<Int>(0)
             let arrived = Atomic<Int>(0)

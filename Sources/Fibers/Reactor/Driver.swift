@@ -32,6 +32,8 @@ package enum IOCode {
     package static var closed: Int { -10_001 }
     /// The deadline passed.
     package static var timedOut: Int { -10_002 }
+    /// The descriptor is of a kind that cannot be waited for.
+    package static var unsupported: Int { -10_003 }
 }
 
 package enum Direction: Sendable {

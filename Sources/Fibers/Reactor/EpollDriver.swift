@@ -283,6 +283,7 @@ final class EpollDriver: Driver {
 
     private func acceptInTurn(_ d: Descriptor, _ onShortage: (Int32) -> Void, _ deadline: Int64) -> Int {
         var pause: Int64 = 0
+        var givenUp = 0
         while true {
             guard d.isOpen else { return IOCode.closed }
             if d.registration.pointee.readable {
@@ -292,7 +293,10 @@ final class EpollDriver: Driver {
                     d.registration.pointee.readable = false
                     d.registration.pointee.flags.remove(.short)
                 case ECONNABORTED, EPROTO, EPERM, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH:
-                    // Linux passes pending network errors of the new connection on; the listener is well.
+                    // Linux passes pending network errors of the new connection on; the listener is well. Unless it goes on and on: then it is the call itself
+                    // that is refused.
+                    givenUp += 1
+                    if givenUp == 1000 { return Int(fd) }
                     worker.chargeOperation()
                     continue
                 case EMFILE, ENFILE, ENOBUFS, ENOMEM:
@@ -341,7 +345,7 @@ final class EpollDriver: Driver {
             let slot = d.registration
             // First of all, so that what epoll does not take is told apart from what is ready.
             let watched = watchIfNew(slot, direction)
-            if watched < 0 { return Int(watched) }
+            if watched < 0 { return watched }
             // Whoever makes the system calls does not tell us what they showed, so the kernel is asked.
             let ready = cfiber_is_ready(slot.pointee.fd, direction == .write ? 1 : 0)
             if ready != 0 {
@@ -359,7 +363,7 @@ final class EpollDriver: Driver {
     private func park(_ d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, _ deadline: Int64) -> Int {
         let slot = d.registration
         let watched = watchIfNew(slot, direction)
-        if _slowPath(watched < 0) { return Int(watched) }
+        if _slowPath(watched < 0) { return watched }
         let list = direction == .read ? slot.readers : slot.writers
         worker.running.pointee.touches = (UnsafeRawPointer(slot), slot.pointee.user)
         return code(worker.park(in: list, WaitReason(kind, slot.pointee.fd), until: deadline))
@@ -376,20 +380,20 @@ final class EpollDriver: Driver {
     }
 
     @inline(__always)
-    private func watchIfNew(_ slot: RegistrationPointer, _ direction: Direction) -> Int32 {
+    private func watchIfNew(_ slot: RegistrationPointer, _ direction: Direction) -> Int {
         let wanted: Registration.Flags = direction == .read ? .watchesRead : .watchesWrite
         return _fastPath(slot.pointee.flags.contains(wanted)) ? 0 : watch(slot, wanted)
     }
 
     @inline(never)
-    private func watch(_ slot: RegistrationPointer, _ wanted: Registration.Flags) -> Int32 {
+    private func watch(_ slot: RegistrationPointer, _ wanted: Registration.Flags) -> Int {
         let events = wanted == .watchesWrite ? alwaysWatched | EPOLLOUT.rawValue : alwaysWatched
         let status =
             slot.pointee.flags.contains(.watchesRead)
             ? cfiber_epoll_modify(epoll, slot.pointee.fd, events, slot.pointee.token)
             : cfiber_epoll_add(epoll, slot.pointee.fd, events, slot.pointee.token)
         if status == 0 { slot.pointee.flags.formUnion(wanted.union(.watchesRead)) }
-        return status
+        return status == -EPERM ? IOCode.unsupported : Int(status)
     }
 
     // Events.

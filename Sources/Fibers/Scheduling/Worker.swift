@@ -194,9 +194,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return (core, fiber.body)
     }
 
-    /// Epochs of a record that is made anew start where no earlier record's have been.
+    /// Epochs of a record that is made anew start where no earlier record's have been: 2^31 parks apart, which lasts for 2^32 records.
     func nextEpochBase() -> UInt64 {
-        pointee.epochBase &+= 1 << 40
+        pointee.epochBase &+= 1 << 32
         return pointee.epochBase
     }
 }
