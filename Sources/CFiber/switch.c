@@ -24,6 +24,11 @@ const char *cfiber_sanitizer(void) {
 
 int cfiber_knows_access_list(void) { return cfiber_this_thread.knows_access_list; }
 
+void cfiber_distrust_access_list(void) {
+  cfiber_this_thread.knows_access_list = 0;
+  cfiber_this_thread.access_head = &cfiber_unknown_access_list;
+}
+
 void cfiber_thread_enter(cfiber_context *root, void *worker) {
   cfiber_thread *thread = &cfiber_this_thread;
   thread->current = root;

@@ -69,6 +69,33 @@ extension KernelTests {
             #expect(Double(among) <= Double(alone) * 1.5, "\(alone) ns alone, \(among) ns among \(fibers) for \(accesses) accesses")
         }
 
+        @Test func accesses_stayWithTheirFibers_whenTheListCannotBeSeen() throws {
+            var seen: [Int] = []
+            try FiberRuntime.run {
+                cfiber_distrust_access_list()
+                // Several times: on fresh stacks and on stacks in a later life.
+                for _ in 0..<3 {
+                    let tally = Tally()
+                    let handles = try (0..<4).map { _ in
+                        try Fiber.spawnLocal {
+                            change(&tally.count) { value in
+                                Fiber.yield()
+                                seen.append(openAccesses().count)
+                                value += 1
+                            }
+                            Fiber.yield()
+                            seen.append(openAccesses().count)
+                        }
+                    }
+                    for handle in handles { try handle.join() }
+                    seen.append(openAccesses().count)
+                }
+            }
+            #expect(seen.count == 27)
+            #expect(seen.filter { $0 == 1 }.count == 12)
+            #expect(seen.filter { $0 == 0 }.count == 15)
+        }
+
         @Test func twoFibers_mayParkInsideAccessesToTheSameProperty() throws {
             let tally = Tally()
             var inside = 0

@@ -65,6 +65,8 @@ void cfiber_set_name(cfiber_context *self, const char *utf8, size_t length);
 
 /// Non-zero when the exclusivity list of the calling thread was found, so that a switch need not call libswiftCore.
 int cfiber_knows_access_list(void);
+/// Makes each later switch of the calling thread call libswiftCore, as if the list had not been found; for tests.
+void cfiber_distrust_access_list(void);
 
 /// "boost" or "assembly".
 const char *cfiber_backend(void);
