@@ -22,22 +22,12 @@ package struct FiberRecord: ~Copyable {
     package var outcome = Outcome.ready
     /// True while other threads may claim the present park.
     var isShared = false
-    private var reasonKind = WaitReason.Kind.none
-    private var reasonSubject: Int32 = 0
+    fileprivate var reasonKind = WaitReason.Kind.none
+    fileprivate var reasonSubject: Int32 = 0
     /// What the fiber will touch first when it goes on: fetched in time, never followed.
     var touches: (UnsafeRawPointer?, UnsafeRawPointer?) = (nil, nil)
     package var context = cfiber_context()
     package var worker: Worker
-
-    /// Why the fiber waits, for dumps; meaningful while parked.
-    package var reason: WaitReason {
-        @inline(__always) get { WaitReason(reasonKind, reasonSubject) }
-        @inline(__always) set {
-            reasonKind = newValue.kind
-            reasonSubject = newValue.subject
-        }
-    }
-
     /// Position in the worker's timer queue, -1 outside.
     var timerIndex: Int32 = -1
     /// The heap part of the present life. Afterwards it stays for the next one, if it holds nothing and nobody else holds it by then: a short life with a trivial
@@ -69,6 +59,17 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     @inline(__always)
     var context: UnsafeMutablePointer<cfiber_context> {
         (UnsafeMutableRawPointer(self) + FiberRecord.contextOffset).assumingMemoryBound(to: cfiber_context.self)
+    }
+
+    /// Why the fiber waits, for dumps; meaningful while parked.
+    ///
+    /// Here and not in the record: its setter would be an access to the whole record, while another thread claims the park.
+    package var reason: WaitReason {
+        @inline(__always) get { WaitReason(pointee.reasonKind, pointee.reasonSubject) }
+        @inline(__always) nonmutating set {
+            pointee.reasonKind = newValue.kind
+            pointee.reasonSubject = newValue.subject
+        }
     }
 
     /// The next fiber in the queue that this one stands in.

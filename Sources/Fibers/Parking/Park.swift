@@ -70,7 +70,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     package func park(_ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
         let fiber = running
-        fiber.pointee.reason = reason
+        fiber.reason = reason
         if deadline != .max { return parkTimed(fiber, deadline) }
         switchAway()
         return fiber.pointee.outcome
