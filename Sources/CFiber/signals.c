@@ -25,11 +25,11 @@ static int used[SUBSCRIBERS];
 static int users[SIGNALS + 1];
 static struct sigaction earlier[SIGNALS + 1];
 static atomic_int inside;
-static pid_t process;  // whose subscribers these are
+static _Atomic pid_t process;  // whose subscribers these are
 
 static void handler(int number) {
   int saved = errno;
-  if (getpid() != process) {
+  if (getpid() != atomic_load(&process)) {
     // A child between fork and exec: the sockets are its parent's.
     signal(number, SIG_DFL);
     raise(number);
@@ -68,7 +68,7 @@ int cfiber_signals_subscribe(uint64_t mask, int *fd) {
     error = ENOSPC;
   } else {
     // Before the handlers: a signal in between must find its subscriber.
-    process = getpid();
+    atomic_store(&process, getpid());
     atomic_store(&subscribers[slot].fd, pair[1]);
     atomic_store(&subscribers[slot].mask, mask);
   }
