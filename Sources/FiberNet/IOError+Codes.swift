@@ -9,9 +9,13 @@ extension IOError {
     package init(_ result: Int, _ operation: String, subject: String? = nil, bytesTransferred: Int = 0) {
         let code: Code
         var errno: Errno?
+        var timeout: TimeoutError?
         switch result {
         case IOCode.closed: code = .closed
         case IOCode.timedOut: code = .timedOut
+        case IOCode.cancelled:
+            timeout = Worker.current?.running.cancellation as? TimeoutError
+            code = timeout == nil ? .cancelled : .timedOut
         case IOCode.unsupported:
             code = .unsupported
             errno = .notPermitted
@@ -33,6 +37,10 @@ extension IOError {
                 default: .system
                 }
         }
-        self.init(code, errno: errno, operation: operation, subject: subject, bytesTransferred: bytesTransferred)
+        self.init(code, errno: errno, operation: operation, subject: subject, bytesTransferred: bytesTransferred, timeout: timeout)
     }
+}
+
+extension IOError: OperationError {
+    package var isCancellation: Bool { code == .cancelled || timeout != nil }
 }

@@ -1,3 +1,4 @@
+public import Fibers
 public import SystemPackage
 
 /// Something that a socket or descriptor could not do: what happened, to what, and with how many bytes.
@@ -8,7 +9,9 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
 
         /// The stream or listener was closed on this side, before the call or while it waited.
         public static let closed = Code(description: "closed")
-        /// The time given to the call was over.
+        /// The calling fiber is cancelled, or a scope further out than the one directly around the call was. See `Fiber.cancel()`.
+        public static let cancelled = Code(description: "cancelled")
+        /// The time given to the call was over, or that of the `withTimeout` around it.
         public static let timedOut = Code(description: "timed out")
         /// Nobody listens there.
         public static let refused = Code(description: "refused")
@@ -40,19 +43,24 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
     /// Bytes that had been written when it happened; 0 for everything but writes.
     public let bytesTransferred: Int
 
+    /// The scope whose deadline ended the call, when that was what ended it.
+    public let timeout: TimeoutError?
+
     package init(
-        _ code: Code, errno: Errno? = nil, operation: String, subject: String? = nil, bytesTransferred: Int = 0
+        _ code: Code, errno: Errno? = nil, operation: String, subject: String? = nil, bytesTransferred: Int = 0,
+        timeout: TimeoutError? = nil
     ) {
         self.code = code
         self.errno = errno
         self.operation = operation
         self.subject = subject
         self.bytesTransferred = bytesTransferred
+        self.timeout = timeout
     }
 
     public var description: String {
         let target = subject.map { " \($0)" } ?? ""
-        let cause = errno.map { "\($0)" } ?? "\(code)"
+        let cause = errno.map { "\($0)" } ?? timeout.map { "timed out after \($0.limit)" } ?? "\(code)"
         let progress = bytesTransferred > 0 ? " after \(bytesTransferred) bytes" : ""
         return "\(operation)\(target): \(cause)\(progress)\(remedy)"
     }

@@ -29,12 +29,12 @@ public final class TCPStream: Endpoint {
             if result == 0 { return stream }
             // A Unix listener with a full queue answers EAGAIN, and nothing tells when there is room.
             let isFull = result == -Int(EAGAIN) && address.family == .unix
-            let rest = deadline - min(deadline, cfiber_now())
+            let rest = deadline - min(deadline, Worker.here("TCPStream.connect").now)
             guard isFull, rest > 0 else {
                 throw IOError(isFull ? IOCode.timedOut : result, "connect to", subject: address.description)
             }
             do { try Fiber.sleep(for: min(pause, .nanoseconds(rest))) } catch {
-                throw IOError(-Int(ENOMEM), "connect to", subject: address.description)
+                throw IOError(error is ResourceError ? -Int(ENOMEM) : IOCode.cancelled, "connect to", subject: address.description)
             }
             pause = min(pause * 2, .milliseconds(50))
         }

@@ -23,6 +23,8 @@ package struct FiberRecord: ~Copyable {
     /// True while other threads may claim the present park.
     var isShared = false
     fileprivate var reasonKind = WaitReason.Kind.none
+    /// What the next park must heed (`Attention`).
+    var attention: UInt8 = 0
     fileprivate var reasonSubject: Int32 = 0
     /// What the fiber will touch first when it goes on: fetched in time, never followed.
     var touches: (UnsafeRawPointer?, UnsafeRawPointer?) = (nil, nil)
@@ -30,6 +32,15 @@ package struct FiberRecord: ~Copyable {
     package var worker: Worker
     /// Position in the worker's timer queue, -1 outside.
     var timerIndex: Int32 = -1
+    /// When the present park ends, at a deadline; `Int64.max` for never. The timer queue may hold an earlier time, which is put right when it comes.
+    var wakeAt = Int64.max
+    /// The innermost scope.
+    var scope: ScopePointer
+    /// The values of fiber-locals that were set around the spawn or since; nil while there are none.
+    var locals: FiberLocalNode?
+    /// The children of a group, linked in the order in which they were spawned.
+    var nextSibling: FiberPointer?
+    var previousSibling: FiberPointer?
     /// The heap part of the present life. Afterwards it stays for the next one, if it holds nothing and nobody else holds it by then: a short life with a trivial
     /// result then allocates nothing.
     var core: FiberCore?
@@ -39,9 +50,14 @@ package struct FiberRecord: ~Copyable {
     var runner: FiberBodyRunner = noBody
     /// Fibers that wait in `join` for the end of this life.
     var joiners = WaitList()
+    /// The outermost scope, the fiber's life. Between lives it is as it was made.
+    var base: CancelScope
 
-    package init(worker: Worker) {
+    fileprivate init(worker: Worker, at place: FiberPointer) {
         self.worker = worker
+        base = CancelScope(.fiber, of: place)
+        // Known once the record lies there.
+        scope = ScopePointer(bitPattern: 64).unsafelyUnwrapped
     }
 
     /// Where the context lies in a record.
@@ -54,6 +70,12 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     @inline(__always)
     init(context: UnsafeMutablePointer<cfiber_context>) {
         self = (UnsafeMutableRawPointer(context) - FiberRecord.contextOffset).assumingMemoryBound(to: FiberRecord.self)
+    }
+
+    /// Lays a new record here.
+    package func initialize(for worker: Worker) {
+        initialize(to: FiberRecord(worker: worker, at: self))
+        pointee.scope = base
     }
 
     @inline(__always)
@@ -85,6 +107,10 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     /// The list itself, in the record: it stays where it is.
     @inline(__always)
     var joiners: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.joiners) { $0 } }
+
+    /// The outermost scope, in the record.
+    @inline(__always)
+    var base: ScopePointer { withUnsafeMutablePointer(to: &pointee.base) { $0 } }
 
     /// The core of the present life, lent: the record owns it. Nil for the root.
     @inline(__always)

@@ -79,15 +79,11 @@ struct StackPool {
 
     @inline(never)
     private mutating func make(for worker: Worker) throws(ResourceError) -> FiberPointer {
-        let (slot, index) = try carveOrReuse()
-        // Tops at the same offset in their pages would all fall into the same cache sets, so they are shifted by some cache lines; few enough to
-        // leave the first page to record and shallow frames.
-        let colour = (index &* 5 % Self.colours) * Self.colourStep
-        let top = slot + stride - Self.recordSpace - colour
-        let fiber = top.bindMemory(to: FiberRecord.self, capacity: 1)
-        fiber.initialize(to: FiberRecord(worker: worker))
+        let slot = try carveOrReuse()
+        let fiber = recordPlace(slot)
+        fiber.initialize(for: worker)
         fiber.pointee.context.stack_low = (slot + guardSize).assumingMemoryBound(to: CChar.self)
-        fiber.pointee.context.stack_size = top - (slot + guardSize)
+        fiber.pointee.context.stack_size = UnsafeMutableRawPointer(fiber) - (slot + guardSize)
         fiber.pointee.context.guard_size = guardSize
         // Epochs of records that lay here before must not come back.
         fiber.pointee.parking.store(worker.nextEpochBase(), ordering: .relaxed)
@@ -95,19 +91,27 @@ struct StackPool {
         return fiber
     }
 
+    /// Where the record of a slot lies.
+    private func recordPlace(_ slot: UnsafeMutableRawPointer) -> FiberPointer {
+        // Tops at the same offset in their pages would all fall into the same cache sets, so they are shifted by some cache lines; few enough to
+        // leave the first page to record and shallow frames.
+        let colour = (Int(bitPattern: slot) / stride &* 5 % Self.colours) * Self.colourStep
+        return (slot + stride - Self.recordSpace - colour).bindMemory(to: FiberRecord.self, capacity: 1)
+    }
+
     static let colours = 14
     static let colourStep = 128
     static let recordSpace = (MemoryLayout<FiberRecord>.stride + 63) & ~63
 
-    private mutating func carveOrReuse() throws(ResourceError) -> (slot: UnsafeMutableRawPointer, index: Int) {
-        if let slot = cold.popLast() { return (slot, Int(bitPattern: slot) / stride) }
+    private mutating func carveOrReuse() throws(ResourceError) -> UnsafeMutableRawPointer {
+        if let slot = cold.popLast() { return slot }
         if slabs.isEmpty || slabs.last.used == slabs.last.slots { try mapSlab() }
         let slab = slabs.last
         let slot = slab.base + slab.used * stride
         try protect(slot)
         slabs.last.used += 1
         carved += 1
-        return (slot, Int(bitPattern: slot) / stride)
+        return slot
     }
 
     private mutating func mapSlab() throws(ResourceError) {
@@ -184,11 +188,16 @@ struct StackPool {
         warm = fiber.next
         warmCount -= 1
         let low = UnsafeMutableRawPointer(fiber.pointee.context.stack_low!)
-        cfiber_forget(fiber.context)
-        fiber.deinitialize(count: 1)
+        end(fiber)
         // A failure leaves the pages where they are, which costs memory and nothing else.
         _ = cfiber_give_back(low, stride - guardSize)
         cold.append(low - guardSize)
+    }
+
+    /// Forgets a record and its context.
+    private func end(_ fiber: FiberPointer) {
+        cfiber_forget(fiber.context)
+        fiber.deinitialize(count: 1)
     }
 
     private func giveBackDeepPages(_ fiber: FiberPointer) {
@@ -206,12 +215,24 @@ struct StackPool {
         return cfiber_resident_depth(context.stack_low, Int(end - UInt(bitPattern: context.stack_low)))
     }
 
-    /// Unmaps everything. No fiber of this pool may be alive.
+    /// Calls `body` with each fiber that is alive. Looks at every stack there has been.
+    func forEachLive(_ body: (FiberPointer) -> Void) {
+        for i in 0..<slabs.count {
+            let slab = slabs.base.unsafelyUnwrapped[i]
+            for j in 0..<slab.used {
+                // A slot whose memory was given back reads as zeros.
+                let fiber = recordPlace(slab.base + j * stride)
+                if fiber.pointee.context.id != 0 { body(fiber) }
+            }
+        }
+    }
+
+    /// Unmaps everything. No fiber of this pool will run again.
     mutating func destroy() {
+        forEachLive(end)
         while let fiber = warm {
             warm = fiber.next
-            cfiber_forget(fiber.context)
-            fiber.deinitialize(count: 1)
+            end(fiber)
         }
         while let slab = slabs.popLast() { _ = cfiber_unmap(slab.base, slab.slots * stride) }
         slabs.destroy()

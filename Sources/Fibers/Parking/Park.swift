@@ -66,22 +66,38 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return Waiter(fiber)
     }
 
-    /// Parks the running fiber until its park is claimed, or until `deadline` (monotonic nanoseconds).
+    /// Parks the running fiber until its park is claimed, by whatever it waits for, at `deadline` (monotonic nanoseconds), or by a scope around it that is
+    /// cancelled. A fiber that is cancelled already lets the others run once and comes back.
     @inline(__always)
     package func park(_ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
         let fiber = running
         fiber.reason = reason
-        if deadline != .max { return parkTimed(fiber, deadline) }
+        if _slowPath(fiber.pointee.attention != 0 || deadline != .max) { return parkWatched(fiber, deadline) }
         switchAway()
         return fiber.pointee.outcome
     }
 
+    /// As `park`, for a fiber in a scope that has a deadline or was cancelled, or with a deadline of its own.
     @inline(never)
-    private func parkTimed(_ fiber: FiberPointer, _ deadline: Int64) -> Outcome {
-        if !pointee.timers.insert(fiber, deadline) { _ = unpark(Waiter(fiber), .noTimer) }
+    private func parkWatched(_ fiber: FiberPointer, _ deadline: Int64) -> Outcome {
+        if fiber.pointee.attention & Attention.cancelled != 0 {
+            _ = unpark(Waiter(fiber), .cancelled)
+        } else if !pointee.timers.arm(fiber, Swift.min(deadline, fiber.pointee.scope.pointee.effective)) {
+            _ = unpark(Waiter(fiber), .noTimer)
+        }
         switchAway()
-        if fiber.pointee.timerIndex >= 0 { pointee.timers.remove(fiber) }
+        fiber.pointee.wakeAt = .max
         return fiber.pointee.outcome
+    }
+
+    /// Parks in a scope that nothing reaches from outside: for waits that must not end early since others rely on it.
+    func parkShielded(in list: UnsafeMutablePointer<WaitList>, _ reason: WaitReason) {
+        var shield = CancelScope(.shield, of: running)
+        _withUnprotectedUnsafeMutablePointer(to: &shield) { shield in
+            shield.enter()
+            _ = park(in: list, reason)
+            shield.leave()
+        }
     }
 
     /// Ends a park on this worker and makes the fiber ready. False when it was claimed before.

@@ -1,7 +1,7 @@
 /// Why a fiber waits: what kind of thing, and which one. Stored at each park, so that a dump can say it.
 package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package enum Kind: UInt8, BitwiseCopyable, Sendable {
-        case none, read, write, accept, connect, sleep, join, readable, writable, other
+        case none, read, write, accept, connect, sleep, join, readable, writable, group, other
     }
 
     package var kind: Kind
@@ -16,6 +16,7 @@ package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
 
     package static var none: WaitReason { WaitReason(.none) }
     package static var sleep: WaitReason { WaitReason(.sleep) }
+    package static var group: WaitReason { WaitReason(.group) }
     package static var other: WaitReason { WaitReason(.other) }
     package static func join(_ id: UInt64) -> WaitReason { WaitReason(.join, Int32(truncatingIfNeeded: id)) }
 }
@@ -25,6 +26,7 @@ extension WaitReason: CustomStringConvertible {
         switch kind {
         case .none: "running or ready"
         case .sleep, .other: "\(kind)"
+        case .group: "the fibers of a group"
         case .join: "join fiber #\(subject)"
         case .read, .write, .accept, .connect, .readable, .writable: "\(kind) descriptor \(subject)"
         }
@@ -37,8 +39,10 @@ package enum Outcome: UInt8, BitwiseCopyable, Sendable {
     case ready
     /// The thing that was waited on has gone.
     case closed
-    /// The deadline passed first.
+    /// The deadline of the call passed first.
     case timedOut
+    /// A scope around the call was cancelled, or its deadline passed.
+    case cancelled
     /// There was no memory for the timer of a deadline, so the park ended at once.
     case noTimer
 }

@@ -4,7 +4,8 @@
 // Invariants:
 //   * a `Descriptor` is good for one registration: after `close` every operation on it, running or new, ends with `IOCode.closed` and touches
 //     neither the number nor its next owner;
-//   * an operation parks the calling fiber at most until its deadline, and has no half-effect when it fails;
+//   * an operation parks the calling fiber at most until its deadline, and has no half-effect when it fails. In a cancelled fiber it fails at once, also where
+//     it need not park, so that cancellation reaches those who always find something to do;
 //   * operations return a count (or a descriptor) >= 0, a negative errno, or one of the codes of `IOCode`.
 // A class and not a protocol with many conformances behind an existential: an operation costs one indirect call and no reference counting.
 // Owner worker only.
@@ -34,6 +35,8 @@ package enum IOCode {
     package static var timedOut: Int { -10_002 }
     /// The descriptor is of a kind that cannot be waited for.
     package static var unsupported: Int { -10_003 }
+    /// The calling fiber is cancelled, or was while it waited.
+    package static var cancelled: Int { -10_004 }
 }
 
 package enum Direction: Sendable {
@@ -96,6 +99,9 @@ package class Driver {
     }
     /// Waits until the kernel says that a descriptor is readable or writable, for code that makes its own system calls. 0 then. Parks.
     package func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int { fatalError("a driver implements wait") }
+
+    /// Monotonic nanoseconds.
+    package func now() -> Int64 { cfiber_now() }
 
     /// Collects what has happened and wakes the waiters; blocks at most `timeout` nanoseconds (negative: without end) if nothing has.
     func poll(timeout: Int64) { fatalError("a driver implements poll") }

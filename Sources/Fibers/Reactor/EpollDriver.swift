@@ -109,6 +109,7 @@ final class EpollDriver: Driver {
     @inline(__always)
     private func takeTurn(_ d: Descriptor, _ turn: Registration.Flags, _ deadline: Int64) -> Int {
         guard d.isOpen else { return IOCode.closed }
+        if worker.refusesOperation() { return IOCode.cancelled }
         if _slowPath(d.registration.pointee.flags.contains(turn)) { return waitForTurn(d, turn, deadline) }
         d.registration.pointee.flags.insert(turn)
         return 0
@@ -208,6 +209,7 @@ final class EpollDriver: Driver {
 
     override func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
         guard d.isOpen else { return IOCode.closed }
+        if worker.refusesOperation() { return IOCode.cancelled }
         // The common case: nobody else writes and the kernel takes it all.
         if d.registration.pointee.writable && !d.registration.pointee.flags.contains(.writing) {
             let n = cfiber_send(d.registration.pointee.fd, memory, count)
@@ -306,7 +308,7 @@ final class EpollDriver: Driver {
                         guard d.isOpen else { return IOCode.closed }
                     }
                     pause = min(max(pause * 2, 5_000_000), 100_000_000)
-                    let retry = min(deadline, cfiber_now() &+ pause)
+                    let retry = min(deadline, worker.now &+ pause)
                     let code = park(d, .read, .accept, retry)
                     if code != 0 && (code != IOCode.timedOut || retry == deadline) { return code }
                     continue
@@ -321,6 +323,7 @@ final class EpollDriver: Driver {
 
     override func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
         guard d.isOpen else { return IOCode.closed }
+        if worker.refusesOperation() { return IOCode.cancelled }
         let status = cfiber_connect(d.registration.pointee.fd, address, length)
         if status != -EINPROGRESS { return Int(status) }
         d.registration.pointee.writable = false
@@ -342,6 +345,7 @@ final class EpollDriver: Driver {
     override func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int {
         while true {
             guard d.isOpen else { return IOCode.closed }
+            if worker.refusesOperation() { return IOCode.cancelled }
             let slot = d.registration
             // First of all, so that what epoll does not take is told apart from what is ready.
             let watched = watchIfNew(slot, direction)
@@ -375,6 +379,7 @@ final class EpollDriver: Driver {
         case .ready: 0
         case .closed: IOCode.closed
         case .timedOut: IOCode.timedOut
+        case .cancelled: IOCode.cancelled
         case .noTimer: -Int(ENOMEM)
         }
     }

@@ -36,6 +36,8 @@ package struct WorkerState: ~Copyable {
     let root: FiberPointer
     package var statistics = WorkerStatistics()
     var overflowState: UnsafeMutableRawPointer?
+    /// Set once the runtime shuts down: all fibers are cancelled, and those not ended by then are abandoned.
+    var abandonAt = Int64.max
 }
 
 /// Counters of one worker, for tests and diagnostics.
@@ -53,6 +55,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// The worker of the calling thread.
     @inline(__always)
     package static var current: Worker? { cfiber_worker()?.assumingMemoryBound(to: WorkerState.self) }
+
+    /// Monotonic nanoseconds, by the driver's clock.
+    package var now: Int64 { pointee.driver.now() }
 
     /// The fiber on whose stack the thread runs, which may be the root.
     @inline(__always)
@@ -103,7 +108,11 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func endTick() {
         pointee.budget = Self.tickLength
         collectInbox()
-        if cfiber_counter() &- pointee.lastPoll >= cfiber_counter_interval() { poll(timeout: 0) }
+        if cfiber_counter() &- pointee.lastPoll >= cfiber_counter_interval() {
+            poll(timeout: 0)
+            // The fiber stays as it is, with all that it owns, and never goes on.
+            if _slowPath(pointee.abandonAt != .max && isOverdue) { cfiber_switch(pointee.root.context) }
+        }
     }
 
     /// Counts an operation that succeeded without parking; now and then lets the others run, so that one busy socket starves nobody.
@@ -112,15 +121,18 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.ioBudget &-= 1
         if _slowPath(pointee.ioBudget <= 0) {
             pointee.ioBudget = Self.ioBudgetLength
+            // A deadline must come to a fiber that never has to wait, too.
+            _ = isCancelled
             yield()
         }
     }
 
     // The root.
 
-    /// Runs fibers until none is alive.
+    /// Runs fibers until none is alive, or until those that are alive are abandoned.
     func runUntilDone() {
         while pointee.live > 0 {
+            if _slowPath(pointee.abandonAt != .max && isOverdue) { return abandonFibers() }
             collectInbox()
             if let next = pointee.ready.popFirst() {
                 cfiber_switch(next.context)
@@ -131,10 +143,11 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     }
 
     private func sleep() {
-        pointee.pool.trim(now: cfiber_now())
-        let now = cfiber_now()
+        pointee.pool.trim(now: now)
+        let now = self.now
         var wake = Int64.max
         if let deadline = pointee.timers.earliest { wake = deadline }
+        wake = Swift.min(wake, pointee.abandonAt)
         if let trim = pointee.pool.nextTrim { wake = Swift.min(wake, trim) }
         guard pointee.inbox.beginSleep() else { return }
         pointee.statistics.sleeps &+= 1
@@ -146,13 +159,51 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func poll(timeout: Int64) {
         pointee.statistics.polls &+= 1
         pointee.driver.poll(timeout: timeout)
-        if !pointee.timers.isEmpty { expireTimers(now: cfiber_now()) }
+        if !pointee.timers.isEmpty { expireTimers(now: now) }
         pointee.lastPoll = cfiber_counter()
     }
 
     private func expireTimers(now: Int64) {
         while let fiber = pointee.timers.popExpired(now: now) {
-            _ = unpark(Waiter(fiber), .timedOut)
+            // Not later than the deadline of the call itself: then it is the scope's.
+            if fiber.pointee.scope.pointee.effective <= fiber.pointee.wakeAt {
+                cancelExpired(fiber)
+            } else {
+                _ = unpark(Waiter(fiber), .timedOut)
+            }
+        }
+    }
+
+    // Shutting down.
+
+    /// Cancels all fibers, the newest first, and those that are spawned from now on; gives them until `deadline` to end. A second call may shorten the time.
+    func shutDown(until deadline: Int64) {
+        pointee.abandonAt = Swift.min(pointee.abandonAt, deadline)
+        for fiber in liveFibers.reversed() { cancel(fiber.base) }
+    }
+
+    private var isOverdue: Bool { now >= pointee.abandonAt }
+
+    /// In the order in which they were spawned.
+    private var liveFibers: [FiberPointer] {
+        var fibers: [FiberPointer] = []
+        pointee.pool.forEachLive { fibers.append($0) }
+        return fibers.sorted { $0.pointee.context.id < $1.pointee.context.id }
+    }
+
+    /// Names the fibers that did not end in time. They will never run again; what they own stays in memory, since Swift cannot unwind their stacks.
+    private func abandonFibers() {
+        let fibers = liveFibers
+        let names = fibers.prefix(20).map { fiber in
+            "fiber #\(fiber.pointee.context.id)\(fiber.name.map { " \"\($0)\"" } ?? "") (\(fiber.reason))"
+        }
+        let rest = fibers.count > names.count ? ", and \(fibers.count - names.count) more" : ""
+        warn(
+            "the runtime ends without \(names.joined(separator: ", "))\(rest): cancelled and not ended in time. They may ignore their cancellation, or wait in withCancellationShield without a deadline."
+        )
+        for fiber in fibers {
+            // A handle must not look for the record any more.
+            fiber.pointee.core?.record = nil
         }
     }
 
@@ -191,6 +242,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         fiber.pointee.runner = runner
         pointee.live &+= 1
         pointee.ready.append(fiber)
+        if _slowPath(pointee.abandonAt != .max) { cancel(fiber.base) }
         return (core, fiber.body)
     }
 
@@ -230,6 +282,9 @@ private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
         return core.object != nil
     }
     if !fiber.pointee.joiners.isEmpty { worker.wakeAll(&fiber.pointee.joiners, .ready) }
+    if _slowPath(fiber.pointee.timerIndex >= 0) { worker.pointee.timers.remove(fiber) }
+    if _slowPath(fiber.pointee.attention != 0 || fiber.pointee.base.outer != nil) { fiber.endBase() }
+    if fiber.pointee.locals != nil { fiber.pointee.locals = nil }
     // Nobody can have the result any more but those with a handle, and it must not outlive them.
     if holdsResult { fiber.pointee.core = nil }
     fiber.pointee.context.id = 0

@@ -18,6 +18,8 @@ extension FiberRuntime {
         public var stackSize: Int
         /// Bytes in each buffer of the worker's pool, out of which reads that bring no buffer are served. 16 KiB by default.
         public var readBufferSize: Int
+        /// How long fibers may take to end once the runtime shuts down, because `main` threw an error or by ``FiberRuntime/shutDown(within:)``. 10 seconds by default.
+        public var shutdownLimit: Duration
         /// How stacks are guarded; `.automatic` unless a test wants to know.
         public var guards: Guards
         /// Hears once of each error that a fiber threw and nobody joined. By default one line on standard error. Called on the worker; it must not throw,
@@ -28,12 +30,14 @@ extension FiberRuntime {
         public var onWarning: @Sendable (String) -> Void
 
         public init(
-            stackSize: Int = 256 * 1024, readBufferSize: Int = 16 * 1024, guards: Guards = .automatic,
+            stackSize: Int = 256 * 1024, readBufferSize: Int = 16 * 1024, shutdownLimit: Duration = .seconds(10),
+            guards: Guards = .automatic,
             onUnhandledError: @escaping @Sendable (UnhandledFiberError) -> Void = { $0.printToStandardError() },
             onWarning: @escaping @Sendable (String) -> Void = { printLineToStandardError($0) }
         ) {
             self.stackSize = stackSize
             self.readBufferSize = readBufferSize
+            self.shutdownLimit = shutdownLimit
             self.guards = guards
             self.onUnhandledError = onUnhandledError
             self.onWarning = onWarning

@@ -43,15 +43,19 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
     /// once, like ``yield()``.
     ///
     /// - Parameter duration: how long, with nanosecond resolution.
-    /// - Throws: ``ResourceError`` when there is no memory for the timer.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled; ``ResourceError`` when there is no memory for the timer.
     /// - Note: parks
     public static func sleep(for duration: Duration) throws {
         let worker = Worker.here("Fiber.sleep(for:)")
-        guard duration > .zero else { return worker.yield() }
-        _ = worker.beginPark()
-        if worker.park(.sleep, until: Deadline.after(duration)) == .noTimer {
-            throw ResourceError.memory(ENOMEM, "growing the timer queue", bytes: 16 * 2 * worker.pointee.timers.count)
-        }
+        try worker.sleep(until: duration > .zero ? Deadline.after(duration) : 0)
+    }
+
+    /// Parks the calling fiber until an instant. How far that is away is found out when it is called: time that the machine then spends suspended comes on top.
+    ///
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled; ``ResourceError`` when there is no memory for the timer.
+    /// - Note: parks
+    public static func sleep(until instant: ContinuousClock.Instant) throws {
+        try sleep(for: ContinuousClock.now.duration(to: instant))
     }
 
     /// Starts a fiber on the caller's worker. It runs after the fibers that are ready now, and goes on until its body ends, whether or not the handle is kept.
@@ -80,6 +84,31 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
         try Worker.here("Fiber.spawnLocal").start(name: name, runner)
     }
 
+    // Cancellation.
+
+    /// Cancels the fiber: what it waits for ends now, and whatever else it would wait for later ends at once, by an error. Its children in groups are cancelled,
+    /// too; fibers that it has spawned otherwise are not.
+    ///
+    /// It returns immediately; ``FiberHandle/join()`` waits for the end. A fiber that has not run yet does run, up to its first call that may park, so that it can
+    /// clean up what it was given. Cancelling is for ever and happens once: doing it again, or after the end, does nothing. A fiber may cancel itself.
+    public func cancel() {
+        guard let record = core.record else { return }
+        let worker = record.pointee.worker
+        require(worker == Worker.current, "cancel() was called on another worker's fiber: cancel it on the thread that runs it")
+        worker.cancel(record.base)
+    }
+
+    /// True when the calling fiber is cancelled, by ``cancel()`` or by a scope around this call whose deadline has passed; false inside
+    /// ``withCancellationShield(_:)`` and outside fibers.
+    public static var isCancelled: Bool { Worker.current?.isCancelled ?? false }
+
+    /// Throws if the calling fiber is cancelled: for long computations, which have nothing to wait for. It lets nobody else run; ``yield()`` does.
+    /// - Throws: `CancellationError` or ``TimeoutError``.
+    public static func checkCancellation() throws {
+        let worker = Worker.here("Fiber.checkCancellation()")
+        if worker.isCancelled { throw worker.running.cancellation }
+    }
+
     // Stacks, for diagnostics.
 
     /// How deep the stack of a running fiber has ever been, in bytes from its top, to the page; 0 once it has finished.
@@ -93,4 +122,32 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
 
     /// The bytes of stack that a fiber of this runtime can use; 0 once it has finished.
     public var stackSize: Int { core.record?.context.pointee.stack_size ?? 0 }
+}
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// Parks the running fiber until a deadline; one that has passed lets the others run once.
+    func sleep(until deadline: Int64) throws {
+        try refuseIfCancelled()
+        guard deadline > 0 else { return yield() }
+        _ = beginPark()
+        let outcome = park(.sleep, until: deadline)
+        if outcome != .timedOut { try check(outcome) }
+    }
+
+    /// For calls that need not park. Throws in a cancelled fiber, after others have run, so that a loop that ignores it starves nobody.
+    func refuseIfCancelled() throws {
+        if isCancelled {
+            yield()
+            throw running.cancellation
+        }
+    }
+
+    /// Throws what a park that did not end well says.
+    package func check(_ outcome: Outcome) throws {
+        switch outcome {
+        case .ready, .closed, .timedOut: return
+        case .cancelled: throw running.cancellation
+        case .noTimer: throw ResourceError.memory(ENOMEM, "growing the timer queue", bytes: 16 * 2 * pointee.timers.count)
+        }
+    }
 }

@@ -72,16 +72,19 @@ typealias FiberBodyRunner = (_ core: FiberCore, _ body: UnsafeMutableRawPointer)
 /// An error that a fiber threw, until somebody takes it. If nobody ever does, the runtime's handler hears of it, once.
 @usableFromInline
 package final class UndeliveredError {
-    private let error: any Error
+    let error: any Error
     private let id: UInt64
     private let name: String?
     private let runtime: FiberRuntime
-    private var isDelivered = false
+    private var isDelivered: Bool
 
     @usableFromInline
     init(_ error: any Error, of core: FiberCore) {
         let record = core.record.unsafelyUnwrapped
-        self.error = error
+        // A cancelled fiber that ends because of that is no news for anybody.
+        let wasCancelled = record.base.pointee.cause != nil && isCancellation(error)
+        self.error = wasCancelled ? CancellationError() : error
+        isDelivered = wasCancelled
         id = core.id
         name = record.name
         runtime = record.pointee.worker.pointee.runtime

@@ -1,6 +1,7 @@
 /// A fiber that was spawned, and the way to what it returns.
 ///
-/// Keep it, put it into an array, copy it, or drop it: a dropped handle leaves the fiber running.
+/// Keep it, put it into an array, copy it, or drop it: dropping it detaches the fiber, which runs on to its end; an error that it throws then goes to
+/// ``FiberRuntime/Configuration/onUnhandledError``.
 public struct FiberHandle<Value> {
     @usableFromInline let core: FiberCore
 
@@ -11,22 +12,27 @@ public struct FiberHandle<Value> {
 
     /// Waits until the fiber has ended and returns what its body returned, or throws what it threw. May be called any number of times, by several fibers.
     ///
-    /// Joining cancels nothing. A fiber must not join itself.
+    /// Joining cancels nothing: when the caller is cancelled it stops to wait, and the joined fiber goes on. A fiber must not join itself.
+    ///
+    /// - Throws: what the body threw; `CancellationError` when the fiber was cancelled and ended because of that, or when the caller is cancelled before the fiber
+    ///   has ended (``Fiber/isCancelled`` then is true); ``TimeoutError``.
     /// - Note: parks
     @inlinable
     public func join() throws -> Value {
-        if !core.isFinished { waitForEnd(core) }
+        if !core.isFinished { try waitForEnd(core) }
         return try core.result(Value.self)
     }
 
+    /// Cancels the fiber; see ``Fiber/cancel()``.
+    public func cancel() { fiber.cancel() }
 }
 
 /// Parks the caller until the life of a core is over.
 @usableFromInline
-func waitForEnd(_ core: FiberCore) {
+func waitForEnd(_ core: FiberCore) throws {
     let worker = Worker.here("FiberHandle.join()")
     guard let record = core.record else { return }
     require(record != worker.running, "a fiber called join() on its own handle, which would never return: join it from another fiber")
     require(record.pointee.worker == worker, "join() was called on another worker's fiber: join it on the thread that runs it")
-    _ = worker.park(in: record.joiners, .join(core.id))
+    try worker.check(worker.park(in: record.joiners, .join(core.id)))
 }

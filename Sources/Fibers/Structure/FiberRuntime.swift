@@ -24,7 +24,8 @@ public final class FiberRuntime: Sendable {
     ///
     /// Not for use inside a `Task`: it keeps the thread, which Swift concurrency has few of, and the task would be current for all fibers.
     ///
-    /// An error of `main` is thrown like its result is returned, once the other fibers have ended.
+    /// When `main` throws, all other fibers are cancelled, and the error is thrown when they have ended. To end the others of a `main` that returns, put them into
+    /// a group (``withFiberGroup(limit:_:)``) or call ``shutDown(within:)``.
     ///
     /// - Throws: what `main` throws, or a ``ResourceError`` when the runtime cannot start.
     @discardableResult
@@ -38,10 +39,30 @@ public final class FiberRuntime: Sendable {
         defer { worker.destroy() }
         var result: Result<Value, any Error>?
         try withoutActuallyEscaping(main) { main in
-            try Fiber.spawnLocal(name: "main") { result = Result { try main() } }
+            try Fiber.spawnLocal(name: "main") {
+                result = Result { try main() }
+                if case .failure = result { shutDown() }
+            }
             worker.runUntilDone()
+            // What `main` captures is borrowed from the caller of `run`, who must not go on while `main` has it.
+            require(
+                result != nil,
+                "FiberRuntime.run cannot return: the runtime was shut down, and main, which was cancelled, has not ended within the limit. Let the errors of waiting calls end it, or give it more time (shutDown(within:))."
+            )
         }
         return try result.unsafelyUnwrapped.get()
+    }
+
+    /// Ends the calling fiber's runtime: cancels all of its fibers, the caller and those spawned later included, the newest first, and gives them some time to end.
+    ///
+    /// It returns at once. ``run(_:_:)`` returns when all have ended, or when the time is over: then ``Configuration/onWarning`` hears the names of those that are left and
+    /// what they wait for, and they never run again; what they own stays in memory. `main` itself cannot be left behind: if it has not ended by then, the program stops with a message. A fiber that
+    /// computes without ever waiting or yielding holds up the end.
+    ///
+    /// - Parameter limit: how long the fibers may take, nil for ``Configuration/shutdownLimit``. Of several calls the earliest end counts.
+    public static func shutDown(within limit: Duration? = nil) {
+        let worker = Worker.here("FiberRuntime.shutDown")
+        worker.shutDown(until: Deadline.after(limit ?? worker.pointee.runtime.configuration.shutdownLimit))
     }
 }
 
@@ -69,7 +90,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             throw .memory(-status, "mapping an alternate signal stack", bytes: 1 << 17)
         }
         let root = FiberPointer.allocate(capacity: 1)
-        root.initialize(to: FiberRecord(worker: worker))
+        root.initialize(for: worker)
         worker.initialize(
             to: WorkerState(
                 ready: ready, inbox: inbox, driver: driver,

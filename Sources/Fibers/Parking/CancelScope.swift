@@ -1,0 +1,195 @@
+// What bounds a stretch of a fiber's work: its whole life, a deadline, a group or a shield. A cancellation, and a deadline that has passed, walk from a scope to
+// everything inside it and claim the waiters that they meet, like any other event; so whatever parks can be cancelled.
+//
+//     fiber A   base ← timeout ← group                `outer` points to the left, `inner`, within one fiber, to the right
+//     fiber B                      ↑ base ← shield    the base of a child has the group as its `outer`
+//
+// Invariants:
+//   * a scope lies in the frame of the call that made it (the base in the record), and that call returns after everything inside has been left. So `outer`,
+//     `inner` and `cause` point to scopes that are there;
+//   * `cause` is the scope that was cancelled: this one or one outside. Once it is set, everything inside has a cause too, up to the shields; the first cause stays;
+//   * `effective` is the earliest deadline of the scope and of those outside it, up to the nearest shield, and does not change while the scope is there. So a fiber
+//     needs one timer, whatever the number of its scopes;
+//   * the record's `attention` says of the innermost scope whether it has a cause, and whether a deadline.
+// Owner worker only. The tree and its rules are Trio's (N. J. Smith, "Timeouts and cancellation for humans", 2018); children carry the deadline by value.
+
+import CFiber
+
+typealias ScopePointer = UnsafeMutablePointer<CancelScope>
+
+struct CancelScope: BitwiseCopyable {
+    enum Kind: UInt8, BitwiseCopyable {
+        case fiber, daemon, deadline, group, shield
+    }
+
+    let fiber: FiberPointer
+    let kind: Kind
+    var outer: ScopePointer?
+    fileprivate(set) var inner: ScopePointer?
+    fileprivate(set) var cause: ScopePointer?
+    /// Its own, in monotonic nanoseconds.
+    let deadline: Int64
+    fileprivate(set) var effective: Int64
+    /// When it was made, if it has a deadline.
+    let start: Int64
+
+    /// A scope that has not been entered yet.
+    @inline(__always)
+    init(_ kind: Kind, of fiber: FiberPointer, deadline: Int64 = .max, start: Int64 = 0) {
+        self.fiber = fiber
+        self.kind = kind
+        self.deadline = deadline
+        self.start = start
+        effective = deadline
+    }
+}
+
+/// What the next park of a fiber must heed, in the record's first line.
+enum Attention {
+    @inline(__always) static var cancelled: UInt8 { 1 }
+    @inline(__always) static var deadline: UInt8 { 2 }
+}
+
+extension UnsafeMutablePointer where Pointee == CancelScope {
+    /// Makes it the innermost scope of its fiber, which must be running.
+    @inline(__always)
+    func enter() {
+        let fiber = pointee.fiber
+        let outer = fiber.pointee.scope
+        outer.pointee.inner = self
+        pointee.outer = outer
+        if pointee.kind != .shield {
+            pointee.cause = outer.pointee.cause
+            pointee.effective = Swift.min(pointee.deadline, outer.pointee.effective)
+        }
+        fiber.pointee.scope = self
+        fiber.noteScope()
+    }
+
+    /// Ends it; it must be the innermost.
+    @inline(__always)
+    func leave() {
+        let fiber = pointee.fiber
+        let outer = pointee.outer.unsafelyUnwrapped
+        outer.pointee.inner = nil
+        fiber.pointee.scope = outer
+        fiber.noteScope()
+    }
+
+    /// Puts the base of a new fiber into a group.
+    func attach(to group: ScopePointer) {
+        pointee.outer = group
+        pointee.cause = group.pointee.cause
+        pointee.effective = group.pointee.effective
+        pointee.fiber.noteScope()
+    }
+
+    /// The outermost of the scopes that give this one its effective deadline.
+    fileprivate var bound: ScopePointer {
+        var bound = self
+        var scope = self
+        while true {
+            if scope.pointee.deadline == pointee.effective { bound = scope }
+            guard scope.pointee.kind != .shield, let outer = scope.pointee.outer, outer.pointee.effective == pointee.effective else {
+                return bound
+            }
+            scope = outer
+        }
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == FiberRecord {
+    /// The life is over: tells the group, if there is one, and makes the base as it was.
+    @inline(never)
+    func endBase() {
+        if let group = pointee.base.outer { GroupPointer(group).childEnded(self) }
+        pointee.base = CancelScope(.fiber, of: self)
+        pointee.attention = 0
+    }
+
+    @inline(__always)
+    fileprivate func noteScope() {
+        let scope = pointee.scope
+        pointee.attention =
+            (scope.pointee.cause != nil ? Attention.cancelled : 0) | (scope.pointee.effective != .max ? Attention.deadline : 0)
+    }
+
+    /// What a park of the fiber throws once it is cancelled: the deadline of the scope directly around it by name, any other as a `CancellationError`, which
+    /// nobody between here and the scope that was cancelled mistakes for his own.
+    package var cancellation: any Error {
+        let scope = pointee.scope
+        if scope.pointee.kind == .deadline && scope.pointee.cause == scope { return scope.timeoutError(during: reason) }
+        return CancellationError()
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// Cancels everything inside a scope, shields excepted, unless something has done so already. Makes fibers ready, and runs none.
+    ///
+    /// In constant space: groups nest as deep as memory allows, and the caller's stack does not.
+    func cancel(_ top: ScopePointer) {
+        var entered: ScopePointer? = top
+        while let scope = entered {
+            var last: ScopePointer? = scope
+            if scope.pointee.cause == nil && (scope == top || scope.pointee.kind != .shield) {
+                scope.pointee.cause = top
+                if scope.pointee.kind == .group, let child = GroupPointer(scope).pointee.firstChild {
+                    entered = child.base
+                    continue
+                }
+                entered = scope.pointee.inner
+                if entered != nil { continue }
+                interrupt(scope.pointee.fiber)
+            }
+            // This fiber is done: on to the next child of its group, and after the last one to what is inside the group in its own fiber.
+            entered = nil
+            while let done = last?.pointee.fiber, done != top.pointee.fiber {
+                if let sibling = done.pointee.nextSibling {
+                    entered = sibling.base
+                    break
+                }
+                let group = done.base.pointee.outer.unsafelyUnwrapped
+                entered = group.pointee.inner
+                if entered != nil { break }
+                interrupt(group.pointee.fiber)
+                last = group
+            }
+        }
+    }
+
+    /// The innermost scope of a fiber has a cause now.
+    private func interrupt(_ fiber: FiberPointer) {
+        fiber.pointee.attention |= Attention.cancelled
+        _ = unpark(Waiter(fiber), .cancelled)
+    }
+
+    /// The effective deadline of a fiber's innermost scope has passed.
+    func cancelExpired(_ fiber: FiberPointer) {
+        cancel(fiber.pointee.scope.bound)
+    }
+
+    /// True when the running fiber is cancelled, or its deadline has passed by the clock.
+    @inline(__always)
+    package var isCancelled: Bool {
+        let attention = running.pointee.attention
+        return attention == 0 ? false : isCancelled(attention)
+    }
+
+    @inline(never)
+    private func isCancelled(_ attention: UInt8) -> Bool {
+        if attention & Attention.cancelled != 0 { return true }
+        let fiber = running
+        guard fiber.pointee.scope.pointee.effective <= now else { return false }
+        cancelExpired(fiber)
+        return true
+    }
+
+    /// For operations that need not park: true when the running fiber is known to be cancelled, and then it has let others run, so that a loop that
+    /// ignores it starves nobody.
+    @inline(__always)
+    package func refusesOperation() -> Bool {
+        if _fastPath(running.pointee.attention & Attention.cancelled == 0) { return false }
+        yield()
+        return true
+    }
+}

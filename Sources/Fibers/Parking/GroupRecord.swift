@@ -1,0 +1,153 @@
+// What the kernel knows of a group: its scope, its children, who waits for them, and what they leave behind.
+//
+// Invariants:
+//   * it lies in the frame of `withFiberGroup`, which does not return while a child is alive;
+//   * `running` counts the children that are no daemons, and slots on their way to a fiber that is about to spawn one; it never exceeds `limit`, and nobody waits
+//     in `room` while it is less;
+//   * a child leaves when its life is over and nothing of its body is left.
+// Owner worker only.
+
+typealias GroupPointer = UnsafeMutablePointer<GroupRecord>
+
+struct GroupRecord: BitwiseCopyable {
+    /// First, so that a pointer to the scope of a group is one to the group.
+    fileprivate let scope: CancelScope
+    fileprivate(set) var firstChild: FiberPointer?
+    fileprivate var lastChild: FiberPointer?
+    fileprivate(set) var running = 0
+    fileprivate(set) var daemons = 0
+    let limit: Int
+    /// Fibers that wait to spawn.
+    fileprivate var room = WaitList()
+    /// Fibers that wait for children to end.
+    fileprivate var changes = WaitList()
+    let ledger: Unmanaged<GroupLedger>
+
+    init(owner: FiberPointer, limit: Int, ledger: GroupLedger) {
+        scope = CancelScope(.group, of: owner)
+        self.limit = limit
+        self.ledger = .passUnretained(ledger)
+    }
+}
+
+/// The results and errors of a group's children, in the order in which they ended.
+final class GroupLedger {
+    /// What was not the doing of a cancellation.
+    @exclusivity(unchecked) private(set) var errors: [any Error] = []
+    /// A child was ended by a cancellation or deadline from outside the group, and nobody has heard of it yet.
+    @exclusivity(unchecked) private(set) var wasCutShort = false
+    @exclusivity(unchecked) private var finished: [FiberCore] = []
+    @exclusivity(unchecked) private var taken = 0
+    private let keepsResults: Bool
+
+    init(keepsResults: Bool) { self.keepsResults = keepsResults }
+
+    /// Notes the end of a child; true when it failed.
+    fileprivate func note(_ core: FiberCore, isDaemon: Bool, wasCancelled: Bool, fromOutside: Bool) -> Bool {
+        guard let failure = core.object as? UndeliveredError else {
+            if keepsResults && !isDaemon { finished.append(core) }
+            return false
+        }
+        let error = failure.deliver()
+        if wasCancelled && error is CancellationError {
+            if fromOutside { wasCutShort = true }
+            return false
+        }
+        errors.append(error)
+        return true
+    }
+
+    func noteFailure(_ error: any Error) { errors.append(error) }
+
+    func takeFinished() -> FiberCore? {
+        guard taken < finished.count else { return nil }
+        let core = finished[taken]
+        taken += 1
+        // What was taken is let go of, at a cost that is constant on average.
+        if taken * 2 > finished.count {
+            finished.removeFirst(taken)
+            taken = 0
+        }
+        return core
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == GroupRecord {
+    @inline(__always)
+    init(_ scope: ScopePointer) {
+        self = UnsafeMutableRawPointer(scope).assumingMemoryBound(to: GroupRecord.self)
+    }
+
+    var scope: ScopePointer { UnsafeMutableRawPointer(self).assumingMemoryBound(to: CancelScope.self) }
+    private var worker: Worker { scope.pointee.fiber.pointee.worker }
+    private var room: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.room) { $0 } }
+    private var changes: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.changes) { $0 } }
+
+    /// Waits until less than `limit` children run, and takes the slot. Parks.
+    func takeSlot() throws {
+        let worker = worker
+        try worker.refuseIfCancelled()
+        if pointee.running < pointee.limit {
+            pointee.running += 1
+        } else {
+            // Who wakes us hands his slot over, so that nobody comes in between.
+            try worker.check(worker.park(in: room, .group))
+        }
+    }
+
+    /// Gives a slot to the next in line, if there is one.
+    func giveSlot() {
+        while let node = room.pointee.popFirst() {
+            if worker.unpark(node.pointee.waiter, .ready) { return }
+        }
+        pointee.running -= 1
+    }
+
+    /// Makes a fiber that has not run yet a child; a slot was taken unless it is a daemon.
+    func adopt(_ child: FiberPointer, isDaemon: Bool) {
+        let wasCancelled = child.base.pointee.cause != nil
+        child.pointee.base = CancelScope(isDaemon ? .daemon : .fiber, of: child)
+        child.base.attach(to: scope)
+        if wasCancelled { worker.cancel(child.base) }
+        if isDaemon { pointee.daemons += 1 }
+        child.pointee.previousSibling = pointee.lastChild
+        child.pointee.nextSibling = nil
+        if let last = pointee.lastChild { last.pointee.nextSibling = child } else { pointee.firstChild = child }
+        pointee.lastChild = child
+    }
+
+    /// Lets a child go at the end of its life.
+    func childEnded(_ child: FiberPointer) {
+        let next = child.pointee.nextSibling
+        let previous = child.pointee.previousSibling
+        if let previous { previous.pointee.nextSibling = next } else { pointee.firstChild = next }
+        if let next { next.pointee.previousSibling = previous } else { pointee.lastChild = previous }
+        let isDaemon = child.base.pointee.kind == .daemon
+        let failed = pointee.ledger._withUnsafeGuaranteedRef {
+            $0.note(
+                child.pointee.core.unsafelyUnwrapped, isDaemon: isDaemon, wasCancelled: child.base.pointee.cause != nil,
+                fromOutside: scope.pointee.cause != nil && scope.pointee.cause != scope)
+        }
+        if failed { worker.cancel(scope) }
+        if isDaemon { pointee.daemons -= 1 } else { giveSlot() }
+        noteChange()
+    }
+
+    func noteChange() {
+        if !changes.pointee.isEmpty { worker.wakeAll(&changes.pointee, .ready) }
+    }
+
+    /// Waits until something about the children may have changed. Parks.
+    func waitForChange() throws {
+        try worker.check(worker.park(in: changes, .group))
+    }
+
+    /// Waits for the last child, then cancels the daemons and waits for them. Not to be cancelled itself: the children are what a cancellation reaches, and
+    /// their frames may point into the frame that waits.
+    func waitForEnd() {
+        while pointee.running > 0 || pointee.daemons > 0 {
+            if pointee.running == 0 { worker.cancel(scope) }
+            worker.parkShielded(in: changes, .group)
+        }
+    }
+}

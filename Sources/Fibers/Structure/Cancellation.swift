@@ -1,0 +1,95 @@
+// Deadlines and shields as users name them; the mechanism is in Parking/CancelScope.swift.
+
+import CFiber
+
+/// The time that was given to a piece of work was over before the work was.
+public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
+    /// The limit of the ``withTimeout(_:_:)`` whose time was over; of a ``withDeadline(_:_:)`` what was left when it began.
+    public let limit: Duration
+    /// What the fiber was doing then, or did last.
+    public let operation: String
+
+    public var description: String { "timed out after \(limit) (\(operation))" }
+}
+
+/// Runs `body`, for so long at most: then every call in it that waits, or would wait, throws, until the body has ended.
+///
+/// ```swift
+/// let reply = try withTimeout(.seconds(5)) { try ask(server) }
+/// ```
+///
+/// Scopes nest, and the earliest deadline counts. The call that was waiting throws a ``TimeoutError`` if this is the scope directly around it, else a
+/// `CancellationError`, which passes through the scopes in between; an ``TimeoutError`` that `withTimeout` throws is therefore always its own, and
+/// `catch is TimeoutError` behind it never catches what ends a scope further out. Sockets throw their `IOError`, with the code `timedOut` or `cancelled`. Whatever it was, this
+/// function throws a `TimeoutError`. Children in groups inside are bound by the deadline, too.
+///
+/// A body that computes and never waits is not interrupted (see ``Fiber/checkCancellation()``); if it returns in the end, its value is returned.
+///
+/// Nothing is allocated. Under a deadline that seldom comes, a call that waits costs a comparison more.
+///
+/// - Parameters:
+///   - limit: how long, from now, with nanosecond resolution; zero or less has passed already.
+///   - body: what to do.
+/// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
+public func withTimeout<Result>(_ limit: Duration, _ body: () throws -> Result) throws -> Result {
+    let worker = Worker.here("withTimeout")
+    let start = worker.now
+    return try withScope(CancelScope(.deadline, of: worker.running, deadline: Deadline.after(limit, from: start), start: start), body)
+}
+
+/// Runs `body`, until an instant at most; otherwise as ``withTimeout(_:_:)``.
+///
+/// How far away the instant is is found out once: time that the machine then spends suspended comes on top.
+/// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
+public func withDeadline<Result>(_ deadline: ContinuousClock.Instant, _ body: () throws -> Result) throws -> Result {
+    try withTimeout(ContinuousClock.now.duration(to: deadline), body)
+}
+
+/// Runs `body` untouched by cancellation and deadlines from outside, so that it can finish what must be finished: a goodbye to the peer, a commit. They count again
+/// when it has ended.
+///
+/// ```swift
+/// defer { withCancellationShield { try? withTimeout(.seconds(1)) { try stream.writeAll("bye\n") } } }
+/// ```
+///
+/// Give it a deadline of its own, as here: nothing else ends it.
+public func withCancellationShield<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+    var scope = CancelScope(.shield, of: Worker.here("withCancellationShield").running)
+    return try _withUnprotectedUnsafeMutablePointer(to: &scope) { scope throws(Failure) in
+        scope.enter()
+        defer { scope.leave() }
+        return try body()
+    }
+}
+
+@inline(__always)
+private func withScope<Result>(_ scope: CancelScope, _ body: () throws -> Result) throws -> Result {
+    var scope = scope
+    return try _withUnprotectedUnsafeMutablePointer(to: &scope) { scope in
+        scope.enter()
+        defer { scope.leave() }
+        do { return try body() } catch { throw scope.turned(error) }
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == CancelScope {
+    /// The error that leaves a deadline's scope: its own if its deadline is what ended the body.
+    @inline(never)
+    fileprivate func turned(_ error: any Error) -> any Error {
+        pointee.cause == self && isCancellation(error) ? timeoutError(during: pointee.fiber.reason) : error
+    }
+
+    func timeoutError(during reason: WaitReason) -> TimeoutError {
+        TimeoutError(limit: .nanoseconds(pointee.deadline - pointee.start), operation: reason.description)
+    }
+}
+
+/// An error of an operation that may have been ended by a cancellation, or by the deadline of a scope, and says more than that.
+package protocol OperationError: Error {
+    var isCancellation: Bool { get }
+}
+
+/// True for the errors that a park throws because a scope around it was cancelled.
+func isCancellation(_ error: any Error) -> Bool {
+    error is CancellationError || (error as? any OperationError)?.isCancellation == true
+}

@@ -1,0 +1,177 @@
+// Groups as users name them; the children's bookkeeping is in Parking/GroupRecord.swift.
+
+/// Fibers with a common end; made by ``withFiberGroup(limit:_:)``, and gone when that returns.
+public final class FiberGroup<Value> {
+    private var record: GroupPointer?
+    private let ledger: GroupLedger
+
+    fileprivate init(_ record: GroupPointer, _ ledger: GroupLedger) {
+        self.record = record
+        self.ledger = ledger
+    }
+
+    fileprivate func end() { record = nil }
+
+    private func group(_ call: StaticString) -> GroupPointer {
+        guard let record else {
+            misuse("\(call) was called on a group that has ended: use it inside the body of its withFiberGroup { … } and in its fibers")
+        }
+        require(
+            record.scope.pointee.fiber.pointee.worker == Worker.current,
+            "\(call) was called on another worker's group: use it on the thread that runs it")
+        return record
+    }
+
+    /// Starts a child on the caller's worker, after waiting until fewer children than the group's limit run. Those that wait are served in order.
+    ///
+    /// The body may capture anything. What it returns can be had from ``next()`` or from the handle; what it throws ends the group.
+    ///
+    /// - Parameters:
+    ///   - name: for messages and dumps; at most 39 bytes of UTF-8 are kept.
+    ///   - body: what to do.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, ``ResourceError`` when there is no stack to be had. No fiber was started then.
+    /// - Note: parks
+    @inlinable
+    @discardableResult
+    public func spawnLocal(name: String? = nil, _ body: @escaping () throws -> Value) throws -> FiberHandle<Value> {
+        let (core, place) = try start(name, isDaemon: false) { FiberCore.run($0, $1, Value.self) }
+        place.initializeMemory(as: (() throws -> Value).self, to: body)
+        return FiberHandle(core: core)
+    }
+
+    /// Starts a child that serves the others: when they and the group's body have ended, it is cancelled. It counts for no limit, and its error ends the group like any other.
+    /// - Throws: ``ResourceError`` when there is no stack to be had. No fiber was started then.
+    @inlinable
+    @discardableResult
+    public func spawnDaemon(name: String? = nil, _ body: @escaping () throws -> Void) throws -> FiberHandle<Void> {
+        let (core, place) = try start(name, isDaemon: true) { FiberCore.run($0, $1, Void.self) }
+        place.initializeMemory(as: (() throws -> Void).self, to: body)
+        return FiberHandle(core: core)
+    }
+
+    @usableFromInline
+    func start(_ name: String?, isDaemon: Bool, _ runner: @escaping FiberBodyRunner) throws -> (FiberCore, UnsafeMutableRawPointer) {
+        let group = group(isDaemon ? "FiberGroup.spawnDaemon" : "FiberGroup.spawnLocal")
+        if !isDaemon { try group.takeSlot() }
+        do {
+            let started = try Worker.here("FiberGroup.spawnLocal").start(name: name, runner)
+            group.adopt(started.0.record.unsafelyUnwrapped, isDaemon: isDaemon)
+            return started
+        } catch {
+            if !isDaemon {
+                group.giveSlot()
+                group.noteChange()
+            }
+            throw error
+        }
+    }
+
+    /// The result of the next child that ends, in the order in which they end; nil when no child runs and all results were taken.
+    ///
+    /// Each result is had once. Results that nobody takes stay until the group ends; a group of `Void` keeps none, and this returns nil once no child runs.
+    ///
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, as it is when a child has failed.
+    /// - Note: parks
+    public func next() throws -> Value? {
+        let group = group("FiberGroup.next()")
+        try Worker.here("FiberGroup.next()").refuseIfCancelled()
+        while true {
+            if let core = ledger.takeFinished() { return try core.result(Value.self) }
+            if group.pointee.running == 0 { return nil }
+            try group.waitForChange()
+        }
+    }
+
+    /// Waits until no child runs, daemons excepted. ``withFiberGroup(limit:_:)`` does so at its end in any case.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, as it is when a child has failed.
+    /// - Note: parks
+    public func waitForAll() throws {
+        let group = group("FiberGroup.waitForAll()")
+        try Worker.here("FiberGroup.waitForAll()").refuseIfCancelled()
+        while group.pointee.running > 0 { try group.waitForChange() }
+    }
+
+    /// Cancels all children, those that will be spawned included, and the group's body. See ``Fiber/cancel()``.
+    public func cancel() {
+        let group = group("FiberGroup.cancel()")
+        group.scope.pointee.fiber.pointee.worker.cancel(group.scope)
+    }
+
+    /// How many children run, daemons excepted.
+    public var count: Int { group("FiberGroup.count").pointee.running }
+}
+
+/// Several errors of one group.
+public struct FiberGroupError: Error, CustomStringConvertible {
+    /// The error that came first, for which the others were cancelled.
+    public let first: any Error
+    /// What else was thrown until all had ended, in that order.
+    public let others: [any Error]
+
+    public var description: String {
+        "\(first); and while the group was being cancelled: \(others.map { "\($0)" }.joined(separator: "; "))"
+    }
+}
+
+/// Runs `body`, which may spawn children, and returns when it **and all children** have ended: no fiber outlives the group.
+///
+/// ```swift
+/// try withFiberGroup { group in
+///     try group.spawnDaemon { try logStatistics() }
+///     for url in urls { try group.spawnLocal { try fetch(url) } }
+/// }
+/// ```
+///
+/// The first error, be it of the body or of a child, cancels all others and is thrown when they have ended. If others failed, too, and not just by being cancelled, a
+/// ``FiberGroupError`` is thrown that has all of them, the first one first. A child that was cancelled on its own and ended because of that has not failed.
+///
+/// A cancellation or a deadline from outside reaches the children as well. Waiting for them at the end cannot be cut short, since they may use what lies on the stack of the
+/// caller; a child that ignores its cancellation keeps the group from ending.
+///
+/// - Parameters:
+///   - limit: how many children may run at a time, at least 1; ``FiberGroup/spawnLocal(name:_:)`` waits while so many do. Nil for any number.
+///   - body: gets the group.
+/// - Returns: what `body` returns.
+/// - Note: parks
+public func withFiberGroup<Result>(limit: Int? = nil, _ body: (FiberGroup<Void>) throws -> Result) throws -> Result {
+    try withFiberGroup(of: Void.self, limit: limit, body)
+}
+
+/// Runs `body`, which may spawn children that return values; otherwise as ``withFiberGroup(limit:_:)``.
+///
+/// ```swift
+/// let total = try withFiberGroup(of: Int.self, limit: 8) { group in
+///     try group.spawnDaemon { for file in files { try group.spawnLocal { try size(file) } } }
+///     …
+///     while let size = try group.next() { total += size }
+/// }
+/// ```
+/// - Note: parks
+public func withFiberGroup<Value, Result>(
+    of _: Value.Type, limit: Int? = nil, _ body: (FiberGroup<Value>) throws -> Result
+) throws -> Result {
+    let limit = limit ?? .max
+    require(limit > 0, "withFiberGroup(limit:) takes at least 1, not \(limit): with none its first spawn would never return")
+    let worker = Worker.here("withFiberGroup")
+    let ledger = GroupLedger(keepsResults: Value.self != Void.self)
+    var record = GroupRecord(owner: worker.running, limit: limit, ledger: ledger)
+    return try _withUnprotectedUnsafeMutablePointer(to: &record) { record in
+        let group = FiberGroup<Value>(record, ledger)
+        record.scope.enter()
+        defer {
+            group.end()
+            record.scope.leave()
+        }
+        let result = Swift.Result { try body(group) }
+        if case .failure(let error) = result {
+            if record.scope.pointee.cause == nil || !isCancellation(error) { ledger.noteFailure(error) }
+            worker.cancel(record.scope)
+        }
+        record.waitForEnd()
+        if let first = ledger.errors.first {
+            throw ledger.errors.count == 1 ? first : FiberGroupError(first: first, others: Array(ledger.errors.dropFirst()))
+        }
+        if ledger.wasCutShort { throw CancellationError() }
+        return try result.get()
+    }
+}

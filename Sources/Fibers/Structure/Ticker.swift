@@ -1,0 +1,53 @@
+/// Beats at a fixed rate, without drift: beat number n is due n intervals after the start, however late the ones before were taken.
+///
+/// ```swift
+/// var ticker = Ticker(every: .seconds(1))
+/// while true {
+///     let tick = try ticker.next()
+///     if tick.missed > 0 { log("too slow: \(tick.missed) beats went by") }
+///     try report()
+/// }
+/// ```
+///
+/// Beats that went by while nobody waited are not made up for: the next call returns at once, with the latest that was due, and says how many it stands for.
+public struct Ticker {
+    /// One beat.
+    public struct Tick: Hashable, Sendable {
+        /// Counts the intervals since the start, those missed included: 1, 2, 3…
+        public let number: Int
+        /// How many beats went by untaken since the one before.
+        public let missed: Int
+    }
+
+    public let interval: Duration
+    private let start: Int64
+    private let step: Int64
+    private var last: Int64 = 0
+
+    /// Starts now; the first beat is due one interval later.
+    /// - Parameter interval: at least a nanosecond.
+    public init(every interval: Duration) {
+        require(interval >= .nanoseconds(1), "Ticker(every:) takes at least a nanosecond, not \(interval)")
+        self.interval = interval
+        start = Worker.here("Ticker").now
+        step = Deadline.nanoseconds(interval)
+    }
+
+    /// Waits for the next beat, or takes the latest that is due.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then the beat is not taken; ``ResourceError``.
+    /// - Note: parks
+    public mutating func next() throws -> Tick {
+        let worker = Worker.here("Ticker.next()")
+        let next = due(last + 1)
+        try worker.sleep(until: next > worker.now ? next : 0)
+        let number = max(last + 1, (worker.now - start) / step)
+        defer { last = number }
+        return Tick(number: Int(number), missed: Int(number - last - 1))
+    }
+
+    private func due(_ number: Int64) -> Int64 {
+        let (time, overflow) = step.multipliedReportingOverflow(by: number)
+        let (due, overflow2) = start.addingReportingOverflow(time)
+        return overflow || overflow2 ? Deadline.never : due
+    }
+}
