@@ -8,48 +8,43 @@ struct Echo {
     static func main() {
         let options = Options.parse(CommandLine.arguments.dropFirst())
         do {
-            try FiberRuntime.run(.init(stackSize: options.stackSize)) { try serve(options) }
+            let report = try FiberRuntime.run(.init(stackSize: options.stackSize)) { try serve(options) }
+            exitNow(report.cancelled == 0 ? .drained : .cancelled)
+        } catch is CancellationError {
+            exitNow(.cancelled)
         } catch {
             fail("\(error)", status: 1)
         }
     }
 
-    static func serve(_ options: Options) throws {
-        var open: [ObjectIdentifier: TCPStream] = [:]
-        var connections = 0
-        var bytes = 0
+    static func serve(_ options: Options) throws -> ServeReport {
         let listener = try TCPListener.bind(to: options.address)
         let signals = try Signals.of(.interrupt, .terminate)
+        var (connections, bytes) = (0, 0)
         printNow("listening on \(listener.address)")
 
-        try Fiber.spawnLocal(name: "signals") {
-            printNow("\(try signals.next()): ending")
-            listener.close()
-            for stream in open.values { stream.close() }
-        }
-        while let stream = try listener.next() {
-            let session = {
-                defer { open.removeValue(forKey: ObjectIdentifier(stream))?.close() }
+        return try withFiberGroup { group in
+            try group.spawnDaemon(name: "signals") {
+                printNow("\(try signals.next()): draining, for \(options.drainLimit) at most; a second one ends it now")
+                listener.close()
+                printNow("\(try signals.next()): ending")
+                group.cancel()
+            }
+            defer { printNow("served \(connections) connections, \(bytes) bytes") }
+            return try listener.serve(draining: options.drainLimit, onError: logFailure) { stream in
+                connections += 1
                 let echo = { (data: RawSpan) in
-                    try stream.writeAll(data, timeout: options.idleTimeout)
+                    try stream.writeAll(data)
                     bytes += data.byteCount
                 }
-                do {
-                    while try stream.readAvailable(timeout: options.idleTimeout, echo) {}
-                } catch let error as IOError where [.reset, .closed, .timedOut].contains(error.code) {
-                    // The client went away, we are ending, or it was silent for too long.
-                }
-            }
-            do {
-                try Fiber.spawnLocal(name: "connection", session)
-                connections += 1
-                open[ObjectIdentifier(stream)] = stream
-            } catch {
-                printNow("refused a connection: \(error)")
-                stream.close()
+                while try withTimeout(options.idleTimeout, { try stream.readAvailable(echo) }) {}
             }
         }
-        while !open.isEmpty { Fiber.yield() }
-        printNow("served \(connections) connections, \(bytes) bytes")
+    }
+
+    /// Clients that go away or fall silent are no news.
+    static func logFailure(_ error: any Error) {
+        if error is TimeoutError || (error as? IOError)?.code == .reset { return }
+        printNow("a connection failed: \(error)")
     }
 }

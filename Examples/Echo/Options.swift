@@ -7,15 +7,21 @@ struct Options {
     var address = SocketAddress.loopback(port: 7777)
     var stackSize = 256 * 1024
     var idleTimeout: Duration?
+    var drainLimit = Duration.seconds(10)
 
     static let usage = """
         usage: Echo [--port PORT] [--host ADDRESS | --unix PATH] [--stack-size KIB] [--idle-timeout SECONDS]
+                    [--drain SECONDS]
 
           --port PORT              port to listen on, 0 for any free one (7777)
           --host ADDRESS           address to listen on, IPv4 or IPv6 (127.0.0.1)
           --unix PATH              listen on a Unix socket instead
           --stack-size KIB         address space for each connection's stack: 128, 256, 512 … (256)
           --idle-timeout SECONDS   close connections that are silent for so long (never)
+          --drain SECONDS          how long open connections may take to finish once it ends (10)
+
+        The first SIGTERM or SIGINT stops accepting and lets open connections finish, the second ends them. Exit status 0: all connections had
+        finished; 3: some were cut off; 1: the server failed; 2: the command line is wrong.
         """
 
     static func parse(_ arguments: ArraySlice<String>) -> Options {
@@ -29,7 +35,7 @@ struct Options {
                 print(usage)
                 exit(0)
             }
-            guard ["--port", "--host", "--unix", "--stack-size", "--idle-timeout"].contains(flag) else {
+            guard ["--port", "--host", "--unix", "--stack-size", "--idle-timeout", "--drain"].contains(flag) else {
                 fail("unknown option \(flag); see --help", status: 2)
             }
             guard let value = rest.popFirst() else { fail("\(flag) needs a value; see --help", status: 2) }
@@ -41,6 +47,7 @@ struct Options {
                 let kib = number(flag, value, 128...1_048_576)
                 guard kib & (kib - 1) == 0 else { fail("--stack-size must be a power of two, such as 256; it is \(kib)", status: 2) }
                 options.stackSize = kib * 1024
+            case "--drain": options.drainLimit = .seconds(number(flag, value, 0...1_000_000))
             default: options.idleTimeout = .seconds(number(flag, value, 1...1_000_000))
             }
         }
@@ -65,6 +72,13 @@ func printNow(_ line: String) {
     print(line)
     fflush(nil)
 }
+
+enum Ending: Int32 {
+    case drained = 0
+    case cancelled = 3
+}
+
+func exitNow(_ ending: Ending) -> Never { exit(ending.rawValue) }
 
 /// Ends the program with one line on standard error.
 func fail(_ message: String, status: Int32) -> Never {

@@ -7,15 +7,15 @@ import Glibc
 /// ```swift
 /// let listener = try TCPListener.bind(to: .loopback(port: 0))
 /// print("port \(listener.address.port!)")
-/// while let stream = try listener.next() {
-///     try Fiber.spawnLocal { try session(stream) }
-/// }
+/// try listener.serve { stream in try session(stream) }
 /// ```
 public final class TCPListener: Endpoint {
     /// Where it listens, with the port that the system chose if it was bound to port 0.
     public private(set) var address = SocketAddress.any(port: 0)
     /// The file to remove at the end, for Unix sockets.
     private var path: String?
+    /// The groups of ``serve(maxConnections:draining:onError:_:)`` that spawn connections, which may be waiting for room.
+    var serving: [FiberGroup<Void>] = []
 
     /// Starts to listen. Connections that arrive from now on wait in the kernel's queue until they are accepted.
     ///
@@ -46,10 +46,11 @@ public final class TCPListener: Endpoint {
 
     deinit { removeFile() }
 
-    /// Stops listening. Fibers that wait in ``accept(timeout:)`` throw `closed`, ``next()`` returns nil; connections in the kernel's queue are reset.
+    /// Stops listening. Fibers that wait in ``accept(timeout:)`` throw `closed`, ``next()`` returns nil, ``serve(maxConnections:draining:onError:_:)`` begins to drain; connections in the kernel's queue are reset.
     public override func close() {
         removeFile()
         super.close()
+        for group in serving { group.endReserving() }
     }
 
     private func removeFile() {

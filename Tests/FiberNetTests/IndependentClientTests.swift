@@ -122,9 +122,9 @@ extension NetTests {
         }
 
         @Test(arguments: [SIGTERM, SIGINT])
-        func server_ends_andCounts_atASignal(signal: Int32) throws {
-            let server = try EchoServer()
-            // One connection that is over, and one that is open when the signal comes.
+        func server_letsConnectionsFinish_andCounts_atTheFirstSignal(signal: Int32) throws {
+            let server = try EchoServer("--drain", "1000")
+            // Two connections that are over, and one that is open when the signal comes.
             try python(
                 against: server,
                 """
@@ -136,15 +136,41 @@ extension NetTests {
                     assert s.recv(1) == b""
                 """)
             let client = try server.connect()
-            defer { close(client) }
-            var echo: [UInt8] = [1, 2, 3]
-            #expect(send(client, echo, 3, 0) == 3)
-            #expect(recv(client, &echo, 3, Int32(MSG_WAITALL)) == 3)
-            let (status, output) = try server.end(signal)
+            try expectEcho(of: 3, on: client)
+            try server.signal(signal, expecting: signal == SIGTERM ? "SIGTERM: draining" : "SIGINT: draining")
+            // Nobody new is let in, and who is in is served.
+            #expect(throws: TestError.self) { try server.connect() }
+            try expectEcho(of: 4, on: client)
+            close(client)
+            let (status, output) = try server.end()
             #expect(status == 0)
-            #expect(output.contains(signal == SIGTERM ? "SIGTERM" : "SIGINT"), "\(output)")
-            #expect(output.hasSuffix("served 3 connections, 13 bytes\n"), "\(output)")
-            #expect(recv(client, &echo, 1, 0) == 0, "the open connection was closed")
+            #expect(output == "served 3 connections, 17 bytes\n")
+        }
+
+        @Test func server_cutsConnectionsOff_atTheSecondSignal() throws {
+            let server = try EchoServer("--drain", "1000")
+            let client = try server.connect()
+            defer { close(client) }
+            try expectEcho(of: 3, on: client)
+            try server.signal(SIGTERM, expecting: "SIGTERM: draining")
+            try server.signal(SIGINT, expecting: "SIGINT: ending")
+            var byte: UInt8 = 0
+            #expect(recv(client, &byte, 1, 0) == 0)
+            let (status, output) = try server.end()
+            #expect(status == 3)
+            #expect(output == "served 1 connections, 3 bytes\n")
+        }
+
+        @Test func server_cutsConnectionsOff_whenTheTimeToFinishIsOver() throws {
+            let server = try EchoServer("--drain", "0")
+            let client = try server.connect()
+            defer { close(client) }
+            try expectEcho(of: 3, on: client)
+            let (status, output) = try server.end(SIGTERM)
+            #expect(status == 3)
+            #expect(output.hasSuffix("served 1 connections, 3 bytes\n"))
+            var byte: UInt8 = 0
+            #expect(recv(client, &byte, 1, 0) == 0)
         }
 
         @Test func server_listensWhereItIsTold() throws {
@@ -231,17 +257,38 @@ private final class EchoServer {
     func connect() throws -> Int32 {
         let fd = socket(AF_INET, Int32(SOCK_STREAM.rawValue) | O_CLOEXEC, 0)
         let status = try SocketAddress(parsing: address).withSockaddr { Glibc.connect(fd, $0, $1) }
-        guard status == 0 else { throw TestError(text: "no connection to \(address): error \(errno)") }
+        guard status == 0 else {
+            close(fd)
+            throw TestError(text: "no connection to \(address): error \(errno)")
+        }
         return fd
     }
 
-    /// Sends a signal, and returns the exit status and what it printed after its first line.
+    /// Sends a signal and waits for the line that it prints then.
+    func signal(_ number: Int32, expecting words: String) throws {
+        child.signal(number)
+        let line = try child.readLine()
+        #expect(line.hasPrefix(words))
+    }
+
+    /// Sends a signal, and returns the exit status and what else it printed.
     func end(_ signal: Int32) throws -> (status: Int32, output: String) {
         child.signal(signal)
+        return try end()
+    }
+
+    func end() throws -> (status: Int32, output: String) {
         let (status, output, errors) = try child.wait()
         #expect(errors.isEmpty, "\(errors)")
         return (status, output)
     }
+}
+
+private func expectEcho(of count: Int, on client: Int32, sourceLocation: SourceLocation = #_sourceLocation) throws {
+    let sent = [UInt8](repeating: UInt8(count), count: count)
+    var echo = [UInt8](repeating: 0, count: count)
+    #expect(send(client, sent, count, 0) == count, sourceLocation: sourceLocation)
+    #expect(recv(client, &echo, count, Int32(MSG_WAITALL)) == count && echo == sent, sourceLocation: sourceLocation)
 }
 
 // MARK: The clients

@@ -4,13 +4,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { CFIBER_GUARD_INSTALL = 0, CFIBER_GUARD_MPROTECT = 1 };
+enum { CFIBER_GUARD_INSTALL = 0, CFIBER_GUARD_MPROTECT = 1, CFIBER_GUARD_BATCH = 16 };
 
 /// Maps `size` bytes for stacks, without reserving memory for them; the caller unmaps.
 int cfiber_map(size_t size, void **memory);
 int cfiber_unmap(void *memory, size_t size);
 /// Makes each access to the range fault: by markers in the page tables (Linux 6.13; -EINVAL before), or by a mapping of its own.
 int cfiber_guard(void *memory, size_t size, int method);
+/// Guards the lowest `size` bytes of `count` stacks that lie `stride` apart, by markers, and maps the highest page of each. At most `CFIBER_GUARD_BATCH` at
+/// a time. After a failure any of them may be guarded, and guarding them again does no harm; -EBADF or -EINVAL where the kernel cannot do several at once.
+int cfiber_guard_several(void *first, size_t stride, size_t count, size_t size);
 /// Gives the pages of the range back; it reads as zeros afterwards. Guards inside it stay.
 int cfiber_give_back(void *memory, size_t size);
 /// The number of bytes at the upper end of the range, up to and including its lowest page in memory. Pages swapped out do not count.

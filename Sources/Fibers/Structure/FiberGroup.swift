@@ -52,19 +52,43 @@ public final class FiberGroup<Value> {
     @usableFromInline
     func start(_ name: String?, isDaemon: Bool, _ runner: @escaping FiberBodyRunner) throws -> (FiberCore, UnsafeMutableRawPointer) {
         let group = group(isDaemon ? "FiberGroup.spawnDaemon" : "FiberGroup.spawnLocal")
-        if !isDaemon { try group.takeSlot() }
+        if !isDaemon { _ = try group.takeSlot() }
+        return try start(name, in: group, isDaemon: isDaemon, runner)
+    }
+
+    private func start(
+        _ name: String?, in group: GroupPointer, isDaemon: Bool, _ runner: @escaping FiberBodyRunner
+    ) throws -> (FiberCore, UnsafeMutableRawPointer) {
         do {
             let started = try Worker.here("FiberGroup.spawnLocal").start(name: name, runner)
             group.adopt(started.0.record.unsafelyUnwrapped, isDaemon: isDaemon)
             return started
         } catch {
-            if !isDaemon {
-                group.giveSlot()
-                group.noteChange()
-            }
+            if !isDaemon { cancelReservation() }
             throw error
         }
     }
+
+    // Spawning in two steps, for those who fetch what a child is for only once there is room for it.
+
+    /// Takes a slot, waiting until fewer children than the limit run. False when `endReserving` was called meanwhile. Parks.
+    package func reserve() throws -> Bool { try group("FiberGroup.reserve").takeSlot() }
+
+    /// Starts a child in a slot that was taken by `reserve`; gives it back when that fails.
+    package func spawnReserved(name: String?, _ body: @escaping () throws -> Value) throws {
+        let (_, place) = try start(name, in: group("FiberGroup.spawnReserved"), isDaemon: false) { FiberCore.run($0, $1, Value.self) }
+        place.initializeMemory(as: (() throws -> Value).self, to: body)
+    }
+
+    /// Gives a slot back.
+    package func cancelReservation() {
+        let group = group("FiberGroup.cancelReservation")
+        group.giveSlot()
+        group.noteChange()
+    }
+
+    /// Ends the waits in `reserve`.
+    package func endReserving() { group("FiberGroup.endReserving").endWaitsForRoom() }
 
     /// The result of the next child that ends, in the order in which they end; nil when no child runs and all results were taken.
     ///

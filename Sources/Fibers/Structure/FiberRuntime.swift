@@ -106,7 +106,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     fileprivate func destroy() {
         let root = pointee.root
         pointee.driver.stop()
-        pointee.pool.destroy()
+        pointee.pool.destroy(abandoned: pointee.live > 0)
         pointee.timers.destroy()
         pointee.ready.destroy()
         cfiber_thread_leave(root.context)

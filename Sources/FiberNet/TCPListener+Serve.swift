@@ -1,0 +1,107 @@
+// Serving: one fiber per connection, in a group, so that none outlives the call.
+
+import Fibers
+
+/// How serving ended.
+public struct ServeReport: Hashable, Sendable, CustomStringConvertible {
+    /// Connections that were served in all.
+    public let connections: Int
+    /// Connections that were open when the listener was closed, and finished in time.
+    public let finished: Int
+    /// Connections that did not, and were cancelled.
+    public let cancelled: Int
+
+    public var description: String {
+        "\(connections) connections served; at the end \(finished) finished in time and \(cancelled) were cancelled"
+    }
+}
+
+extension TCPListener {
+    /// Accepts connections and runs `handler` in a fiber for each, until the listener is closed; then lets those that are open finish.
+    ///
+    /// ```swift
+    /// try listener.serve { stream in
+    ///     while try withTimeout(.seconds(60), { try stream.readAvailable { try stream.writeAll($0) } }) {}
+    /// }
+    /// ```
+    ///
+    /// To end it, close the listener from another fiber, on a signal for instance: nothing is accepted from then on, and the connections that are open may finish within
+    /// the time for draining; what is left then is cancelled. When the calling fiber is cancelled, all connections are cancelled at once and it throws when they have ended. In
+    /// any case no handler runs any more when it returns or throws.
+    ///
+    /// Handlers are children of a group: a deadline around this call binds them, and values of fiber-locals set around it are theirs. An error that a handler throws ends its
+    /// connection and no other.
+    ///
+    /// - Parameters:
+    ///   - maxConnections: how many connections are served at a time, at least 1; while there are so many, others wait in the kernel's queue, as long as that is (`backlog` of
+    ///     ``bind(to:backlog:reusePort:)``). Nil for any number, up to the limit on descriptors.
+    ///   - limit: how long connections may take to finish once the listener was closed.
+    ///   - onError: hears what handlers throw, in the fiber of the connection, and of connections that were closed because a fiber for them was not to be had. Nil reports all
+    ///     of that to `FiberRuntime.Configuration.onUnhandledError`, except that the peer has reset its connection. An error by which a cancelled handler ends is not reported.
+    ///   - handler: gets the connection, which is closed when it returns or throws.
+    /// - Returns: how many connections there were, and how they ended.
+    /// - Throws: `CancellationError` or `TimeoutError` when the calling fiber is cancelled; ``IOError`` when the listener fails, and then all connections were cancelled.
+    /// - Note: parks
+    @discardableResult
+    public func serve(
+        maxConnections: Int? = nil, draining limit: Duration = .seconds(10), onError: ((any Error) -> Void)? = nil,
+        _ handler: (TCPStream) throws -> Void
+    ) throws -> ServeReport {
+        require(
+            maxConnections ?? 1 > 0, "serve(maxConnections:) takes at least 1, not \(maxConnections ?? 1): with none it would never accept")
+        return try withoutActuallyEscaping(handler) { handler in
+            try withFiberGroup(limit: maxConnections) { group in
+                let report = onError ?? reportUnhandled
+                let connections = try accept(into: group, report) { stream in
+                    defer { stream.close() }
+                    do { try handler(stream) } catch {
+                        // That a cancelled handler ends is no news.
+                        if !(Fiber.isCancelled && isCancellation(error)) { report(error) }
+                    }
+                }
+                let open = group.count
+                do { try withTimeout(limit) { try group.waitForAll() } } catch is TimeoutError {}
+                let left = group.count
+                group.cancel()
+                return ServeReport(connections: connections, finished: open - left, cancelled: left)
+            }
+        }
+    }
+
+    /// Spawns a fiber for each connection until the listener is closed, and returns how many.
+    private func accept(into group: FiberGroup<Void>, _ report: (any Error) -> Void, _ session: @escaping (TCPStream) -> Void) throws -> Int
+    {
+        serving.append(group)
+        defer { serving.removeAll { $0 === group } }
+        var connections = 0
+        // A slot first: connections that there is no room for stay in the kernel's queue.
+        while try group.reserve() {
+            do {
+                guard let stream = try accepted(orGiveUp: group.cancelReservation) else { break }
+                connections += 1
+                // The stream is closed with its last reference if there is no fiber for it.
+                try group.spawnReserved(name: "connection") { session(stream) }
+            } catch let error where error is ResourceError || (error as? IOError)?.code == .resources {
+                // Memory is short: this connection is lost, and those that are served may give some back.
+                report(error)
+                try Fiber.sleep(for: .milliseconds(10))
+            }
+        }
+        return connections
+    }
+}
+
+extension TCPListener {
+    /// The next connection; otherwise calls `giveUp` before it returns nil or throws.
+    private func accepted(orGiveUp giveUp: () -> Void) throws -> TCPStream? {
+        var isTaken = false
+        defer { if !isTaken { giveUp() } }
+        let stream = try next()
+        isTaken = stream != nil
+        return stream
+    }
+}
+
+private func reportUnhandled(_ error: any Error) {
+    if (error as? IOError)?.code != .reset { Worker.here("serve").reportUnhandled(error) }
+}
