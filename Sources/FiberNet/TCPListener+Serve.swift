@@ -11,6 +11,12 @@ public struct ServeReport: Hashable, Sendable, CustomStringConvertible {
     /// Connections that did not, and were cancelled.
     public let cancelled: Int
 
+    package init(connections: Int, finished: Int, cancelled: Int) {
+        self.connections = connections
+        self.finished = finished
+        self.cancelled = cancelled
+    }
+
     public var description: String {
         "\(connections) connections served; at the end \(finished) finished in time and \(cancelled) were cancelled"
     }

@@ -31,6 +31,7 @@ public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
 ///   - limit: how long, from now, with nanosecond resolution; zero or less has passed already, nil sets none.
 ///   - body: what to do.
 /// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
+@discardableResult
 public func withTimeout<Result>(_ limit: Duration?, _ body: () throws -> Result) throws -> Result {
     guard let limit else { return try body() }
     let worker = Worker.here("withTimeout")
@@ -42,6 +43,7 @@ public func withTimeout<Result>(_ limit: Duration?, _ body: () throws -> Result)
 ///
 /// How far away the instant is is found out once: time that the machine then spends suspended comes on top.
 /// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
+@discardableResult
 public func withDeadline<Result>(_ deadline: ContinuousClock.Instant, _ body: () throws -> Result) throws -> Result {
     try withTimeout(ContinuousClock.now.duration(to: deadline), body)
 }
@@ -54,6 +56,7 @@ public func withDeadline<Result>(_ deadline: ContinuousClock.Instant, _ body: ()
 /// ```
 ///
 /// Give it a deadline of its own, as here: nothing else ends it.
+@discardableResult
 public func withCancellationShield<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
     var scope = CancelScope(.shield, of: Worker.here("withCancellationShield").running)
     return try _withUnprotectedUnsafeMutablePointer(to: &scope) { scope throws(Failure) in

@@ -157,6 +157,7 @@ public struct FiberGroupError: Error, CustomStringConvertible {
 ///   - body: gets the group.
 /// - Returns: what `body` returns.
 /// - Note: parks
+@discardableResult
 public func withFiberGroup<Result>(limit: Int? = nil, _ body: (FiberGroup<Void>) throws -> Result) throws -> Result {
     try withFiberGroup(of: Void.self, limit: limit, body)
 }
@@ -171,6 +172,7 @@ public func withFiberGroup<Result>(limit: Int? = nil, _ body: (FiberGroup<Void>)
 /// }
 /// ```
 /// - Note: parks
+@discardableResult
 public func withFiberGroup<Value, Result>(
     of _: Value.Type, limit: Int? = nil, _ body: (FiberGroup<Value>) throws -> Result
 ) throws -> Result {
