@@ -76,11 +76,14 @@ public final class Signals {
     deinit { close() }
 
     /// Waits for the next signal, in the order in which they came.
-    /// - Throws: ``IOError`` with `closed` after ``close()``.
+    /// - Throws: ``IOError`` with `closed` after ``close()``, `cancelled` or `timedOut` when the fiber is cancelled, and then no signal is lost.
     /// - Note: parks
     public func next() throws(IOError) -> Signal {
-        let bytes = try stream.read(upTo: 1)
-        guard let number = bytes.first else { throw IOError(IOCode.closed, "wait for a signal") }
+        var number: UInt8 = 0
+        let result = withUnsafeMutableBytes(of: &number) {
+            stream.driver.receive(stream.descriptor, $0.baseAddress!, 1, until: Deadline.never)
+        }
+        if result <= 0 { throw IOError(result < 0 ? result : IOCode.closed, "wait for a signal") }
         return Signal(Int32(number))
     }
 

@@ -14,15 +14,8 @@ func serve() throws {
     let listener = try TCPListener.bind(to: .loopback(port: flag("--port", 9000)))
     print("ready 1 bool")
     fflush(nil)
-    while let stream = try listener.next() {
-        try Fiber.spawnLocal {
-            do {
-                while try stream.readAvailable({ try stream.writeAll($0) }) {}
-            } catch let error as IOError where error.code == .reset {
-                // The client is gone.
-            }
-            stream.close()
-        }
+    try listener.serve { stream in
+        while try stream.readAvailable({ try stream.writeAll($0) }) {}
     }
 }
 

@@ -245,6 +245,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let core = fiber.core.unsafelyUnwrapped.takeUnretainedValue()
         core.id = id
         core.record = fiber
+        if let locals = running.pointee.locals { fiber.pointee.locals = locals }
         fiber.pointee.runner = runner
         pointee.live &+= 1
         pointee.ready.append(fiber)
