@@ -1,4 +1,4 @@
-// The echo server of the benchmark: `echo --port P [--buf BYTES]`. Prints `ready 1 bool` and serves until it is ended by a signal.
+// The echo server of the benchmark: `echo --port P [--buf BYTES] [--timeout SECONDS]`, the last for a deadline around each request. Prints `ready 1 bool` and serves until it is ended by a signal.
 
 import FiberNet
 import Fibers
@@ -14,8 +14,9 @@ func serve() throws {
     let listener = try TCPListener.bind(to: .loopback(port: flag("--port", 9000)))
     print("ready 1 bool")
     fflush(nil)
+    let limit: Duration? = flag("--timeout", 0) > 0 ? .seconds(flag("--timeout", 0)) : nil
     try listener.serve { stream in
-        while try stream.readAvailable({ try stream.writeAll($0) }) {}
+        while try withTimeout(limit, { try stream.readAvailable { try stream.writeAll($0) } }) {}
     }
 }
 

@@ -16,19 +16,21 @@ package enum Deadline {
         return after(duration)
     }
 
+    @inline(__always)
     package static func after(_ duration: Duration, from start: Int64) -> Int64 {
-        let length = nanoseconds(duration)
-        if length == never { return never }
-        let (deadline, overflow) = start.addingReportingOverflow(length)
-        return overflow ? (length < 0 ? 0 : never) : max(0, deadline)
+        let (deadline, overflow) = start.addingReportingOverflow(nanoseconds(duration))
+        return overflow ? never : deadline
     }
 
-    /// A duration; fractions of a nanosecond count as one. What is too long to be said is `never`.
+    /// A duration in nanoseconds, of which a fraction counts as one; 0 for negative ones, and `never` for those that are too long to be said. Not by `components`, whose
+    /// division of 128 bits takes as long as the rest of setting a deadline.
     static func nanoseconds(_ duration: Duration) -> Int64 {
-        let (seconds, attoseconds) = duration.components
-        let (whole, overflow) = seconds.multipliedReportingOverflow(by: 1_000_000_000)
-        let fraction = attoseconds / 1_000_000_000 + (attoseconds % 1_000_000_000 > 0 ? 1 : 0)
-        let (sum, overflow2) = whole.addingReportingOverflow(fraction)
-        return overflow || overflow2 ? (seconds < 0 ? .min : never) : sum
+        let attoseconds = duration.attoseconds
+        let high = attoseconds >> 64
+        if high < 0 { return 0 }
+        guard high < 1_000_000_000 else { return never }
+        let (whole, rest) = UInt64(1_000_000_000).dividingFullWidth(
+            (UInt64(truncatingIfNeeded: high), UInt64(truncatingIfNeeded: attoseconds)))
+        return Int64(exactly: whole).flatMap { rest == 0 ? $0 : $0 == never ? never : $0 &+ 1 } ?? never
     }
 }

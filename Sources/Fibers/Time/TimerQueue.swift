@@ -24,17 +24,9 @@ struct TimerQueue {
     @inline(__always) var isEmpty: Bool { heap.isEmpty }
     var count: Int { heap.count }
 
-    /// The earliest time at which a fiber may have to be woken, after putting right what has been set later or dropped.
-    var earliest: Int64? {
-        mutating get {
-            while let top = first {
-                let wanted = top.fiber.pointee.wakeAt
-                if wanted <= top.deadline { return top.deadline }
-                postpone(top.fiber, to: wanted)
-            }
-            return nil
-        }
-    }
+    /// The earliest time at which a fiber may have to be woken; by then it may want a later time, or none.
+    @inline(__always)
+    var earliest: Int64? { heap.isEmpty ? nil : heap.base.unsafelyUnwrapped[0].deadline }
 
     private var first: Entry? { heap.isEmpty ? nil : heap.base.unsafelyUnwrapped[0] }
 
