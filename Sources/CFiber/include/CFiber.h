@@ -6,4 +6,5 @@
 #include "cfiber_signals.h"
 #include "cfiber_stack.h"
 #include "cfiber_system.h"
+#include "cfiber_thread.h"
 #endif

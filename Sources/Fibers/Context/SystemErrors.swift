@@ -31,6 +31,13 @@ extension ResourceError {
         }
     }
 
+    /// The error for a thread that was not given.
+    static func threads(_ errno: Int32, _ operation: String) -> ResourceError {
+        ResourceError(
+            .kernel, errno: errno, operation: operation,
+            remedy: "Allow the process more threads (ulimit -u, pids.max of its control group, sysctl kernel.threads-max), or more memory.")
+    }
+
     /// The error for memory that was not given; `bytes` were asked for.
     package static func memory(_ errno: Int32, _ operation: String, bytes: Int) -> ResourceError {
         let space = cfiber_address_space_limit()

@@ -18,6 +18,8 @@ extension FiberRuntime {
         public var stackSize: Int
         /// Bytes in each buffer of the worker's pool, out of which reads that bring no buffer are served. 16 KiB by default.
         public var readBufferSize: Int
+        /// How many threads ``withBlockingThread(name:_:)`` may use at a time. 64 by default.
+        public var blockingThreads: Int
         /// How long fibers may take to end once the runtime shuts down, because `main` threw an error or by ``FiberRuntime/shutDown(within:)``. 10 seconds by default.
         public var shutdownLimit: Duration
         /// How stacks are guarded; `.automatic` unless a test wants to know.
@@ -30,13 +32,14 @@ extension FiberRuntime {
         public var onWarning: @Sendable (String) -> Void
 
         public init(
-            stackSize: Int = 256 * 1024, readBufferSize: Int = 16 * 1024, shutdownLimit: Duration = .seconds(10),
+            stackSize: Int = 256 * 1024, readBufferSize: Int = 16 * 1024, blockingThreads: Int = 64, shutdownLimit: Duration = .seconds(10),
             guards: Guards = .automatic,
             onUnhandledError: @escaping @Sendable (UnhandledFiberError) -> Void = { $0.printToStandardError() },
             onWarning: @escaping @Sendable (String) -> Void = { printLineToStandardError($0) }
         ) {
             self.stackSize = stackSize
             self.readBufferSize = readBufferSize
+            self.blockingThreads = blockingThreads
             self.shutdownLimit = shutdownLimit
             self.guards = guards
             self.onUnhandledError = onUnhandledError
@@ -47,6 +50,7 @@ extension FiberRuntime {
             require(
                 stackSize >= 128 * 1024 && stackSize & (stackSize - 1) == 0 && stackSize <= 1 << 30,
                 "Configuration.stackSize must be a power of two from 128 KiB to 1 GiB, 64 KiB of which are the guard; it is \(stackSize)")
+            require(blockingThreads >= 1, "Configuration.blockingThreads must be at least 1; it is \(blockingThreads)")
             require(readBufferSize >= 512, "Configuration.readBufferSize must be at least 512 bytes; it is \(readBufferSize)")
         }
     }

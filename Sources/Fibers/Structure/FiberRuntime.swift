@@ -13,9 +13,12 @@ import Glibc
 /// A runtime keeps no state behind when it ends: descriptors, stacks, threads and signal dispositions are as before, and another can be started.
 public final class FiberRuntime: Sendable {
     let configuration: Configuration
+    /// Threads for blocking calls, of which there are none until the first one.
+    let blocking: BlockingPool
 
     private init(_ configuration: Configuration) {
         self.configuration = configuration
+        blocking = BlockingPool(limit: configuration.blockingThreads, idleLimit: 10_000_000_000)
     }
 
     /// Starts a runtime on the calling thread, runs `main` as its first fiber, and returns what that returns or throws what it throws, after **all** fibers have ended.
@@ -35,8 +38,12 @@ public final class FiberRuntime: Sendable {
             "FiberRuntime.run was called inside a running runtime: call Fiber.spawnLocal there, or run the second one on a thread of its own"
         )
         configuration.check()
-        let worker = try Worker.make(FiberRuntime(configuration))
-        defer { worker.destroy() }
+        let runtime = FiberRuntime(configuration)
+        let worker = try Worker.make(runtime)
+        defer {
+            worker.destroy()
+            runtime.stopBlocking()
+        }
         var result: Result<Value, any Error>?
         try withoutActuallyEscaping(main) { main in
             try Fiber.spawnLocal(name: "main") {
@@ -51,6 +58,20 @@ public final class FiberRuntime: Sendable {
             )
         }
         return try result.unsafelyUnwrapped.get()
+    }
+
+    /// What the threads for blocking calls do; see ``withBlockingThread(name:_:)``.
+    public static var blockingStatistics: BlockingStatistics {
+        Worker.here("FiberRuntime.blockingStatistics").pointee.runtime.blocking.statistics
+    }
+
+    /// Waits for the calls that fibers have left to themselves.
+    private func stopBlocking() {
+        let left = blocking.stop(until: Deadline.after(configuration.shutdownLimit))
+        if left.isEmpty { return }
+        let names = left.prefix(20).joined(separator: ", ") + (left.count > 20 ? ", and \(left.count - 20) more" : "")
+        configuration.onWarning(
+            "the runtime ends while blocking calls that were cancelled still run, each on a thread of its own: \(names)")
     }
 
     /// Ends the calling fiber's runtime: cancels all of its fibers, the caller and those spawned later included, the newest first, and gives them some time to end.

@@ -1,0 +1,203 @@
+// Threads for calls that block. A fiber queues a job and parks; a thread runs it and wakes the fiber.
+//
+// Invariants:
+//   * everything that changes is read and written with `mutex` held;
+//   * a job is in the queue, or with one thread, or over. Its waiter is there while its fiber is parked for it: a thread claims it with the mutex held, and the fiber takes
+//     it out with the mutex held before it goes on for any other reason, so nobody wakes a fiber that has ended;
+//   * there are at most `limit` threads; one is made when a job comes, none is idle and there is room. So a job waits only while `limit` others run;
+//   * a thread holds the pool, so that it may outlive its runtime, which happens when a job does not end; any other thread is joined.
+// Any thread, except `run` and `stop`, which are for the worker.
+
+import CFiber
+import Glibc
+
+/// What the pool does at a moment.
+public struct BlockingStatistics: Hashable, Sendable {
+    /// Threads, idle ones included.
+    public let threads: Int
+    public let idle: Int
+    /// Jobs that wait for a thread.
+    public let queued: Int
+    /// How long the oldest of them has waited.
+    public let oldestWait: Duration
+    /// Jobs that have ended since the runtime started.
+    public let completed: Int
+}
+
+final class BlockingPool: @unchecked Sendable {
+    private let mutex = ThreadLock()
+    private let work: ThreadCondition
+    private let ended: ThreadCondition
+    private var queue = JobQueue()
+    private var running: [ObjectIdentifier: BlockingJob] = [:]
+    private var threads = 0
+    private var idle = 0
+    private var completed = 0
+    private var isStopping = false
+    /// Threads that have ended but for their last instructions, to be joined.
+    private var finished: [pthread_t] = []
+    /// Set when the runtime ends without those that still run.
+    private var isAbandoned = false
+    private let limit: Int
+    private let idleLimit: Int64
+
+    /// - Parameter idleLimit: nanoseconds after which an idle thread ends.
+    init(limit: Int, idleLimit: Int64) {
+        self.limit = limit
+        self.idleLimit = idleLimit
+        work = ThreadCondition(mutex)
+        ended = ThreadCondition(mutex)
+    }
+
+    var statistics: BlockingStatistics {
+        mutex.withLock {
+            let oldest = queue.first.map { cfiber_now() - $0.queuedAt } ?? 0
+            return BlockingStatistics(
+                threads: threads, idle: idle, queued: queue.count, oldestWait: .nanoseconds(oldest), completed: completed)
+        }
+    }
+
+    /// Runs a job and parks the calling fiber until it is over. Throws when the fiber is cancelled: a job that waits is then taken back, one that runs is left to itself.
+    func run(_ job: BlockingJob, for worker: Worker) throws {
+        try worker.refuseIfCancelled()
+        try makeRoom()
+        let waiter = worker.beginPark(shared: true)
+        mutex.withLock {
+            job.waiter = waiter
+            job.queuedAt = cfiber_now()
+            queue.append(job)
+            work.signal()
+        }
+        let outcome = worker.park(.blocking)
+        if outcome != .ready {
+            mutex.withLock {
+                job.waiter = nil
+                queue.remove(job)
+            }
+        }
+        try worker.check(outcome)
+    }
+
+    /// Makes a thread if a job that comes now would otherwise wait without need.
+    private func makeRoom() throws {
+        let isNeeded = mutex.withLock {
+            guard idle <= queue.count, threads < limit else { return false }
+            threads += 1
+            return true
+        }
+        guard isNeeded else { return }
+        joinFinished()
+        var thread = pthread_t()
+        let status = cfiber_start_thread(
+            &thread, { pool in Unmanaged<BlockingPool>.fromOpaque(pool.unsafelyUnwrapped).takeRetainedValue().serve() },
+            Unmanaged.passRetained(self).toOpaque())
+        if status == 0 { return }
+        Unmanaged.passUnretained(self).release()
+        let isAlone = mutex.withLock {
+            threads -= 1
+            return threads == 0
+        }
+        // With other threads about, the job waits for one of them.
+        if isAlone { throw ResourceError.threads(-status, "starting a thread for a blocking call") }
+    }
+
+    /// The life of a thread.
+    private func serve() {
+        mutex.lock()
+        defer { mutex.unlock() }
+        var idleSince = cfiber_now()
+        while true {
+            if let job = queue.popFirst() {
+                running[ObjectIdentifier(job)] = job
+                mutex.unlock()
+                job.body()
+                mutex.lock()
+                running[ObjectIdentifier(job)] = nil
+                completed += 1
+                if let waiter = job.waiter {
+                    job.waiter = nil
+                    _ = waiter.unparkFromAnyThread(.ready)
+                }
+                idleSince = cfiber_now()
+            } else if isStopping || cfiber_now() - idleSince >= idleLimit {
+                break
+            } else {
+                idle += 1
+                work.wait(until: idleSince + idleLimit)
+                idle -= 1
+            }
+        }
+        threads -= 1
+        if isAbandoned { pthread_detach(pthread_self()) } else { finished.append(pthread_self()) }
+        if threads == 0 { ended.signal() }
+    }
+
+    private func joinFinished() {
+        let threads = mutex.withLock {
+            defer { finished = [] }
+            return finished
+        }
+        for thread in threads { pthread_join(thread, nil) }
+    }
+
+    /// Ends idle threads and waits for the others until a time in monotonic nanoseconds. Returns the names of the jobs that run on. No fiber waits any more.
+    func stop(until deadline: Int64) -> [String] {
+        let left = mutex.withLock {
+            isStopping = true
+            work.broadcast()
+            while threads > 0 && cfiber_now() < deadline { ended.wait(until: deadline) }
+            isAbandoned = true
+            return running.values.map(\.name).sorted()
+        }
+        joinFinished()
+        return left
+    }
+}
+
+/// One call that blocks.
+final class BlockingJob: @unchecked Sendable {
+    let name: String
+    let body: () -> Void
+    fileprivate var waiter: Waiter?
+    fileprivate var queuedAt: Int64 = 0
+    fileprivate var next: BlockingJob?
+    fileprivate unowned(unsafe) var previous: BlockingJob?
+    fileprivate var isQueued = false
+
+    init(name: String, _ body: @escaping () -> Void) {
+        self.name = name
+        self.body = body
+    }
+}
+
+/// Jobs in line, linked through themselves, so that one that is given up leaves at once wherever it stands.
+private struct JobQueue {
+    private(set) var first: BlockingJob?
+    private unowned(unsafe) var last: BlockingJob?
+    private(set) var count = 0
+
+    mutating func append(_ job: BlockingJob) {
+        job.isQueued = true
+        job.previous = last
+        if let last { last.next = job } else { first = job }
+        last = job
+        count += 1
+    }
+
+    mutating func popFirst() -> BlockingJob? {
+        guard let job = first else { return nil }
+        remove(job)
+        return job
+    }
+
+    mutating func remove(_ job: BlockingJob) {
+        guard job.isQueued else { return }
+        job.isQueued = false
+        let next = job.next
+        job.next = nil
+        if let next { next.previous = job.previous } else { last = job.previous }
+        if let previous = job.previous { previous.next = next } else { first = next }
+        job.previous = nil
+        count -= 1
+    }
+}

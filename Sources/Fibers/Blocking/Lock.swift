@@ -1,0 +1,47 @@
+// A lock and a condition of the operating system, for code that plain threads share with workers. Held for a few instructions, never across a park.
+
+import CFiber
+import Glibc
+
+final class ThreadLock: @unchecked Sendable {
+    fileprivate let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
+
+    init() { pthread_mutex_init(mutex, nil) }
+
+    deinit {
+        pthread_mutex_destroy(mutex)
+        mutex.deallocate()
+    }
+
+    func lock() { pthread_mutex_lock(mutex) }
+    func unlock() { pthread_mutex_unlock(mutex) }
+
+    func withLock<Result>(_ body: () -> Result) -> Result {
+        lock()
+        defer { unlock() }
+        return body()
+    }
+}
+
+final class ThreadCondition: @unchecked Sendable {
+    private let lock: ThreadLock
+    private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+
+    init(_ lock: ThreadLock) {
+        self.lock = lock
+        pthread_cond_init(condition, nil)
+    }
+
+    deinit {
+        pthread_cond_destroy(condition)
+        condition.deallocate()
+    }
+
+    func signal() { pthread_cond_signal(condition) }
+    func broadcast() { pthread_cond_broadcast(condition) }
+
+    /// Lets go of the lock, waits for a signal until a time in monotonic nanoseconds, and takes it again. May return early.
+    func wait(until deadline: Int64) {
+        _ = cfiber_condition_wait(condition, lock.mutex, deadline)
+    }
+}
