@@ -63,7 +63,7 @@ public final class TCPListener: Endpoint {
     /// Accepts one connection.
     ///
     /// A connection that its client gave up before is passed over. While the process has no descriptor left the call waits: other fibers run, and it tries
-    /// again up to ten times a second; ``FiberRuntime/Configuration/onWarning`` hears of it.
+    /// again up to ten times a second; `FiberRuntime.Configuration.onWarning` hears of it.
     ///
     /// - Throws: ``IOError`` with `closed`, `timedOut` or `system`.
     /// - Note: parks

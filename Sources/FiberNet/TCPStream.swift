@@ -105,7 +105,7 @@ public final class TCPStream: Endpoint {
     ///
     /// - Parameters:
     ///   - timeout: how long to wait for the first byte; nil for ever.
-    ///   - body: gets at least one byte, at most ``FiberRuntime/Configuration/readBufferSize``. It may park; the bytes are its own until it returns.
+    ///   - body: gets at least one byte, at most `FiberRuntime.Configuration.readBufferSize`. It may park; the bytes are its own until it returns.
     /// - Returns: false at the end of the stream, and then `body` was not called.
     /// - Throws: ``IOError`` as ``read(upTo:timeout:)``, and whatever `body` throws.
     /// - Note: parks

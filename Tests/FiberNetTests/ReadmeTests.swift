@@ -1,10 +1,11 @@
 import Glibc
 import Testing
 
-private let root = String(#filePath.dropLast("Tests/FiberNetTests/ReadmeTests.swift".count))
+/// The folder of the package, as it was when the tests were compiled.
+let sourceRoot = String(#filePath.dropLast("Tests/FiberNetTests/ReadmeTests.swift".count))
 
-private func text(of path: String) throws -> String {
-    let file = try #require(fopen(root + path, "r"), "\(path) cannot be read")
+func text(of path: String) throws -> String {
+    let file = try #require(fopen(sourceRoot + path, "r"), "\(path) cannot be read")
     defer { fclose(file) }
     var bytes: [UInt8] = []
     while case let byte = fgetc(file), byte != EOF { bytes.append(UInt8(byte)) }

@@ -19,9 +19,9 @@ public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
 /// ```
 ///
 /// Scopes nest, and the earliest deadline counts. The call that was waiting throws a ``TimeoutError`` if this is the scope directly around it, else a
-/// `CancellationError`, which passes through the scopes in between; an ``TimeoutError`` that `withTimeout` throws is therefore always its own, and
-/// `catch is TimeoutError` behind it never catches what ends a scope further out. Sockets throw their `IOError`, with the code `timedOut` or `cancelled`. Whatever it was, this
-/// function throws a `TimeoutError`. Children in groups inside are bound by the deadline, too.
+/// `CancellationError`, which passes through the scopes in between; so `catch is TimeoutError` behind a `withTimeout` never catches what ends a scope further out. It catches that
+/// scope's own, and those of scopes inside that were not caught there (``TimeoutError/limit`` tells them apart). Sockets throw their `IOError`, with the code `timedOut` or `cancelled`.
+/// Whatever it was, this function throws a `TimeoutError`. Children in groups inside are bound by the deadline, too.
 ///
 /// A body that computes and never waits is not interrupted (see ``Fiber/checkCancellation()``); if it returns in the end, its value is returned.
 ///

@@ -166,9 +166,10 @@ public func withFiberGroup<Result>(limit: Int? = nil, _ body: (FiberGroup<Void>)
 ///
 /// ```swift
 /// let total = try withFiberGroup(of: Int.self, limit: 8) { group in
-///     try group.spawnDaemon { for file in files { try group.spawnLocal { try size(file) } } }
-///     …
+///     for file in files { try group.spawnLocal { try size(file) } }
+///     var total = 0
 ///     while let size = try group.next() { total += size }
+///     return total
 /// }
 /// ```
 /// - Note: parks
