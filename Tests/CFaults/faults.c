@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "cfaults.h"
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
@@ -11,6 +12,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -32,6 +34,9 @@ THREAD struct {
   int error, repeat;
 } plan;
 THREAD size_t calls[CFAULTS_CALLS];
+THREAD int64_t time_of_day_shift;
+THREAD struct timespec stopped_at;
+THREAD int clock_is_stopped;
 
 void cfaults_allocations_begin(void) {
   allocations = 0;
@@ -65,6 +70,34 @@ int64_t cfaults_thread_time(void) {
   struct timespec t;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+void cfaults_shift_time_of_day(int64_t seconds) { time_of_day_shift = seconds; }
+
+void cfaults_read_time_of_day(int64_t seconds[3]) {
+  struct timespec exact;
+  clock_gettime(CLOCK_REALTIME, &exact);
+  struct timeval micro;
+  gettimeofday(&micro, NULL);
+  seconds[0] = exact.tv_sec, seconds[1] = micro.tv_sec, seconds[2] = time(NULL);
+}
+
+void cfaults_stop_clock(void) {
+  clock_gettime(CLOCK_MONOTONIC, &stopped_at);
+  clock_is_stopped = 1;
+}
+
+void cfaults_release_clock(void) { clock_is_stopped = 0; }
+
+void __lsan_disable(void) __attribute__((weak));
+void __lsan_enable(void) __attribute__((weak));
+
+void cfaults_leaks_begin(void) {
+  if (__lsan_disable != NULL) __lsan_disable();
+}
+
+void cfaults_leaks_end(void) {
+  if (__lsan_enable != NULL) __lsan_enable();
 }
 
 #if CFAULTS_SANITIZED
@@ -190,6 +223,38 @@ int open(const char *path, int flags, ...) {
     va_end(arguments);
   }
   return (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode);
+}
+
+// Clocks are read very often, so the real function, which needs no system call, is looked up once; before that has been done the kernel is asked.
+static int (*libc_clock_gettime)(clockid_t, struct timespec *);
+
+__attribute__((constructor(101))) static void find_clock(void) {
+  *(void **)&libc_clock_gettime = dlsym(RTLD_NEXT, "clock_gettime");
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+  if (clock == CLOCK_MONOTONIC && clock_is_stopped) {
+    *now = stopped_at;
+    return 0;
+  }
+  int status = libc_clock_gettime ? libc_clock_gettime(clock, now) : (int)syscall(SYS_clock_gettime, clock, now);
+  if (status == 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += time_of_day_shift;
+  return status;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+  struct timespec exact;
+  clock_gettime(CLOCK_REALTIME, &exact);
+  *now = (struct timeval){exact.tv_sec, exact.tv_nsec / 1000};
+  if (zone != NULL) *(struct timezone *)zone = (struct timezone){0, 0};
+  return 0;
+}
+
+time_t time(time_t *copy) {
+  struct timespec exact;
+  clock_gettime(CLOCK_REALTIME, &exact);
+  if (copy != NULL) *copy = exact.tv_sec;
+  return exact.tv_sec;
 }
 #endif
 

@@ -30,16 +30,16 @@ struct CancelScope: BitwiseCopyable {
     /// Its own, in monotonic nanoseconds.
     let deadline: Int64
     fileprivate(set) var effective: Int64
-    /// When it was made, if it has a deadline.
-    let start: Int64
+    /// What it was given, in nanoseconds, if it has a deadline.
+    let limit: Int64
 
     /// A scope that has not been entered yet.
     @inline(__always)
-    init(_ kind: Kind, of fiber: FiberPointer, deadline: Int64 = .max, start: Int64 = 0) {
+    init(_ kind: Kind, of fiber: FiberPointer, deadline: Int64 = .max, limit: Int64 = 0) {
         self.fiber = fiber
         self.kind = kind
         self.deadline = deadline
-        self.start = start
+        self.limit = limit
         effective = deadline
     }
 }
@@ -180,6 +180,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if attention & Attention.cancelled != 0 { return true }
         let fiber = running
         guard fiber.pointee.scope.pointee.effective <= now else { return false }
+        // What it waited for last is over; it computes.
+        fiber.reason = .none
         cancelExpired(fiber)
         return true
     }

@@ -325,7 +325,11 @@ final class EpollDriver: Driver {
         guard d.isOpen else { return IOCode.closed }
         if worker.refusesOperation() { return IOCode.cancelled }
         let status = cfiber_connect(d.registration.pointee.fd, address, length)
-        if status != -EINPROGRESS { return Int(status) }
+        if status != -EINPROGRESS {
+            // On a Unix socket all is decided at once.
+            worker.chargeOperation()
+            return Int(status)
+        }
         d.registration.pointee.writable = false
         while true {
             let code = park(d, .write, .connect, deadline)

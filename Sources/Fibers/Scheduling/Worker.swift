@@ -59,6 +59,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Monotonic nanoseconds, by the driver's clock.
     package var now: Int64 { pointee.driver.now() }
 
+    /// Entries in the timer queue, for tests and diagnostics. Those of waits that ended early stay for a while.
+    package var timerCount: Int { pointee.timers.count }
+
     /// The fiber on whose stack the thread runs, which may be the root.
     @inline(__always)
     package var running: FiberPointer { FiberPointer(context: cfiber_current().unsafelyUnwrapped) }
@@ -110,8 +113,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         collectInbox()
         if cfiber_counter() &- pointee.lastPoll >= cfiber_counter_interval() {
             poll(timeout: 0)
-            // The fiber stays as it is, with all that it owns, and never goes on.
-            if _slowPath(pointee.abandonAt != .max && isOverdue) { cfiber_switch(pointee.root.context) }
+            // The fiber stays as it is, with all that it owns, and never goes on. One whose life is over only has to say so.
+            if _slowPath(pointee.abandonAt != .max && isOverdue), running.pointee.context.id != 0 { cfiber_switch(pointee.root.context) }
         }
     }
 
@@ -178,7 +181,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Cancels all fibers, the newest first, and those that are spawned from now on; gives them until `deadline` to end. A second call may shorten the time.
     func shutDown(until deadline: Int64) {
-        pointee.abandonAt = Swift.min(pointee.abandonAt, deadline)
+        // A limit without end is a shutdown, too: what is spawned from now on is cancelled.
+        pointee.abandonAt = Swift.min(pointee.abandonAt, deadline, .max - 1)
         for fiber in liveFibers.reversed() { cancel(fiber.base) }
     }
 
@@ -202,8 +206,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             "the runtime ends without \(names.joined(separator: ", "))\(rest): cancelled and not ended in time. They may ignore their cancellation, or wait in withCancellationShield without a deadline."
         )
         for fiber in fibers {
-            // A handle must not look for the record any more.
-            fiber.pointee.core?.record = nil
+            guard let core = fiber.pointee.core, core.record != nil else { continue }
+            // A handle must not look for the record any more, and `join` has an answer.
+            core.object = UndeliveredError(CancellationError(), of: core)
+            core.record = nil
         }
     }
 
@@ -245,8 +251,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let core = fiber.core.unsafelyUnwrapped.takeUnretainedValue()
         core.id = id
         core.record = fiber
-        if let locals = running.pointee.locals { fiber.pointee.locals = locals }
         fiber.pointee.runner = runner
+        if let locals = running.pointee.locals { fiber.pointee.locals = locals }
         pointee.live &+= 1
         pointee.ready.append(fiber)
         if _slowPath(pointee.abandonAt != .max) { cancel(fiber.base) }
@@ -289,11 +295,19 @@ private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
         return core.object != nil
     }
     if !fiber.pointee.joiners.isEmpty { worker.wakeAll(&fiber.pointee.joiners, .ready) }
-    if _slowPath(fiber.pointee.timerIndex >= 0) { worker.pointee.timers.remove(fiber) }
     if _slowPath(fiber.pointee.attention != 0 || fiber.pointee.base.outer != nil) { fiber.endBase() }
-    if fiber.pointee.locals != nil { fiber.pointee.locals = nil }
+    if fiber.pointee.locals != nil { letGo(of: &fiber.pointee.locals) }
     // Nobody can have the result any more but those with a handle, and it must not outlive them.
-    if holdsResult { fiber.pointee.core = nil }
+    if holdsResult { letGo(of: &fiber.pointee.core) }
+    // Last, since what has just been let go of may have waited on its way: a handler of unhandled errors, a deinit.
+    if _slowPath(fiber.pointee.timerIndex >= 0) { worker.pointee.timers.remove(fiber) }
     fiber.pointee.context.id = 0
     fiber.pointee.context.name.0 = 0
+}
+
+/// Empties a field of a record before what it held is released: an assignment releases first, and a deinit that looks at its own fiber would find itself.
+@inline(never)
+private func letGo<Object>(of field: UnsafeMutablePointer<Object?>) {
+    let object = field.move()
+    withExtendedLifetime(object) { field.initialize(to: nil) }
 }

@@ -6,10 +6,19 @@ import CFiber
 public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
     /// The limit of the ``withTimeout(_:_:)`` whose time was over; of a ``withDeadline(_:_:)`` what was left when it began.
     public let limit: Duration
-    /// What the fiber was doing then, or did last.
+    /// What the fiber was doing when the error was thrown.
     public let operation: String
+    /// The error by which a waiting call told the body, where that says more: an `IOError` has the number of bytes that were written, for instance.
+    public let underlying: (any Error)?
 
     public var description: String { "timed out after \(limit) (\(operation))" }
+
+    public static func == (a: TimeoutError, b: TimeoutError) -> Bool { a.limit == b.limit && a.operation == b.operation }
+
+    public func hash(into hasher: inout Hasher) {
+        hasher.combine(limit)
+        hasher.combine(operation)
+    }
 }
 
 /// Runs `body`, for so long at most: then every call in it that waits, or would wait, throws, until the body has ended.
@@ -35,8 +44,10 @@ public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
 public func withTimeout<Result>(_ limit: Duration?, _ body: () throws -> Result) throws -> Result {
     guard let limit else { return try body() }
     let worker = Worker.here("withTimeout")
-    let start = worker.now
-    return try withScope(CancelScope(.deadline, of: worker.running, deadline: Deadline.after(limit, from: start), start: start), body)
+    let now = worker.now
+    // What has passed long ago has passed now: a deadline outside that has passed meanwhile comes first, and ends those who try again and again.
+    let deadline = max(now, Deadline.after(limit, from: now))
+    return try withScope(CancelScope(.deadline, of: worker.running, deadline: deadline, limit: Deadline.nanoseconds(limit)), body)
 }
 
 /// Runs `body`, until an instant at most; otherwise as ``withTimeout(_:_:)``.
@@ -80,11 +91,12 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
     /// The error that leaves a deadline's scope: its own if its deadline is what ended the body.
     @inline(never)
     fileprivate func turned(_ error: any Error) -> any Error {
-        pointee.cause == self && isCancellation(error) ? timeoutError(during: pointee.fiber.reason) : error
+        guard pointee.cause == self && isCancellation(error) else { return error }
+        return timeoutError(during: pointee.fiber.reason, underlying: error is CancellationError ? nil : error)
     }
 
-    func timeoutError(during reason: WaitReason) -> TimeoutError {
-        TimeoutError(limit: .nanoseconds(pointee.deadline - pointee.start), operation: reason.description)
+    func timeoutError(during reason: WaitReason, underlying: (any Error)? = nil) -> TimeoutError {
+        TimeoutError(limit: .nanoseconds(pointee.limit), operation: reason.description, underlying: underlying)
     }
 }
 

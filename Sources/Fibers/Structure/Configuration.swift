@@ -31,6 +31,9 @@ extension FiberRuntime {
         /// Hears of conditions that the runtime rides out but the operator should know, such as a lack of descriptors: one line each. By default standard error.
         public var onWarning: @Sendable (String) -> Void
 
+        /// Makes the driver of the runtime's worker, epoll's if nil: for tests that own the time.
+        package var makeDriver: (@Sendable () throws(ResourceError) -> Driver)?
+
         public init(
             stackSize: Int = 256 * 1024, readBufferSize: Int = 16 * 1024, blockingThreads: Int = 64, shutdownLimit: Duration = .seconds(10),
             guards: Guards = .automatic,

@@ -34,7 +34,11 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
 
     /// Lets every other fiber that is ready run before this one goes on. A few nanoseconds when none is.
     public static func yield() {
-        Worker.here("Fiber.yield()").yield()
+        let worker = Worker.here("Fiber.yield()")
+        // A wait sets a timer, and operations that need not wait look at the deadline now and then, when their common budget is spent. In a fiber that yields
+        // between them it may always be others who spend the last of it.
+        if _slowPath(worker.running.pointee.attention & Attention.deadline != 0) { _ = worker.isCancelled }
+        worker.yield()
     }
 
     /// Parks the calling fiber for a time on the monotonic clock, which does not run while the machine is suspended.

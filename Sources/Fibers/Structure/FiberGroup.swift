@@ -97,12 +97,13 @@ public final class FiberGroup<Value> {
     /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, as it is when a child has failed.
     /// - Note: parks
     public func next() throws -> Value? {
-        let group = group("FiberGroup.next()")
+        _ = group("FiberGroup.next()")
         try Worker.here("FiberGroup.next()").refuseIfCancelled()
         while true {
             if let core = ledger.takeFinished() { return try core.result(Value.self) }
-            if group.pointee.running == 0 { return nil }
-            try group.waitForChange()
+            // A fiber that is not of the group may wait here, too, and by its turn the group may have ended.
+            guard let record, record.pointee.running > 0 else { return nil }
+            try record.waitForChange()
         }
     }
 
@@ -110,9 +111,10 @@ public final class FiberGroup<Value> {
     /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, as it is when a child has failed.
     /// - Note: parks
     public func waitForAll() throws {
-        let group = group("FiberGroup.waitForAll()")
+        _ = group("FiberGroup.waitForAll()")
         try Worker.here("FiberGroup.waitForAll()").refuseIfCancelled()
-        while group.pointee.running > 0 { try group.waitForChange() }
+        // As in `next`, by the next look the group may have ended.
+        while let record, record.pointee.running > 0 { try record.waitForChange() }
     }
 
     /// Cancels all children, those that will be spawned included, and the group's body. See ``Fiber/cancel()``.

@@ -34,5 +34,6 @@ func waitForEnd(_ core: FiberCore) throws {
     guard let record = core.record else { return }
     require(record != worker.running, "a fiber called join() on its own handle, which would never return: join it from another fiber")
     require(record.pointee.worker == worker, "join() was called on another worker's fiber: join it on the thread that runs it")
+    try worker.refuseIfCancelled()
     try worker.check(worker.park(in: record.joiners, .join(core.id)))
 }

@@ -38,8 +38,10 @@ public final class FiberLocal<Value: Sendable>: Sendable {
     public func withValue<Result, Failure: Error>(_ value: Value, _ body: () throws(Failure) -> Result) throws(Failure) -> Result {
         let fiber = Worker.here("FiberLocal.withValue").running
         let outer = fiber.pointee.locals
-        fiber.pointee.locals = Setting(self, value, next: outer)
-        defer { fiber.pointee.locals = outer }
+        let setting = Setting(self, value, next: outer)
+        fiber.pointee.locals = setting
+        // Released when it is in the list no more: what it holds may look there in its deinit.
+        defer { withExtendedLifetime(setting) { fiber.pointee.locals = outer } }
         return try body()
     }
 }
@@ -47,7 +49,7 @@ public final class FiberLocal<Value: Sendable>: Sendable {
 /// One setting. The key is kept alive, so that no other fiber-local gets its identity.
 class FiberLocalNode {
     let owner: AnyObject
-    let next: FiberLocalNode?
+    @exclusivity(unchecked) private(set) var next: FiberLocalNode?
 
     init(_ owner: AnyObject, next: FiberLocalNode?) {
         self.owner = owner
@@ -55,6 +57,17 @@ class FiberLocalNode {
     }
 
     final var key: ObjectIdentifier { ObjectIdentifier(owner) }
+
+    // One by one: where each generation of fibers sets a value and spawns the next, the list is longer than a stack is deep.
+    deinit {
+        var rest = next
+        next = nil
+        while isKnownUniquelyReferenced(&rest) {
+            let following = rest.unsafelyUnwrapped.next
+            rest.unsafelyUnwrapped.next = nil
+            rest = following
+        }
+    }
 }
 
 private final class Setting<Value: Sendable>: FiberLocalNode {

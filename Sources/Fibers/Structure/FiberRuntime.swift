@@ -102,7 +102,13 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func setUp(_ runtime: FiberRuntime) throws(ResourceError) {
         let worker = self
         let inbox = try Inbox()
-        let driver = try EpollDriver(owner: worker, inbox: inbox, bufferSize: runtime.configuration.readBufferSize)
+        let configuration = runtime.configuration
+        let driver =
+            if let makeDriver = configuration.makeDriver {
+                try makeDriver()
+            } else {
+                try EpollDriver(owner: worker, inbox: inbox, bufferSize: configuration.readBufferSize) as Driver
+            }
         guard let ready = ReadyQueue() else { throw .memory(ENOMEM, "making the ready queue", bytes: 512) }
         var overflowState: UnsafeMutableRawPointer?
         let status = cfiber_overflow_enter(&overflowState)

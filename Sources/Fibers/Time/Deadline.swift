@@ -19,15 +19,15 @@ package enum Deadline {
     @inline(__always)
     package static func after(_ duration: Duration, from start: Int64) -> Int64 {
         let (deadline, overflow) = start.addingReportingOverflow(nanoseconds(duration))
-        return overflow ? never : deadline
+        return overflow ? never : max(0, deadline)
     }
 
-    /// A duration in nanoseconds, of which a fraction counts as one; 0 for negative ones, and `never` for those that are too long to be said. Not by `components`, whose
+    /// A duration in nanoseconds, of which a fraction counts as one; `never` where it is too long to be said. Not by `components`, whose
     /// division of 128 bits takes as long as the rest of setting a deadline.
     static func nanoseconds(_ duration: Duration) -> Int64 {
         let attoseconds = duration.attoseconds
         let high = attoseconds >> 64
-        if high < 0 { return 0 }
+        if high < 0 { return attoseconds == .min ? -never : -nanoseconds(Duration(attoseconds: -attoseconds)) }
         guard high < 1_000_000_000 else { return never }
         let (whole, rest) = UInt64(1_000_000_000).dividingFullWidth(
             (UInt64(truncatingIfNeeded: high), UInt64(truncatingIfNeeded: attoseconds)))

@@ -61,11 +61,12 @@ struct TimerQueue {
         }
     }
 
-    /// Takes out a fiber whose time has come, and which still wants it.
+    /// Takes out the fiber whose time has come first, of those that still want it.
     mutating func popExpired(now: Int64) -> FiberPointer? {
         while let top = first, top.deadline <= now {
             let wanted = top.fiber.pointee.wakeAt
-            if wanted <= now {
+            // One that is wanted later takes its turn among the others first, also when that time has come as well.
+            if wanted <= top.deadline {
                 remove(top.fiber)
                 return top.fiber
             }

@@ -41,6 +41,22 @@ void cfaults_arm(cfaults_call call, size_t n, int error, int repeat);
 /// Ends that, and returns how many calls of the kind were made since.
 size_t cfaults_disarm(void);
 
+// Clocks.
+
+/// Shifts the time of day that the calling thread reads (clock_gettime, gettimeofday, time) against the real one; 0 ends it.
+void cfaults_shift_time_of_day(int64_t seconds);
+/// The seconds of the day's time as clock_gettime, gettimeofday and time tell it.
+void cfaults_read_time_of_day(int64_t seconds[3]);
+/// Stops the monotonic clock that the calling thread reads, until it is let go; only where `cfaults_available`.
+void cfaults_stop_clock(void);
+void cfaults_release_clock(void);
+
+// Leaks.
+
+/// What the calling thread allocates until the end is meant to leak: LeakSanitizer, where there is one, does not tell of it. They nest.
+void cfaults_leaks_begin(void);
+void cfaults_leaks_end(void);
+
 // Observations.
 
 /// How many calls of a kind the calling thread has made in its life; 0 where calls cannot be counted.
