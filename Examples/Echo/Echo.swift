@@ -25,10 +25,12 @@ struct Echo {
 
         return try withFiberGroup { group in
             try group.spawnDaemon(name: "signals") {
-                printNow("\(try signals.next()): draining, for \(options.drainLimit) at most; a second one ends it now")
+                let first = try signals.next()
                 listener.close()
-                printNow("\(try signals.next()): ending")
+                printNow("\(first): draining, for \(options.drainLimit) at most; a second one ends it now")
+                let second = try signals.next()
                 group.cancel()
+                printNow("\(second): ending")
             }
             defer { printNow("served \(connections) connections, \(bytes) bytes") }
             return try listener.serve(draining: options.drainLimit, onError: logFailure) { stream in

@@ -29,6 +29,7 @@ struct Kind: Sendable {
     static let all: [Kind] = [
         .yielding, .sleeping, .joining, .throwing, .recursion, .exclusivity, .wakes,
         .echo, .hangUp, .pairs, .writers, .closing, .timeouts, .foreign, .signals,
+        .deadlines, .renewals, .cancelling, .accepting, .groups, .limits,
     ]
 }
 
@@ -70,8 +71,13 @@ final class Job {
 
     /// Spawns a fiber with random numbers of its own. Whoever spawns it must see to its end.
     func spawn<Value>(_ body: @escaping (Job) throws -> Value) throws -> FiberHandle<Value> {
-        let child = Job(serial: serial, generator: SplitMix64(seed: generator.next(), serial: serial), round: round, slot: slot)
+        let child = child()
         return try round.spawn { try body(child) }
+    }
+
+    /// The same job in another fiber, with random numbers of its own.
+    func child() -> Job {
+        Job(serial: serial, generator: SplitMix64(seed: generator.next(), serial: serial), round: round, slot: slot)
     }
 
     // Sockets, each counted when it is opened and when it is closed.

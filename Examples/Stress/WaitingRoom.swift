@@ -8,7 +8,7 @@ final class WaitingRoom {
     init() { list.initialize(to: WaitList()) }
     deinit { list.deallocate() }
 
-    /// Waits to be called; false when the deadline (monotonic nanoseconds) came first.
+    /// Waits to be called; false when the deadline (monotonic nanoseconds) or a cancellation came first.
     func wait(until deadline: Int64 = .max) -> Bool {
         Worker.here("WaitingRoom.wait").park(in: list, .other, until: deadline) == .ready
     }

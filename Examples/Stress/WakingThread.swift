@@ -17,7 +17,7 @@ final class WakingThread: Sendable {
 
     private let state = Locked(State())
 
-    /// Parks the calling fiber until the thread wakes it, or until a deadline; true when it was the thread.
+    /// Parks the calling fiber until the thread wakes it, until a deadline, or until it is cancelled; true when it was the thread.
     func wait(until deadline: Int64) -> Bool {
         let worker = Worker.here("WakingThread.wait")
         let entry = state.withLock { state in

@@ -153,7 +153,7 @@ extension NetTests {
 }
 
 /// A listener whose queue has no room, and the connections in it.
-private func fullListener(_ net: Net) throws -> (TCPListener, [TCPStream]) {
+func fullListener(_ net: Net) throws -> (TCPListener, [TCPStream]) {
     let listener = try net.listener(backlog: 0)
     var queued: [TCPStream] = []
     while queued.count < 20 {

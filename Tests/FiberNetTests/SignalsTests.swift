@@ -193,6 +193,151 @@ import Testing
                 }
             }
 
+            @Test func manyChildren_areAllReaped_whenTheyEndAtOnce() async {
+                await #expect(processExitsWith: .success) {
+                    try withSignals {
+                        let signals = try Signals.of(.child)
+                        let count = scaled(200, sanitized: 40)
+                        var alive: Set<pid_t> = []
+                        for _ in 0..<count { alive.insert(try startChild("true")) }
+                        // Signals that come together are one, so each stands for any number of children.
+                        var reaped = 0
+                        while !alive.isEmpty {
+                            expect(try withTimeout(.seconds(10)) { try signals.next() } == .child)
+                            var status: Int32 = 0
+                            while case let pid = waitpid(-1, &status, WNOHANG), pid > 0 {
+                                expect(status == 0 && alive.remove(pid) != nil, "child \(pid), status \(status)")
+                                reaped += 1
+                            }
+                        }
+                        expect(reaped == count)
+                        expect(waitpid(-1, nil, WNOHANG) == -1 && errno == ECHILD, "a zombie is left")
+                    }
+                }
+            }
+
+            @Test func endSignals_reachEverySubscriber_andTheHandlersBeforeComeBack() async {
+                await #expect(processExitsWith: .success) {
+                    let kinds: [(Int32, Signal)] = [(SIGTERM, .terminate), (SIGINT, .interrupt), (SIGHUP, .hangup)]
+                    var mask = sigset_t()
+                    sigaddset(&mask, SIGUSR2)
+                    for (number, _) in kinds {
+                        var action = sigaction()
+                        action.__sigaction_handler.sa_handler = { _ in earlierHandlerCalls.add(1, ordering: .relaxed) }
+                        action.sa_mask = mask
+                        action.sa_flags = SA_NODEFER
+                        sigaction(number, &action, nil)
+                    }
+                    let before = kinds.map { disposition($0.0) }
+                    try withSignals {
+                        let subscribers = try (0..<5).map { _ in try Signals.of(.terminate, .interrupt, .hangup) }
+                        let waiters = try subscribers.map { signals in
+                            try Fiber.spawnLocal { try kinds.map { _ in try signals.next() } }
+                        }
+                        letOthersRun()
+                        let main = pthread_self()
+                        for (number, _) in kinds {
+                            // From this thread, and from another one that waits for nothing.
+                            if number == SIGINT { Thread { kill(getpid(), SIGINT) }.join() } else { pthread_kill(main, number) }
+                            letOthersRun()
+                        }
+                        for waiter in waiters {
+                            let signals = try waiter.join()
+                            // A signal for the process may be delivered to any thread, late.
+                            expect(Set(signals) == Set(kinds.map(\.1)), "\(signals)")
+                        }
+                        expect(earlierHandlerCalls.load(ordering: .relaxed) == 0)
+                        subscribers.forEach { $0.close() }
+                        expect(kinds.map { disposition($0.0) } == before)
+                        for (number, _) in kinds {
+                            var action = sigaction()
+                            sigaction(number, nil, &action)
+                            expect(action.sa_flags & SA_NODEFER != 0 && sigismember(&action.sa_mask, SIGUSR2) == 1, "flags and mask")
+                            raise(number)
+                        }
+                        expect(earlierHandlerCalls.load(ordering: .relaxed) == kinds.count)
+                    }
+                }
+            }
+
+            // Cancellation.
+
+            @Test func next_isEnded_andTheSignalsBehindItAreNotLost() async {
+                await #expect(processExitsWith: .success) {
+                    try withSignals {
+                        let signals = try Signals.of(.user1, .user2)
+                        for ending in Ending.allCases {
+                            let error = try end(ending) { _ = try signals.next() }
+                            expect(error?.operation == "wait for a signal" && error?.bytesTransferred == 0)
+                            raise(SIGUSR1)
+                            raise(SIGUSR2)
+                            expect(try [signals.next(), signals.next()] == [.user1, .user2])
+                            // With another fiber before it in line, and one behind.
+                            let first = try Fiber.spawnLocal { try signals.next() }
+                            letOthersRun()
+                            var third: FiberHandle<Signal>?
+                            try end(
+                                ending,
+                                meanwhile: {
+                                    third = try Fiber.spawnLocal { try signals.next() }
+                                    letOthersRun()
+                                }
+                            ) { _ = try signals.next() }
+                            raise(SIGUSR2)
+                            raise(SIGUSR1)
+                            expect(try first.join() == .user2)
+                            expect(try third?.join() == .user1)
+                        }
+                    }
+                }
+            }
+
+            @Test func next_refuses_andLeavesTheSignal_whenItsFiberIsCancelled() async {
+                await #expect(processExitsWith: .success) {
+                    try withSignals {
+                        let signals = try Signals.of(.user1)
+                        for known in Known.allCases {
+                            raise(SIGUSR1)
+                            var error: IOError?
+                            try known.run { error = failure { _ = try signals.next() } }
+                            expect(error?.code == (known == .deadline ? .timedOut : .cancelled), "\(known): \(String(describing: error))")
+                            expect(try signals.next() == .user1)
+                        }
+                    }
+                }
+            }
+
+            @Test func signal_isHadOnce_whenItComesAtTheMomentOfTheCancellation() async {
+                await #expect(processExitsWith: .success) {
+                    try withSignals {
+                        let signals = try Signals.of(.user1, .user2)
+                        let rounds = scaled(2_000, sanitized: 300)
+                        var (had, ended) = (0, 0)
+                        for i in 0..<rounds {
+                            let wanted: Signal = i % 3 == 0 ? .user2 : .user1
+                            let waiter = try Fiber.spawnLocal { try signals.next() }
+                            if i % 5 != 0 { Fiber.yield() }
+                            if i % 2 == 0 { waiter.cancel() }
+                            raise(wanted.number)
+                            // Now and then the event is seen before.
+                            if i % 7 == 0 { try Fiber.sleep(for: .nanoseconds(1)) }
+                            waiter.cancel()
+                            do {
+                                expect(try waiter.join() == wanted)
+                                had += 1
+                            } catch {
+                                expect(error is CancellationError, "\(error)")
+                                expect(try signals.next() == wanted)
+                                ended += 1
+                            }
+                        }
+                        expect(had > 0 && ended > 0, "\(had) had, \(ended) ended")
+                        // None is left.
+                        expect(thrown { try withTimeout(.milliseconds(1)) { _ = try signals.next() } } is TimeoutError)
+                    }
+                }
+            }
+
             // What must survive.
 
             @Test func aSignalEveryMillisecond_disturbsNothing() async {
@@ -242,6 +387,18 @@ import Testing
         pthread_sigmask(SIG_UNBLOCK, &all, nil)
         try inRuntime(seconds: 15, body)
     }
+
+    /// A program that is looked for in the usual places, without arguments.
+    private func startChild(_ program: String) throws -> pid_t {
+        var pid = pid_t()
+        let arguments: [UnsafeMutablePointer<CChar>?] = [strdup(program), nil]
+        defer { free(arguments[0]) }
+        let status = posix_spawnp(&pid, program, nil, nil, arguments, environ)
+        guard status == 0 else { throw TestError(text: "\(program) could not be started: error \(status)") }
+        return pid
+    }
+
+    private let earlierHandlerCalls = Atomic<Int>(0)
 
     private final class Flag: Sendable {
         private let value = Atomic<Bool>(false)

@@ -5,7 +5,7 @@ import Fibers
 import Testing
 
 /// Counts allocations between two moments of a run.
-private func allocations(_ body: () throws -> Void) rethrows -> Int {
+func allocations(_ body: () throws -> Void) rethrows -> Int {
     cfaults_allocations_begin()
     defer { _ = cfaults_allocations_end() }
     try body()

@@ -93,6 +93,37 @@ extension KernelTests {
             #expect(trace.value.sorted() == ["a", "b", "spawned", "spawned"])
         }
 
+        #if compiler(>=6.2)
+            @Test(.enabled(if: !isSanitized, "sanitizers keep memory of their own"))
+            func handler_leavesNoDeadlineBehind_whenTheStackIsGivenBackBeforeItComes() async {
+                await #expect(processExitsWith: .success) {
+                    let deadline = Deadline.after(.seconds(1))
+                    let list = UnsafeMutablePointer<WaitList>.allocate(capacity: 1)
+                    list.initialize(to: WaitList())
+                    let address = UInt(bitPattern: list)
+                    let woken = Box(0)
+                    let configuration = FiberRuntime.Configuration(onUnhandledError: { _ in
+                        let list = UnsafeMutablePointer<WaitList>(bitPattern: address)!
+                        if Worker.current!.park(in: list, .other, until: deadline) == .ready { woken.value += 1 }
+                    })
+                    try FiberRuntime.run(configuration) {
+                        let before = Process.residentBytes
+                        for _ in 0..<1000 { try Fiber.spawnLocal { throw TestError() } }
+                        Fiber.yield()
+                        Worker.current!.wakeAll(&list.pointee, .ready)
+                        while Process.residentBytes - before > 2 << 20, Deadline.after(.zero) < deadline {
+                            try Fiber.sleep(for: .milliseconds(10))
+                        }
+                        #expect(woken.value == 1000)
+                        #expect(Process.residentBytes - before <= 2 << 20)
+                        // Where the deadlines were kept is looked at once more when they come.
+                        while Deadline.after(.zero) <= deadline { try Fiber.sleep(for: .milliseconds(10)) }
+                        try Fiber.sleep(for: .milliseconds(10))
+                    }
+                }
+            }
+        #endif
+
         @Test func error_passesThroughTwoJoins_andIsDelivered() throws {
             var caught: TestError?
             let heard = try Self.heard {

@@ -8,7 +8,7 @@ import Synchronization
 import Testing
 
 /// A place where a fiber leaves its waiter for other threads to take.
-private final class Mailbox: Sendable {
+final class Mailbox: Sendable {
     private let fiber = Atomic<UInt>(0)
     private let slot = Box<Waiter?>(nil)
 

@@ -79,7 +79,7 @@ extension Job {
     }
 
     /// Reads some bytes in one of the ways to do so and verifies them; returns how many, nil at the end.
-    func receive(on stream: TCPStream, at position: Int) throws -> Int? {
+    func receive(on stream: TCPStream, at position: Int, timeout: Duration? = nil) throws -> Int? {
         step("read")
         var count = 0
         func verify(_ bytes: UnsafeRawBufferPointer) throws {
@@ -89,13 +89,13 @@ extension Job {
         }
         switch random(0...2) {
         case 0:
-            _ = try stream.readAvailable { data in try data.withUnsafeBytes { try verify($0) } }
+            _ = try stream.readAvailable(timeout: timeout) { data in try data.withUnsafeBytes { try verify($0) } }
         case 1:
-            try stream.read(upTo: size(upTo: 40_000)).withUnsafeBytes { try verify($0) }
+            try stream.read(upTo: size(upTo: 40_000), timeout: timeout).withUnsafeBytes { try verify($0) }
         default:
             var memory = [UInt8](repeating: 0, count: size(upTo: 40_000))
             try memory.withUnsafeMutableBytes { memory in
-                let count = try stream.read(into: memory)
+                let count = try stream.read(into: memory, timeout: timeout)
                 try verify(UnsafeRawBufferPointer(rebasing: memory[..<count]))
             }
         }

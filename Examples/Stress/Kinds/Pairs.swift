@@ -31,8 +31,8 @@ extension Kind {
         job.close(a, b)
     }
 
-    /// Several fibers write one message each to one stream, some of them only for so long. The reader must find every message whole, or as much of it as its
-    /// writer was told had gone, and none inside another.
+    /// Several fibers write one message each to one stream, some of them only for so long or until they are cancelled. The reader must find every message whole, or
+    /// as much of it as its writer was told had gone, and none inside another.
     static let writers = Kind("writers", weight: 6, descriptors: 2, accounts: [.messages]) { job in
         let (a, b) = try job.pair()
         // Little room in the kernel and a slow reader, so that there is always somebody who waits for his turn.
@@ -48,7 +48,9 @@ extension Kind {
                 do {
                     try a.writeAll(message, timeout: timeout)
                     written[number] = message.count
-                } catch let error as IOError where error.code == .timedOut && timeout != nil {
+                } catch let error as IOError
+                    where error.code == .timedOut && timeout != nil || error.code == .cancelled && Fiber.isCancelled
+                {
                     written[number] = error.bytesTransferred
                     Count.expectedErrors += 1
                 }
@@ -64,6 +66,10 @@ extension Kind {
                 bytes += some
                 try Fiber.sleep(for: .microseconds(reader.random(0...2000)))
             }
+        }
+        while job.chance(2) {
+            try Fiber.sleep(for: .microseconds(job.random(0...5000)))
+            writers[job.random(0...count - 1)].cancel()
         }
         for writer in writers { try writer.join() }
         try a.shutdown(.write)

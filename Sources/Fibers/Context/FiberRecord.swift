@@ -48,6 +48,7 @@ package struct FiberRecord: ~Copyable {
     var body: (UInt, UInt) = (0, 0)
     /// Not optional: a closure inside an optional is of another representation, and converting it would allocate at each life.
     var runner: FiberBodyRunner = noBody
+    // Others reach for these two while the fiber is parked, by `joinersOffset` and `baseOffset`: they are the last.
     /// Fibers that wait in `join` for the end of this life.
     var joiners = WaitList()
     /// The outermost scope, the fiber's life. Between lives it is as it was made.
@@ -62,6 +63,8 @@ package struct FiberRecord: ~Copyable {
 
     /// Where the context lies in a record.
     @inline(__always) static var contextOffset: Int { 32 }
+    @inline(__always) static var joinersOffset: Int { baseOffset - MemoryLayout<WaitList>.stride }
+    @inline(__always) static var baseOffset: Int { MemoryLayout<FiberRecord>.size - MemoryLayout<CancelScope>.size }
 }
 
 private func noBody(_: FiberCore, _: UnsafeMutableRawPointer) {}
@@ -105,12 +108,18 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     var body: UnsafeMutableRawPointer { withUnsafeMutablePointer(to: &pointee.body) { UnsafeMutableRawPointer($0) } }
 
     /// The list itself, in the record: it stays where it is.
+    ///
+    /// By its offset: `&pointee.joiners` would be an access to the whole record, while another thread claims the park of its fiber.
     @inline(__always)
-    var joiners: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.joiners) { $0 } }
+    var joiners: UnsafeMutablePointer<WaitList> {
+        (UnsafeMutableRawPointer(self) + FiberRecord.joinersOffset).assumingMemoryBound(to: WaitList.self)
+    }
 
-    /// The outermost scope, in the record.
+    /// The outermost scope, in the record; by its offset, too.
     @inline(__always)
-    var base: ScopePointer { withUnsafeMutablePointer(to: &pointee.base) { $0 } }
+    var base: ScopePointer {
+        (UnsafeMutableRawPointer(self) + FiberRecord.baseOffset).assumingMemoryBound(to: CancelScope.self)
+    }
 
     /// The core of the present life, lent: the record owns it. Nil for the root.
     @inline(__always)
@@ -136,7 +145,7 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     }
 
     package var name: String? {
-        withUnsafeBytes(of: &pointee.context.name) { bytes in
+        withUnsafeBytes(of: &context.pointee.name) { bytes in
             bytes[0] == 0 ? nil : String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
         }
     }

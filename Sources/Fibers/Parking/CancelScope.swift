@@ -159,13 +159,16 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// The innermost scope of a fiber has a cause now.
     private func interrupt(_ fiber: FiberPointer) {
-        fiber.pointee.attention |= Attention.cancelled
+        // Not `|=`, which would be an access to the whole record, while another thread claims the park.
+        fiber.pointee.attention = fiber.pointee.attention | Attention.cancelled
         _ = unpark(Waiter(fiber), .cancelled)
     }
 
     /// The effective deadline of a fiber's innermost scope has passed.
+    ///
+    /// If the fiber is cancelled already, nothing: of many fibers in deep groups only the first may pay for the way out to the scope whose deadline it was.
     func cancelExpired(_ fiber: FiberPointer) {
-        cancel(fiber.pointee.scope.bound)
+        if fiber.pointee.scope.pointee.cause == nil { cancel(fiber.pointee.scope.bound) }
     }
 
     /// True when the running fiber is cancelled, or its deadline has passed by the clock.

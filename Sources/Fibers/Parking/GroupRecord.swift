@@ -34,15 +34,18 @@ struct GroupRecord: BitwiseCopyable {
 final class GroupLedger {
     /// What was not the doing of a cancellation.
     @exclusivity(unchecked) private(set) var errors: [any Error] = []
-    /// A child was ended by a cancellation or deadline from outside the group, and nobody has heard of it yet.
+    /// A child was ended by a cancellation or deadline from outside the group.
     @exclusivity(unchecked) private(set) var wasCutShort = false
-    @exclusivity(unchecked) private var finished: [FiberCore] = []
+    /// Nil where the result was taken.
+    @exclusivity(unchecked) private var finished: [FiberCore?] = []
     @exclusivity(unchecked) private var taken = 0
+    /// Where the errors lie: as long as they are here, no other error lies in the same place.
+    @exclusivity(unchecked) private var seen: Set<UInt> = []
     private let keepsResults: Bool
 
     init(keepsResults: Bool) { self.keepsResults = keepsResults }
 
-    /// Notes the end of a child; true when it failed.
+    /// Notes the end of a child; true when it failed. A daemon is there to be cancelled, so it is never cut short.
     fileprivate func note(_ core: FiberCore, isDaemon: Bool, wasCancelled: Bool, fromOutside: Bool) -> Bool {
         guard let failure = core.object as? UndeliveredError else {
             if keepsResults && !isDaemon { finished.append(core) }
@@ -50,25 +53,38 @@ final class GroupLedger {
         }
         let error = failure.deliver()
         if wasCancelled && error is CancellationError {
-            if fromOutside { wasCutShort = true }
+            if fromOutside && !isDaemon { wasCutShort = true }
             return false
         }
-        errors.append(error)
+        noteFailure(error)
         return true
     }
 
-    func noteFailure(_ error: any Error) { errors.append(error) }
+    /// An error that somebody had by joining the one who failed, and passed on, is still that one failure.
+    func noteFailure(_ error: any Error) {
+        // The coercion says that the existential itself is meant, which is one pointer, and not what is in it.
+        if seen.insert(unsafeBitCast(error as any Error, to: UInt.self)).inserted { errors.append(error) }
+    }
 
     func takeFinished() -> FiberCore? {
         guard taken < finished.count else { return nil }
         let core = finished[taken]
+        finished[taken] = nil
         taken += 1
-        // What was taken is let go of, at a cost that is constant on average.
+        // At a cost that is constant on average.
         if taken * 2 > finished.count {
             finished.removeFirst(taken)
             taken = 0
         }
         return core
+    }
+
+    /// Lets go of all that is left, which may refer to the group, and returns the errors.
+    func close() -> [any Error] {
+        let errors = errors
+        self.errors = []
+        finished = []
+        return errors
     }
 }
 
@@ -112,6 +128,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         let wasCancelled = child.base.pointee.cause != nil
         child.pointee.base = CancelScope(isDaemon ? .daemon : .fiber, of: child)
         child.base.attach(to: scope)
+        // Since the runtime shuts down.
         if wasCancelled { worker.cancel(child.base) }
         if isDaemon { pointee.daemons += 1 }
         child.pointee.previousSibling = pointee.lastChild
@@ -127,10 +144,11 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         if let previous { previous.pointee.nextSibling = next } else { pointee.firstChild = next }
         if let next { next.pointee.previousSibling = previous } else { pointee.lastChild = previous }
         let isDaemon = child.base.pointee.kind == .daemon
+        let cause = child.base.pointee.cause
         let failed = pointee.ledger._withUnsafeGuaranteedRef {
             $0.note(
-                child.pointee.core.unsafelyUnwrapped, isDaemon: isDaemon, wasCancelled: child.base.pointee.cause != nil,
-                fromOutside: scope.pointee.cause != nil && scope.pointee.cause != scope)
+                child.pointee.core.unsafelyUnwrapped, isDaemon: isDaemon, wasCancelled: cause != nil,
+                fromOutside: cause != child.base && cause != scope)
         }
         if failed { worker.cancel(scope) }
         if isDaemon { pointee.daemons -= 1 } else { giveSlot() }

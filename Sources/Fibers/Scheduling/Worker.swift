@@ -149,7 +149,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.pool.trim(now: now)
         let now = self.now
         var wake = Int64.max
-        if let deadline = pointee.timers.earliest { wake = deadline }
+        if let deadline = pointee.timers.earliest(after: now) { wake = deadline }
         wake = Swift.min(wake, pointee.abandonAt)
         if let trim = pointee.pool.nextTrim { wake = Swift.min(wake, trim) }
         guard pointee.inbox.beginSleep() else { return }
@@ -183,7 +183,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     func shutDown(until deadline: Int64) {
         // A limit without end is a shutdown, too: what is spawned from now on is cancelled.
         pointee.abandonAt = Swift.min(pointee.abandonAt, deadline, .max - 1)
-        for fiber in liveFibers.reversed() { cancel(fiber.base) }
+        let fibers = liveFibers.reversed()
+        // Children of groups by way of their groups, so that these know; then those whose groups are shielded.
+        for fiber in fibers where fiber.base.pointee.outer == nil { cancel(fiber.base) }
+        for fiber in fibers { cancel(fiber.base) }
     }
 
     private var isOverdue: Bool { now >= pointee.abandonAt }
@@ -291,12 +294,12 @@ let runLife: @convention(c) (UnsafeMutablePointer<cfiber_context>?) -> UnsafeMut
 private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
     let holdsResult = fiber.core.unsafelyUnwrapped._withUnsafeGuaranteedRef { core in
         fiber.pointee.runner(core, fiber.body)
+        if _slowPath(fiber.pointee.locals != nil) { letGo(of: &fiber.pointee.locals) }
         core.record = nil
         return core.object != nil
     }
     if !fiber.pointee.joiners.isEmpty { worker.wakeAll(&fiber.pointee.joiners, .ready) }
     if _slowPath(fiber.pointee.attention != 0 || fiber.pointee.base.outer != nil) { fiber.endBase() }
-    if fiber.pointee.locals != nil { letGo(of: &fiber.pointee.locals) }
     // Nobody can have the result any more but those with a handle, and it must not outlive them.
     if holdsResult { letGo(of: &fiber.pointee.core) }
     // Last, since what has just been let go of may have waited on its way: a handler of unhandled errors, a deinit.

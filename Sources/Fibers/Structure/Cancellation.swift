@@ -37,7 +37,7 @@ public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
 /// Nothing is allocated. Under a deadline that seldom comes, a call that waits costs a comparison more.
 ///
 /// - Parameters:
-///   - limit: how long, from now, with nanosecond resolution; zero or less has passed already, nil sets none.
+///   - limit: how long, from now, with nanosecond resolution; zero or less has passed now, nil sets none.
 ///   - body: what to do.
 /// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
 @discardableResult

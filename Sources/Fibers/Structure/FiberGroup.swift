@@ -187,19 +187,22 @@ public func withFiberGroup<Value, Result>(
     return try _withUnprotectedUnsafeMutablePointer(to: &record) { record in
         let group = FiberGroup<Value>(record, ledger)
         record.scope.enter()
-        defer {
-            group.end()
-            record.scope.leave()
-        }
-        let result = Swift.Result { try body(group) }
+        var result = Swift.Result { try body(group) }
         if case .failure(let error) = result {
-            if record.scope.pointee.cause == nil || !isCancellation(error) { ledger.noteFailure(error) }
+            if record.scope.pointee.cause == nil || !isCancellation(error) {
+                ledger.noteFailure(error)
+            } else if record.scope.pointee.cause == record.scope {
+                // The group has cancelled itself: its caller is told so, and not what its body did at that moment.
+                result = .failure(CancellationError())
+            }
             worker.cancel(record.scope)
         }
         record.waitForEnd()
-        if let first = ledger.errors.first {
-            throw ledger.errors.count == 1 ? first : FiberGroupError(first: first, others: Array(ledger.errors.dropFirst()))
-        }
+        // At once: what is released from here on may have a deinit, which must not spawn any more, and may wait.
+        group.end()
+        record.scope.leave()
+        let errors = ledger.close()
+        if let first = errors.first { throw errors.count == 1 ? first : FiberGroupError(first: first, others: Array(errors.dropFirst())) }
         if ledger.wasCutShort { throw CancellationError() }
         return try result.get()
     }

@@ -75,6 +75,7 @@ public final class FiberRuntime: Sendable {
     }
 
     /// Ends the calling fiber's runtime: cancels all of its fibers, the caller and those spawned later included, the newest first, and gives them some time to end.
+    /// A shield protects what its own fiber does in it, and not the children of a group in it.
     ///
     /// It returns at once. ``run(_:_:)`` returns when all have ended, or when the time is over: then ``Configuration/onWarning`` hears the names of those that are left and
     /// what they wait for, and they never run again; what they own stays in memory. `main` itself cannot be left behind: if it has not ended by then, the program stops with a message. A fiber that
@@ -125,8 +126,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 runtime: runtime, root: root, overflowState: overflowState))
         require(
             UnsafeRawPointer(root) + FiberRecord.contextOffset == withUnsafePointer(to: &root.pointee.context) { UnsafeRawPointer($0) }
-                && MemoryLayout<Registration>.stride == 64,
-            "FiberRecord.contextOffset or the size of Registration no longer says how they are laid out: correct it")
+                && root.joiners == withUnsafeMutablePointer(to: &root.pointee.joiners) { $0 }
+                && root.base == withUnsafeMutablePointer(to: &root.pointee.base) { $0 } && MemoryLayout<Registration>.stride == 64,
+            "the offsets in FiberRecord or the size of Registration no longer say how they are laid out: correct them")
         cfiber_thread_enter(root.context, worker)
     }
 

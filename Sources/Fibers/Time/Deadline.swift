@@ -27,7 +27,10 @@ package enum Deadline {
     static func nanoseconds(_ duration: Duration) -> Int64 {
         let attoseconds = duration.attoseconds
         let high = attoseconds >> 64
-        if high < 0 { return attoseconds == .min ? -never : -nanoseconds(Duration(attoseconds: -attoseconds)) }
+        if high < 0 {
+            let length = attoseconds == .min ? never : nanoseconds(Duration(attoseconds: -attoseconds))
+            return length == never ? .min : -length
+        }
         guard high < 1_000_000_000 else { return never }
         let (whole, rest) = UInt64(1_000_000_000).dividingFullWidth(
             (UInt64(truncatingIfNeeded: high), UInt64(truncatingIfNeeded: attoseconds)))

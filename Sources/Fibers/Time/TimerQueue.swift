@@ -24,9 +24,18 @@ struct TimerQueue {
     @inline(__always) var isEmpty: Bool { heap.isEmpty }
     var count: Int { heap.count }
 
-    /// The earliest time at which a fiber may have to be woken; by then it may want a later time, or none.
+    /// The earliest time at which a fiber may have to be woken. Where nothing else happens before, it may be one that is not wanted any more.
     @inline(__always)
-    var earliest: Int64? { heap.isEmpty ? nil : heap.base.unsafelyUnwrapped[0].deadline }
+    mutating func earliest(after now: Int64) -> Int64? {
+        // Most first entries will not stay the first until their time comes, so only what is near is put right: once in each of its deadlines, not at each sleep.
+        while let top = first {
+            guard top.deadline &- now < 10_000_000 else { return top.deadline }
+            let wanted = top.fiber.pointee.wakeAt
+            if wanted <= top.deadline { return top.deadline }
+            postpone(top.fiber, to: wanted)
+        }
+        return nil
+    }
 
     private var first: Entry? { heap.isEmpty ? nil : heap.base.unsafelyUnwrapped[0] }
 

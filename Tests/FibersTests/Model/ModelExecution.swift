@@ -136,7 +136,8 @@ final class ModelExecution {
             note(try spawn(number), of: number)
         case .spawn(let number, let name?, let isDaemon):
             guard let group = groups[name] else { return (.absent, nil) }
-            note(isDaemon ? .void(try group.spawnDaemon(name: nil) { _ = try self.body(number) }) : try spawn(number, in: group), of: number)
+            note(
+                isDaemon ? .void(try group.spawnDaemon(name: nil) { _ = try self.body(number) }) : try spawn(number, in: group), of: number)
         case .cancel(let number):
             guard let handle = handles[number] else { return (.absent, nil) }
             handle.cancel()

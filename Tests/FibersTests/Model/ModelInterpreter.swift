@@ -4,11 +4,12 @@
 // Rules that the documentation leaves open, as decided here:
 //   * a deadline whose time has come ends its scope at the first moment at which somebody under it (no shield in between) waits, or would wait, or asks. So a scope that
 //     is cancelled before that is not ended by its deadline, and an error that leaves it before that is not turned into a `TimeoutError`;
+//   * a limit less than zero has passed when it is set, and not before;
 //   * what ends at the instant of a deadline around it is ended by the deadline;
 //   * a join of a fiber that has ended gives its result, also to a caller that is cancelled;
-//   * a join that throws what the joined fiber threw makes that the caller's error, too: a group whose body joins a child that fails has two;
+//   * a join that throws what the joined fiber threw makes that the caller's error, too, and for a group in which both are that is one failure;
 //   * an error of a fiber that was not cancelled itself is no cancellation, also if it is a `CancellationError` (of a fiber that it joined);
-//   * once a group is cancelled from outside, every child that ends by a cancellation is cut short by that;
+//   * a child that ends by a cancellation is cut short if that came from outside its group; daemons, which are there to be cancelled, never are;
 //   * within one instant, fibers run in any order.
 
 struct ModelInterpreter {
@@ -94,7 +95,7 @@ private enum Completion {
     case failed(ModelFailure)
 }
 
-private enum Wait: Equatable {
+private enum ModelWait: Equatable {
     case sleep(until: Int64)
     case join(Int)
     case slot
@@ -121,7 +122,7 @@ private enum Frame {
 private final class Fiber {
     enum State {
         case ready(Signal)
-        case waiting(Wait)
+        case waiting(ModelWait)
         case ended
     }
 
@@ -156,7 +157,7 @@ private final class Fiber {
         scope.kind == .timeout && scope.cause === scope ? .timeout(limit: scope.limit) : .cancelled
     }
 
-    var wait: Wait? {
+    var wait: ModelWait? {
         if case .waiting(let wait) = state { wait } else { nil }
     }
 
@@ -271,6 +272,7 @@ private final class Machine {
 
     private func shutDown() {
         isShuttingDown = true
+        for fiber in spawned.reversed() where fiber.result == nil && fiber.group == nil { cancel(fiber.base) }
         for fiber in spawned.reversed() where fiber.result == nil { cancel(fiber.base) }
     }
 
@@ -406,7 +408,7 @@ private final class Machine {
             fiber.state = .waiting(.join(number))
             return nil
         case .timeout(let limit, let body):
-            let (deadline, overflow) = now.addingReportingOverflow(limit)
+            let (deadline, overflow) = now.addingReportingOverflow(max(0, limit))
             enter(Scope(.timeout, of: fiber.number, in: fiber.scope, deadline: overflow ? .max : deadline, limit: limit), fiber)
             fiber.frames.append(.sequence(body, next: 0))
             return .go
@@ -525,7 +527,7 @@ private final class Machine {
             // Later it is an end of children that wakes the fiber here.
             group.body = completion
             if case .failed(let failure) = completion {
-                if failure != .cancelled || group.scope.cause == nil { group.errors.append(failure) }
+                if failure != .cancelled || group.scope.cause == nil { note(failure, of: group) }
                 cancel(group.scope)
             }
         }
@@ -570,15 +572,31 @@ private final class Machine {
         if let group = fiber.group { leaveGroup(group, fiber) }
     }
 
+    /// An error that came to the group before, by a fiber that joined the one who failed, is no second failure. Errors that look the same may be two all the same, unless
+    /// an operation has thrown them, which happens once: that is left open.
+    private func note(_ failure: ModelFailure, of group: Group) {
+        if group.errors.contains(failure) {
+            if case .thrown = failure { return }
+            switch order {
+            case .inTurn: return
+            case .random(var random):
+                let isOne = Bool.random(using: &random)
+                order = .random(random)
+                if isOne { return }
+            }
+        }
+        group.errors.append(failure)
+    }
+
     private func leaveGroup(_ group: Group, _ fiber: Fiber) {
         switch fiber.result {
         case .returned(let value):
             if group.keepsResults, !fiber.isDaemon { group.results.append(value) }
         case .failed(.cancelled) where fiber.base.cause != nil:
-            if let cause = group.scope.cause, cause !== group.scope { group.wasCutShort = true }
+            if !fiber.isDaemon, fiber.base.cause !== fiber.base, fiber.base.cause !== group.scope { group.wasCutShort = true }
         case .failed(let failure):
             undelivered[fiber.number] = nil
-            group.errors.append(failure)
+            note(failure, of: group)
             cancel(group.scope)
         default: fatalError("a child left its group before it ended")
         }

@@ -10,12 +10,12 @@ final class VirtualTime: @unchecked Sendable {
     private var polls = 0
     /// Called when all fibers wait and none for a time, on the worker's own stack: something must make a fiber ready.
     private let onDeadlock: () -> Void
-    /// Called, with a reason, when the runtime does what can only be a mistake.
+    /// Called, with a reason, when the runtime does what can only be a mistake; it is then ended by force, and leaves behind the fibers that it has.
     private let onNonsense: (String) -> Void
 
     /// More than any program needs.
     private static var longestWait: Int64 { 1 << 58 }
-    private static var mostPolls: Int { 100_000 }
+    private static var mostPolls: Int { 10_000 }
     /// For `FiberRuntime.Configuration`: a wait that ends only then is found to be nonsense before.
     static var shutdownLimit: Duration { .nanoseconds(longestWait * 2) }
 
@@ -31,9 +31,14 @@ final class VirtualTime: @unchecked Sendable {
 
     private func poll(timeout: Int64) {
         polls += 1
-        if polls == Self.mostPolls { onNonsense("the worker polls again and again") }
         if timeout < 0 { return onDeadlock() }
-        if timeout > Self.longestWait { onNonsense("after a shutdown fibers wait, and nothing will wake them") }
+        if polls == Self.mostPolls { end("the worker polls again and again") }
+        if timeout > Self.longestWait { end("after a shutdown fibers wait, and nothing will wake them") }
         now += timeout
+    }
+
+    private func end(_ reason: String) {
+        onNonsense(reason)
+        FiberRuntime.shutDown(within: .zero)
     }
 }
