@@ -124,6 +124,15 @@ extension KernelTests {
             }
         #endif
 
+        @Test func handler_mayLookAtItsFiber_andKeepWhatItFinds() throws {
+            // The fiber's life is over by then, and its core about to be freed.
+            let found = Box<[Fiber?]>([])
+            try FiberRuntime.run(.init(onUnhandledError: { _ in found.value.append(Fiber.current) })) {
+                for _ in 0..<3 { try Fiber.spawnLocal { throw TestError() } }
+            }
+            #expect(found.value == [nil, nil, nil])
+        }
+
         @Test func error_passesThroughTwoJoins_andIsDelivered() throws {
             var caught: TestError?
             let heard = try Self.heard {

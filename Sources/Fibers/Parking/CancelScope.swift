@@ -166,9 +166,11 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// The effective deadline of a fiber's innermost scope has passed.
     ///
-    /// If the fiber is cancelled already, nothing: of many fibers in deep groups only the first may pay for the way out to the scope whose deadline it was.
+    /// Nothing if that has been noticed: of many fibers in deep groups only the first may pay for the way out to the scope whose deadline it was.
     func cancelExpired(_ fiber: FiberPointer) {
-        if fiber.pointee.scope.pointee.cause == nil { cancel(fiber.pointee.scope.bound) }
+        let scope = fiber.pointee.scope
+        if let cause = scope.pointee.cause, cause.pointee.deadline == scope.pointee.effective { return }
+        cancel(scope.bound)
     }
 
     /// True when the running fiber is cancelled, or its deadline has passed by the clock.

@@ -148,7 +148,8 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         let failed = pointee.ledger._withUnsafeGuaranteedRef {
             $0.note(
                 child.pointee.core.unsafelyUnwrapped, isDaemon: isDaemon, wasCancelled: cause != nil,
-                fromOutside: cause != child.base && cause != scope)
+                // A runtime that shuts down cancels each fiber by itself, where a shield is around its group.
+                fromOutside: cause != scope && (cause != child.base || worker.pointee.abandonAt != .max))
         }
         if failed { worker.cancel(scope) }
         if isDaemon { pointee.daemons -= 1 } else { giveSlot() }

@@ -593,7 +593,8 @@ private final class Machine {
         case .returned(let value):
             if group.keepsResults, !fiber.isDaemon { group.results.append(value) }
         case .failed(.cancelled) where fiber.base.cause != nil:
-            if !fiber.isDaemon, fiber.base.cause !== fiber.base, fiber.base.cause !== group.scope { group.wasCutShort = true }
+            let isOwn = fiber.base.cause === fiber.base && !isShuttingDown
+            if !fiber.isDaemon, !isOwn, fiber.base.cause !== group.scope { group.wasCutShort = true }
         case .failed(let failure):
             undelivered[fiber.number] = nil
             note(failure, of: group)
