@@ -39,7 +39,8 @@ extension KernelTests {
                     while ended < 4 * perSpawner { try Fiber.sleep(for: .microseconds(50)) }
                 }
             }
-            #expect(most == limit)
+            // With the few children that sanitizers leave, the limit need not be reached.
+            #expect(isSanitized ? most <= limit : most == limit)
             #expect(running == 0)
             #expect(ended == 4 * perSpawner)
         }
