@@ -100,6 +100,15 @@ void cfaults_leaks_end(void) {
   if (__lsan_enable != NULL) __lsan_enable();
 }
 
+// The hooks of libswiftCore, as it exports them.
+extern _Atomic(void *) _swift_willThrow __attribute__((weak));
+extern _Atomic(void *) _swift_willThrowTypedImpl __attribute__((weak));
+
+void cfaults_forget_thrown_errors(void) {
+  if (&_swift_willThrow != NULL) _swift_willThrow = NULL;
+  if (&_swift_willThrowTypedImpl != NULL) _swift_willThrowTypedImpl = NULL;
+}
+
 #if CFAULTS_SANITIZED
 int cfaults_available(void) { return 0; }
 #else

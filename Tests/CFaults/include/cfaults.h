@@ -57,6 +57,10 @@ void cfaults_release_clock(void);
 void cfaults_leaks_begin(void);
 void cfaults_leaks_end(void);
 
+/// The test library keeps a backtrace of errors that are thrown, hundreds of bytes for each, and lets go of only some. From here on, and for the rest
+/// of the process, it hears of none: for processes that measure memory.
+void cfaults_forget_thrown_errors(void);
+
 // Observations.
 
 /// How many calls of a kind the calling thread has made in its life; 0 where calls cannot be counted.

@@ -37,8 +37,8 @@ private final class Scope {
     /// Its own; `Int64.max` for none.
     let deadline: Int64
     let limit: Int64
-    /// Which scope's cancellation or deadline has reached it first.
-    var cause: Scope?
+    /// Which scope's cancellation or deadline has reached it first: itself or one around it, which therefore lives as long.
+    unowned var cause: Scope?
 
     init(_ kind: Kind, of fiber: Int, in outer: Scope?, deadline: Int64 = .max, limit: Int64 = 0) {
         self.kind = kind
