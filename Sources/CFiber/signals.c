@@ -25,6 +25,7 @@ static int used[SUBSCRIBERS];
 static int users[SIGNALS + 1];
 static struct sigaction earlier[SIGNALS + 1];
 static atomic_int inside;
+static atomic_int subscribed;  // how many slots are used, for those without the lock
 static _Atomic pid_t process;  // whose subscribers these are
 
 static void handler(int number) {
@@ -88,6 +89,7 @@ int cfiber_signals_subscribe(uint64_t mask, int *fd) {
   }
   if (!error) {
     used[slot] = 1;
+    atomic_fetch_add(&subscribed, 1);
   } else if (slot < SUBSCRIBERS) {
     drop(done);
     retire(slot);
@@ -102,6 +104,8 @@ int cfiber_signals_subscribe(uint64_t mask, int *fd) {
   return slot;
 }
 
+int cfiber_signals_are_used(void) { return atomic_load_explicit(&subscribed, memory_order_relaxed) != 0; }
+
 void cfiber_signals_unsubscribe(int slot) {
   pthread_mutex_lock(&lock);
   // The dispositions first: a signal in between must not find our handler and no subscriber.
@@ -109,5 +113,6 @@ void cfiber_signals_unsubscribe(int slot) {
   retire(slot);
   close(atomic_load(&subscribers[slot].fd));
   used[slot] = 0;
+  atomic_fetch_sub(&subscribed, 1);
   pthread_mutex_unlock(&lock);
 }

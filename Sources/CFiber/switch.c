@@ -1,11 +1,13 @@
 // The one switch, with what must travel along: Swift's exclusivity accesses and the sanitizers' idea of the current stack.
 #define _GNU_SOURCE
 #include "cfiber_context.h"
+#include "cfiber_signals.h"
 #include "control_words.h"
 #include "exclusivity.h"
 #include "fiber_context.h"
 #include "sanitizers.h"
 #include <pthread.h>
+#include <signal.h>
 #include <string.h>
 
 __thread cfiber_thread cfiber_this_thread __attribute__((tls_model("initial-exec")));
@@ -72,6 +74,28 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) static cfiber_context *live(cfiber_
   return next;
 }
 
+#if CFIBER_TSAN
+// ThreadSanitizer puts a signal that comes between two calls of libc aside, for the fiber that runs then and not for the thread: if that fiber leaves before its next
+// call, the handler is not run until it comes back, which may be never. So while somebody subscribes to signals, none comes during a switch.
+static __thread sigset_t signals_before;
+static __thread int signals_held;
+
+CFIBER_NO_SANITIZE static void hold_signals(void) {
+  if (!cfiber_signals_are_used()) return;
+  sigset_t all;
+  sigfillset(&all);
+  // On its way out this call runs the handlers of what was put aside until now.
+  pthread_sigmask(SIG_SETMASK, &all, &signals_before);
+  signals_held = 1;
+}
+
+CFIBER_NO_SANITIZE static void release_signals(void) {
+  if (!signals_held) return;
+  signals_held = 0;
+  pthread_sigmask(SIG_SETMASK, &signals_before, NULL);
+}
+#endif
+
 // Completes a switch on the side of the one that comes. `from` is whoever left.
 CFIBER_NO_SANITIZE static inline void arrived(cfiber_context *self, fiber_transfer transfer) {
   cfiber_context *from = transfer.data;
@@ -80,6 +104,9 @@ CFIBER_NO_SANITIZE static inline void arrived(cfiber_context *self, fiber_transf
   __sanitizer_finish_switch_fiber(self->fake_stack, NULL, NULL);
 #else
   (void)self;
+#endif
+#if CFIBER_TSAN
+  release_signals();
 #endif
 }
 
@@ -155,6 +182,7 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *
     if (self->between_lives) self->fake_stack = NULL;
 #endif
 #if CFIBER_TSAN
+    hold_signals();
     __tsan_switch_to_fiber(to->tsan_fiber, 0);
 #endif
     fiber_transfer transfer = fiber_context_jump(to->sp, self);

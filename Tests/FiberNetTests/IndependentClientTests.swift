@@ -408,6 +408,8 @@ private final class Child {
             }
             var query = pollfd(fd: output, events: Int16(POLLIN), revents: 0)
             guard poll(&query, 1, Self.patience) > 0, let bytes = Self.read(output), !bytes.isEmpty else {
+                // It may be alive, with nothing to read.
+                _ = fcntl(errors, F_SETFL, O_NONBLOCK)
                 throw TestError(text: "it said nothing; on standard error: \(String(decoding: Self.read(errors) ?? [], as: UTF8.self))")
             }
             buffered += bytes

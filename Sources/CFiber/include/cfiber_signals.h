@@ -8,4 +8,6 @@
 int cfiber_signals_subscribe(uint64_t mask, int *fd);
 /// Ends a subscription. With a signal's last one its earlier disposition comes back. Any thread.
 void cfiber_signals_unsubscribe(int subscriber);
+/// Whether there is any subscriber. Any thread.
+int cfiber_signals_are_used(void);
 #endif
