@@ -52,6 +52,8 @@ enum Count {
     /// Descriptors were short, and somebody waited for them.
     static let shortages = Tally()
     static let rounds = Tally()
+    /// Connections that one worker has accepted and another has served.
+    static let handedOver = Tally()
 }
 
 /// What went wrong. The first failure ends the run.

@@ -30,6 +30,7 @@ struct Kind: Sendable {
         .yielding, .sleeping, .joining, .throwing, .recursion, .exclusivity, .wakes,
         .echo, .hangUp, .pairs, .writers, .closing, .timeouts, .foreign, .signals,
         .deadlines, .renewals, .cancelling, .accepting, .groups, .limits,
+        .spreading, .recalling, .spanning, .events, .blocking,
     ]
 }
 
@@ -73,6 +74,25 @@ final class Job {
     func spawn<Value>(_ body: @escaping (Job) throws -> Value) throws -> FiberHandle<Value> {
         let child = child()
         return try round.spawn { try body(child) }
+    }
+
+    /// Spawns a fiber on the worker that is named, or on the least loaded one. Whoever spawns it must see to its end.
+    func spawn<Value: Sendable>(on worker: Int?, _ body: @escaping @Sendable (Job) throws -> Value) throws -> FiberHandle<Value> {
+        let traveller = traveller(to: worker)
+        let handle = try Fiber.spawn(name: "traveller", on: worker) {
+            defer { Account.fibers.right += 1 }
+            return try body(traveller.arrive())
+        }
+        Account.fibers.left += 1
+        return handle
+    }
+
+    /// A worker to name, or nil to leave it to the runtime.
+    func somewhere() -> Int? { chance(2) ? nil : random(0...FiberRuntime.workerCount - 1) }
+
+    func traveller(to worker: Int?) -> Traveller {
+        Traveller(
+            serial: serial, generator: SplitMix64(seed: generator.next(), serial: serial), crew: round.crew, slot: slot, target: worker)
     }
 
     /// The same job in another fiber, with random numbers of its own.
@@ -141,5 +161,21 @@ final class Job {
             return error
         }
         throw Violation("\(what): it succeeded, where \"\(code)\" was due")
+    }
+}
+
+/// A part of a job on its way to another worker.
+struct Traveller: Sendable {
+    fileprivate let serial: UInt64
+    fileprivate let generator: SplitMix64
+    fileprivate let crew: Crew
+    fileprivate let slot: Slot
+    fileprivate let target: Int?
+
+    /// What it is there.
+    func arrive() throws -> Job {
+        let worker = FiberRuntime.currentWorker
+        try Violation.unless(target == nil || worker == target, "a fiber that was sent to worker \(target ?? -1) runs on \(worker ?? -1)")
+        return Job(serial: serial, generator: generator, round: crew.round, slot: slot)
     }
 }

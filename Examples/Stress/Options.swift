@@ -6,18 +6,21 @@ struct Options {
     var seconds = 60
     var seed = UInt64.random(in: 0...UInt64.max)
     var fibers = 1000
+    /// Nil for the runtime's own choice.
+    var workers: Int?
     var port = 0
     var kinds = Kind.all
 
     static let usage = """
-        usage: Stress [--seconds N] [--seed N] [--fibers N] [--port N] [--kinds NAME,…]
+        usage: Stress [--seconds N] [--seed N] [--fibers N] [--workers N] [--port N] [--kinds NAME,…]
 
         Does everything that fibers can do, at random and at once, against itself, and keeps books. Exit status 0: nothing was lost and nothing leaked.
 
           --seconds N    how long, in rounds of about ten seconds with a runtime each (60)
           --seed N       what the decisions of each fiber derive from (random, and printed)
           --fibers N     how many jobs at a time; each may spawn a few fibers more (1000)
-          --port N       the port of the servers on 127.0.0.1 and ::1, 0 for any free one (0)
+          --workers N    how many workers each runtime has (one per CPU, or FIBERS_WORKERS)
+          --port N       the port of the first worker's servers on 127.0.0.1 and ::1; the others have those that follow. 0 for any free ones (0)
           --kinds A,B    only these kinds of job: \(Kind.all.map(\.name).joined(separator: ", "))
         """
 
@@ -29,7 +32,7 @@ struct Options {
                 print(usage)
                 exit(0)
             }
-            guard ["--seconds", "--seed", "--fibers", "--port", "--kinds"].contains(flag) else {
+            guard ["--seconds", "--seed", "--fibers", "--workers", "--port", "--kinds"].contains(flag) else {
                 fail("unknown option \(flag); see --help")
             }
             guard let value = rest.popFirst() else { fail("\(flag) needs a value; see --help") }
@@ -37,6 +40,7 @@ struct Options {
             case "--seconds": options.seconds = number(flag, value, 1...1_000_000)
             case "--seed": options.seed = number(flag, value, 0...UInt64.max)
             case "--fibers": options.fibers = number(flag, value, 1...1_000_000)
+            case "--workers": options.workers = number(flag, value, 1...1024)
             case "--port": options.port = number(flag, value, 0...65535)
             default:
                 options.kinds = value.split(separator: ",").map { name in

@@ -41,6 +41,13 @@ enum Process {
         dlsym(nil, "__asan_init") != nil || dlsym(nil, "__tsan_init") != nil
     }
 
+    /// Has malloc use the heap alone, which is not counted here. Arenas of threads that have ended would stay mapped.
+    static func useOneArena() {
+        typealias Mallopt = @convention(c) (Int32, Int32) -> Int32
+        let arenaMax: Int32 = -8
+        if let mallopt = dlsym(nil, "mallopt") { _ = unsafeBitCast(mallopt, to: Mallopt.self)(arenaMax, 1) }
+    }
+
     /// How many descriptors more the process may open.
     static func freeDescriptors() -> Int {
         var limit = rlimit()

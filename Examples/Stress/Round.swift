@@ -1,76 +1,42 @@
-// One round: a runtime from start to stop, with its servers, and as many jobs at a time as were asked for, each of which starts the next one.
+// One worker's part of a round: its servers, and as many jobs at a time as it was given places for, each of which starts the next one.
 //
-// Owner worker only, except `isStopping`.
+// Owner worker only; it goes to others only as something to be handed back there.
 
 import FiberNet
 import Fibers
 import Glibc
 import Synchronization
 
-final class Round {
-    let options: Options
-    let wakingThread: WakingThread
+final class Round: @unchecked Sendable {
+    let crew: Crew
     private let budget: DescriptorBudget
     private(set) var server: Server!
-    private(set) var isStopping = false
     private var running = 0
     private let change = WaitingRoom()
 
     private static let nextSerial = Atomic<UInt64>(0)
 
-    /// Runs a whole round; returns true when a signal asked for the end.
-    static func run(_ options: Options, _ slots: [Slot], _ wakingThread: WakingThread, until deadline: Int64) throws -> Bool {
-        var configuration = FiberRuntime.Configuration()
-        configuration.onUnhandledError = { unhandled in
-            if let error = unhandled.error as? Planned {
-                Account.errors.right += 1
-                // It may park, in the last moments of a fiber; with a deadline that seldom comes.
-                if error.number % 4 == 0, wakingThread.wait(until: Deadline.now + 500_000_000) { Account.wakes.right += 1 }
-            } else {
-                Failures.record("\(unhandled)")
-            }
-        }
-        configuration.onWarning = { _ in Count.shortages += 1 }
-        return try FiberRuntime.run(configuration) {
-            try Round(options, wakingThread).run(slots, until: deadline)
-        }
+    /// On its worker.
+    init(_ crew: Crew, index: Int) throws {
+        self.crew = crew
+        budget = DescriptorBudget(Process.freeDescriptors() * 3 / 4 / FiberRuntime.workerCount)
+        server = try Server(self, index: index)
     }
 
-    private init(_ options: Options, _ wakingThread: WakingThread) {
-        self.options = options
-        self.wakingThread = wakingThread
-        budget = DescriptorBudget(Process.freeDescriptors() * 3 / 4)
-    }
+    var options: Options { crew.options }
+    var wakingThread: WakingThread { crew.wakingThread }
 
-    private func run(_ slots: [Slot], until deadline: Int64) throws -> Bool {
-        server = try Server(self)
-        let signals = try Signals.of(.interrupt, .terminate)
-        var isInterrupted = false
-        try spawn {
-            guard (try? signals.next()) != nil else { return }
-            isInterrupted = true
-            self.stop()
-        }
-        // Blocked between the rounds, when nobody subscribes to them.
-        Process.blockSignals(false)
+    /// Runs jobs until it is time to stop and all have ended.
+    func runJobs(_ slots: [Slot], until deadline: Int64) throws {
         for slot in slots {
             running += 1
             try launch(slot)
         }
-        while !isStopping, Failures.all.isEmpty, Deadline.now < deadline {
+        while !crew.isStopping, Failures.all.isEmpty, Deadline.now < deadline {
             _ = change.wait(until: min(deadline, Deadline.now + 100_000_000))
         }
-        stop()
+        crew.stop()
         while running > 0 { _ = change.wait() }
-        try server.stop()
-        Process.blockSignals(true)
-        signals.close()
-        return isInterrupted
-    }
-
-    private func stop() {
-        isStopping = true
-        change.callAll()
     }
 
     /// Starts one job in a fiber, and after it the next one.
@@ -91,7 +57,7 @@ final class Round {
             self.budget.give(kind.descriptors)
             kind.finished += 1
             Count.jobs += 1
-            if self.isStopping {
+            if self.crew.isStopping {
                 self.running -= 1
                 self.change.callAll()
             } else {

@@ -1,15 +1,15 @@
-// The servers that the jobs talk to: one listener for each kind of address, and a session fiber for each connection that echoes until the end.
+// The servers that the jobs talk to, those of all workers: one listener for each kind of address on each worker, and a session fiber for each connection that echoes until the end.
 
 import FiberNet
 import Fibers
 import Glibc
 
 /// What both ends know of one connection, so that each can check the other.
-final class Connection {
+final class Connection: Sendable {
     /// The client will end it in an orderly way, so nothing may be missing at all.
     let isOrderly: Bool
-    var sentByClient = 0
-    var receivedByServer = 0
+    let sentByClient = Tally()
+    let receivedByServer = Tally()
 
     init(isOrderly: Bool) { self.isOrderly = isOrderly }
 }
@@ -18,19 +18,18 @@ final class Server {
     private unowned let round: Round
     private var listeners: [TCPListener] = []
     private var acceptors: [FiberHandle<Void>] = []
-    /// By the number that the client sends first.
-    var connections: [UInt64: Connection] = [:]
 
     /// The first bytes of each connection: its number.
     static let headerSize = 8
 
-    init(_ round: Round) throws {
+    init(_ round: Round, index: Int) throws {
         self.round = round
-        let name = "swift-fibers-stress-\(getpid())"
-        let first = try TCPListener.bind(to: .loopback(port: round.options.port))
+        let name = "swift-fibers-stress-\(getpid())-\(index)"
+        let port = round.options.port == 0 ? 0 : round.options.port + index
+        let first = try TCPListener.bind(to: .loopback(port: port))
         listeners = [first, try .bind(to: .unix(path: "/tmp/\(name).sock")), try .bind(to: .unixAbstract(name: name))]
         // A machine without IPv6 has no ::1.
-        if let listener = try? TCPListener.bind(to: .loopbackV6(port: round.options.port)) { listeners.append(listener) }
+        if let listener = try? TCPListener.bind(to: .loopbackV6(port: port)) { listeners.append(listener) }
         Account.sockets.left += listeners.count
         for listener in listeners {
             acceptors.append(try round.spawn(name: "acceptor") { try self.accept(listener) })
@@ -45,18 +44,14 @@ final class Server {
             Account.sockets.right += 1
         }
         for acceptor in acceptors { try acceptor.join() }
-        connections = [:]
     }
 
     private func accept(_ listener: TCPListener) throws {
         while true {
             do {
                 let stream = try listener.accept(timeout: .milliseconds(50))
-                Account.sessions.left += 1
-                try round.spawn(name: "session") {
-                    self.serve(stream)
-                    Account.sessions.right += 1
-                }
+                let crew = round.crew
+                try round.spawn(name: "session") { crew.serve(stream) }
             } catch let error as IOError where error.code == .timedOut {
                 Count.expectedErrors += 1
             } catch let error as IOError where error.code == .closed {
@@ -64,23 +59,28 @@ final class Server {
             }
         }
     }
+}
 
-    private func serve(_ stream: TCPStream) {
+extension Crew {
+    /// A session. On any worker.
+    func serve(_ stream: TCPStream) {
+        Account.sessions.left += 1
+        defer { Account.sessions.right += 1 }
         var connection: Connection?
         do {
             var header: [UInt8] = []
-            while header.count < Self.headerSize {
-                let bytes = try stream.read(upTo: Self.headerSize - header.count)
+            while header.count < Server.headerSize {
+                let bytes = try stream.read(upTo: Server.headerSize - header.count)
                 if bytes.isEmpty { break }
                 header += bytes
             }
-            if header.count == Self.headerSize {
+            if header.count == Server.headerSize {
                 let number = header.reduce(0) { $0 << 8 | UInt64($1) }
-                connection = connections.removeValue(forKey: number)
+                connection = connections.withLock { $0.removeValue(forKey: number) }
                 try Violation.unless(connection != nil, "the server received the number \(number), which no client has sent")
             }
             while try stream.readAvailable({ data in
-                connection?.receivedByServer += data.byteCount
+                if let connection { connection.receivedByServer += data.byteCount }
                 if connection?.isOrderly == true { Account.bytesOut.right += data.byteCount }
                 try stream.writeAll(data)
                 if connection?.isOrderly == true { Account.bytesBack.left += data.byteCount }
@@ -91,8 +91,9 @@ final class Server {
         } catch {
             Failures.record("a session of the server: \(error)")
         }
-        if let connection, connection.receivedByServer > connection.sentByClient {
-            Failures.record("the server received \(connection.receivedByServer) bytes, of \(connection.sentByClient) that were sent")
+        if let connection, connection.receivedByServer.value > connection.sentByClient.value {
+            Failures.record(
+                "the server received \(connection.receivedByServer.value) bytes, of \(connection.sentByClient.value) that were sent")
         }
         stream.close()
     }
@@ -102,10 +103,10 @@ extension Job {
     /// Connects to the server and sends the number of the connection.
     func open(isOrderly: Bool) throws -> (TCPStream, Connection) {
         step("connect")
-        let addresses = round.server.addresses
+        let addresses = round.crew.addresses.value
         let stream = try connect(to: addresses[random(0...addresses.count - 1)])
         let connection = Connection(isOrderly: isOrderly)
-        round.server.connections[serial] = connection
+        round.crew.connections.withLock { $0[serial] = connection }
         try stream.writeAll((0..<Server.headerSize).map { UInt8(truncatingIfNeeded: serial >> UInt64(56 - 8 * $0)) })
         return (stream, connection)
     }

@@ -3,16 +3,17 @@
 import Fibers
 import Glibc
 
-/// Invariant: a waiter is in `waiting` only while its fiber has not gone on, since the fiber takes it out, under the lock, before it returns from its wait.
+/// A fiber that goes on for another reason takes its waiter out; one that is woken in that moment is not, and is not counted.
 final class WakingThread: Sendable {
-    private struct Entry: @unchecked Sendable {
+    private struct Entry: Sendable {
         let number: UInt64
-        let waiter: Waiter
+        let waiter: SharedWaiter
     }
 
     private struct State {
         var waiting: [Entry] = []
         var next: UInt64 = 0
+        var rung: [FiberEvent] = []
     }
 
     private let state = Locked(State())
@@ -22,7 +23,7 @@ final class WakingThread: Sendable {
         let worker = Worker.here("WakingThread.wait")
         let entry = state.withLock { state in
             state.next += 1
-            let entry = Entry(number: state.next, waiter: worker.beginPark(shared: true))
+            let entry = Entry(number: state.next, waiter: worker.beginSharedPark())
             state.waiting.append(entry)
             return entry
         }
@@ -30,6 +31,9 @@ final class WakingThread: Sendable {
         state.withLock { $0.waiting.removeAll { $0.number == entry.number } }
         return outcome == .ready
     }
+
+    /// Has the thread signal an event, soon.
+    func ring(_ event: FiberEvent) { state.withLock { $0.rung.append(event) } }
 
     /// Wakes who waits, as many as there are in one go, sometimes at once and sometimes after a while.
     func run() -> Never {
@@ -39,6 +43,14 @@ final class WakingThread: Sendable {
                 for entry in state.waiting where entry.waiter.unparkFromAnyThread(.ready) { Account.wakes.left += 1 }
                 state.waiting.removeAll()
             }
+            let rung = state.withLock { state in
+                defer { state.rung = [] }
+                return state.rung
+            }
+            for event in rung {
+                Account.signals.left += 1
+                event.signal()
+            }
             let pause = random.next() % 4
             if pause == 0 { sched_yield() } else { usleep(UInt32(random.next() % (100 << pause))) }
         }
@@ -47,11 +59,11 @@ final class WakingThread: Sendable {
 
 /// A value behind a lock: `Synchronization.Mutex`, but one that the thread sanitizer sees.
 final class Locked<Value>: @unchecked Sendable {
-    private var value: Value
+    private var content: Value
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
 
     init(_ value: Value) {
-        self.value = value
+        content = value
         pthread_mutex_init(mutex, nil)
     }
 
@@ -63,6 +75,8 @@ final class Locked<Value>: @unchecked Sendable {
     func withLock<Result>(_ body: (inout Value) -> Result) -> Result {
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
-        return body(&value)
+        return body(&content)
     }
+
+    var value: Value { withLock { $0 } }
 }

@@ -1,7 +1,9 @@
 #define _GNU_SOURCE
 #include "cfiber_system.h"
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
@@ -54,12 +56,52 @@ int cfiber_get_option(int fd, int level, int name, int *value) {
   return getsockopt(fd, level, name, value, &size) == 0 ? 0 : -errno;
 }
 
-int cfiber_socket_pair(int *first, int *second) {
+static int make_pair(int type, int *first, int *second) {
   int pair[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0) return -errno;
+  if (socketpair(AF_UNIX, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0) return -errno;
   *first = pair[0];
   *second = pair[1];
   return 0;
+}
+
+int cfiber_socket_pair(int *first, int *second) { return make_pair(SOCK_STREAM, first, second); }
+int cfiber_datagram_pair(int *first, int *second) { return make_pair(SOCK_DGRAM, first, second); }
+
+_Static_assert(
+    sizeof(cfiber_datagram) == sizeof(struct mmsghdr) && offsetof(cfiber_datagram, header) == offsetof(struct mmsghdr, msg_hdr) &&
+        offsetof(cfiber_datagram, length) == offsetof(struct mmsghdr, msg_len),
+    "the kernel reads a cfiber_datagram as an mmsghdr");
+
+int cfiber_receive_datagrams(int fd, cfiber_datagram *datagrams, unsigned count) {
+  if (count != 1) {
+    RETRY(int, recvmmsg(fd, (struct mmsghdr *)datagrams, count, MSG_TRUNC, NULL));
+  }
+  ssize_t size;
+  do size = recvmsg(fd, &datagrams->header, MSG_TRUNC);
+  while (size < 0 && errno == EINTR);
+  if (size < 0) return -errno;
+  datagrams->length = (unsigned)size;
+  return 1;
+}
+
+int cfiber_send_datagrams(int fd, cfiber_datagram *datagrams, unsigned count) {
+  if (count != 1) {
+    RETRY(int, sendmmsg(fd, (struct mmsghdr *)datagrams, count, MSG_NOSIGNAL));
+  }
+  ssize_t size;
+  do size = sendmsg(fd, &datagrams->header, MSG_NOSIGNAL);
+  while (size < 0 && errno == EINTR);
+  if (size < 0) return -errno;
+  datagrams->length = (unsigned)size;
+  return 1;
+}
+
+int cfiber_multicast(int fd, const struct sockaddr *group, socklen_t length, unsigned interface, int join) {
+  struct group_req request = {.gr_interface = interface};
+  if (length > sizeof request.gr_group) return -EINVAL;
+  memcpy(&request.gr_group, group, length);
+  int level = group->sa_family == AF_INET6 ? IPPROTO_IPV6 : IPPROTO_IP;
+  return setsockopt(fd, level, join ? MCAST_JOIN_GROUP : MCAST_LEAVE_GROUP, &request, sizeof request) == 0 ? 0 : -errno;
 }
 
 int cfiber_linger(int fd, int on, int seconds) {
@@ -91,16 +133,20 @@ int cfiber_epoll_remove(int epoll, int fd) { return control(epoll, EPOLL_CTL_DEL
 
 int cfiber_epoll_wait(int epoll, struct epoll_event *events, int count, int64_t timeout) {
   struct timespec limit = {.tv_sec = timeout / 1000000000, .tv_nsec = timeout % 1000000000};
-  static volatile int lacks_nanoseconds;
-  int n = -1;
+  static atomic_int lacks_nanoseconds;  // another worker may find it out at any time
+  // What a call has returned must not be asked for again: events come once.
+  int done = 1, n;
   if (timeout == 0) {
     n = epoll_wait(epoll, events, count, 0);
-  } else if (!lacks_nanoseconds) {
+  } else if (atomic_load_explicit(&lacks_nanoseconds, memory_order_relaxed)) {
+    done = 0;
+  } else {
     n = epoll_pwait2(epoll, events, count, timeout < 0 ? NULL : &limit, NULL);
     // Not there (before Linux 5.11), or hidden by a sandbox that does not know it.
-    if (n < 0 && (errno == ENOSYS || errno == EPERM)) lacks_nanoseconds = 1;
+    done = !(n < 0 && (errno == ENOSYS || errno == EPERM));
+    if (!done) atomic_store_explicit(&lacks_nanoseconds, 1, memory_order_relaxed);
   }
-  if (timeout != 0 && lacks_nanoseconds) {
+  if (!done) {
     int64_t milliseconds = timeout < 0 ? -1 : timeout / 1000000 + (timeout % 1000000 != 0);
     n = epoll_wait(epoll, events, count, milliseconds > INT32_MAX ? INT32_MAX : (int)milliseconds);
   }

@@ -1,7 +1,9 @@
 #define _GNU_SOURCE
 #include "cfiber_thread.h"
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
@@ -24,6 +26,8 @@ int cfiber_start_thread(pthread_t *thread, void (*run)(void *argument), void *ar
   // Signals of the process are for the program's own threads; the new one inherits the mask.
   sigset_t all, before;
   sigfillset(&all);
+  static const int faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS};
+  for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&all, faults[i]);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   int status = pthread_create(thread, NULL, enter, start);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -34,4 +38,41 @@ int cfiber_start_thread(pthread_t *thread, void (*run)(void *argument), void *ar
 int cfiber_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, int64_t deadline) {
   struct timespec time = {deadline / 1000000000, deadline % 1000000000};
   return -pthread_cond_clockwait(condition, mutex, CLOCK_MONOTONIC, &time);
+}
+
+void cfiber_name_thread(const char *name) {
+  char text[16];
+  snprintf(text, sizeof text, "%s", name);
+  pthread_setname_np(pthread_self(), text);
+}
+
+int cfiber_allowed_cpus(cfiber_cpus *cpus) {
+  if (sched_getaffinity(0, sizeof cpus->set, &cpus->set) != 0) return -errno;
+  cpus->count = CPU_COUNT(&cpus->set);
+  return 0;
+}
+
+int cfiber_pin(const cfiber_cpus *cpus, int n) {
+  n %= cpus->count;
+  for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+    if (!CPU_ISSET(cpu, &cpus->set) || n-- > 0) continue;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    return sched_setaffinity(0, sizeof one, &one) == 0 ? 0 : -errno;
+  }
+  return -EINVAL;
+}
+
+int cfiber_unpin(const cfiber_cpus *cpus) { return sched_setaffinity(0, sizeof cpus->set, &cpus->set) == 0 ? 0 : -errno; }
+
+int cfiber_cpu_quota(void) {
+  // "QUOTA PERIOD" in microseconds, or "max PERIOD"; in a container the file of its own group lies at the top.
+  FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
+  long quota = 0, period = 0;
+  int known = file && fscanf(file, "%ld %ld", &quota, &period) == 2 && quota > 0 && period > 0;
+  if (file) fclose(file);
+  if (!known) return INT_MAX;
+  long cpus = (quota + period - 1) / period;
+  return cpus > INT_MAX ? INT_MAX : (int)cpus;
 }

@@ -1,5 +1,6 @@
 // Calls that block, on threads of their own.
 
+import CFaults
 import Fibers
 import Glibc
 import Synchronization
@@ -157,6 +158,32 @@ extension KernelTests {
             }
             gate.open()
             #expect(warnings.value.count == 1 && warnings.value[0].contains("endless"), "\(warnings.value)")
+        }
+
+        @Test func callsEndWell_orNeverBegin_whenTheRuntimeHasEndedWithoutTheirFibers() throws {
+            let before = Process.threads
+            let gate = Gate()
+            let ran = Counter()
+            let warnings = Box<[String]>([])
+            var configuration = FiberRuntime.Configuration()
+            configuration.blockingThreads = 1
+            configuration.shutdownLimit = .milliseconds(5)
+            configuration.onWarning = { warnings.value.append($0) }
+            // What an abandoned fiber owns leaks.
+            cfaults_leaks_begin()
+            try FiberRuntime.run(configuration) {
+                try Fiber.spawnLocal(name: "stubborn") { try withCancellationShield { try withBlockingThread { gate.wait() } } }
+                try sure { gate.waiting.load(ordering: .relaxed) == 1 }
+                try Fiber.spawnLocal(name: "in line") { try withCancellationShield { try withBlockingThread { ran.add() } } }
+                try sure { FiberRuntime.blockingStatistics.queued == 1 }
+                FiberRuntime.shutDown()
+            }
+            cfaults_leaks_end()
+            #expect(warnings.value.count == 2 && warnings.value[0].contains("stubborn"), "\(warnings.value)")
+            gate.open()
+            // The thread finds neither the fiber nor its worker.
+            while Process.threads > before { usleep(200) }
+            #expect(ran.value == 0)
         }
 
         @Test func manyCalls_allEnd_whileManyAreCancelled() throws {

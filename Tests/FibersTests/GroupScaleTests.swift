@@ -150,7 +150,7 @@ extension KernelTests {
             try runQuietly {
                 for _ in 0..<scaled(100, sanitized: 20) { program.run() }
                 // None that the program does not know of either.
-                live = Worker.current!.pointee.live
+                live = Worker.current!.live
             }
             #expect(program.problems.isEmpty, "seed \(seed): \(program.problems.first ?? "")")
             #expect(program.begun == program.ended)

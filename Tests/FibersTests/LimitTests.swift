@@ -31,7 +31,7 @@ private func parkUntilRefused(atMost: Int) throws -> (count: Int, error: Resourc
     } catch { refusal = error }
     let count = waiters.count
     for waiter in waiters { _ = worker.unpark(waiter, .ready) }
-    _ = yield { worker.pointee.live == 1 }
+    _ = yield { worker.live == 1 }
     return (count, refusal)
 }
 
@@ -87,7 +87,7 @@ private func parkUntilRefused(atMost: Int) throws -> (count: Int, error: Resourc
                         #expect(each <= 4_096 + 512 + 256, "\(each) bytes each")
                         #expect(Process.mappings - before.1 < 1_000)
                         for i in 0..<count { _ = worker.unpark(waiters[i], .ready) }
-                        _ = yield { worker.pointee.live == 1 }
+                        _ = yield { worker.live == 1 }
                         waiters.deallocate()
                     }
                     #expect(Process.residentBytes < 1 << 30, "\(Process.residentBytes) resident")

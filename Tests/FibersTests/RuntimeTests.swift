@@ -144,7 +144,7 @@ extension KernelTests {
                     let heap = Int(cfaults_heap_bytes())
                     try use(scaled(10_000, sanitized: 500))
                     #expect(Process.descriptors == before.0)
-                    #expect(Process.threads == before.2)
+                    #expect(waitForThreads(before.2))
                     // Twenty bytes for each run; an object leaked by each would be more.
                     #expect(Int(cfaults_heap_bytes()) - heap < 200_000, "\(Int(cfaults_heap_bytes()) - heap) bytes")
                     // Other threads' allocators may map an arena meanwhile; a leak would be thousands.

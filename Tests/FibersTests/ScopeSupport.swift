@@ -132,7 +132,7 @@ enum Wait: CaseIterable, Sendable, CustomTestStringConvertible {
             if !list.pointee.isEmpty { throw TestError(number: 2) }
             try worker.check(outcome)
         case .sharedPark:
-            _ = worker.beginPark(shared: true)
+            _ = worker.beginSharedPark()
             try worker.check(worker.park(.other))
         }
     }

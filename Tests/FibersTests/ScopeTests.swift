@@ -296,8 +296,8 @@ extension KernelTests {
                 for _ in 0..<count { try Fiber.spawnLocal { throw TestError() } }
                 _ = yield { waiters.value.count == count }
                 for waiter in waiters.value { _ = worker.unpark(waiter, .ready) }
-                _ = yield { worker.pointee.live == 1 }
-                live = worker.pointee.live
+                _ = yield { worker.live == 1 }
+                live = worker.live
                 entries.append(worker.timerCount)
                 try Fiber.sleep(for: .milliseconds(600))
                 try Fiber.sleep(for: .milliseconds(300))

@@ -296,7 +296,7 @@ extension KernelTests {
                 }
                 expirations = sleepers.expired.count
                 sleepers.end()
-                _ = yield { worker.pointee.live == 1 }
+                _ = yield { worker.live == 1 }
                 leftOver = worker.timerCount
                 wrong += sleepers.wrong
             }
@@ -330,7 +330,7 @@ extension KernelTests {
                 let worker = Worker.current!
                 let far = try Fiber.spawnLocal { try Fiber.sleep(for: long) }
                 for i in 0..<rounds {
-                    let waiter = worker.beginPark(shared: true)
+                    let waiter = worker.beginSharedPark()
                     mailbox.offer(waiter)
                     // With and without a deadline of its own, which is far away.
                     outcomes.append(worker.park(.other, until: i % 2 == 0 ? .max : Deadline.after(long)))

@@ -192,5 +192,5 @@ func parkMany(_ count: Int) throws {
     }
     guard yield(until: { waiters.count == count }) else { throw TestError(number: waiters.count) }
     for waiter in waiters { _ = worker.unpark(waiter, .ready) }
-    _ = yield { worker.pointee.live == 1 }
+    _ = yield { worker.live == 1 }
 }

@@ -305,7 +305,7 @@ extension Job {
                 },
                 { fiber in
                     fiber.step("connect until cancelled")
-                    let addresses = fiber.round.server.addresses
+                    let addresses = fiber.round.crew.addresses.value
                     fiber.hangUp(try fiber.connect(to: addresses[fiber.random(0...addresses.count - 1)]))
                 },
             ],

@@ -47,7 +47,8 @@ extension Kind {
             } catch let error as IOError where error.code == .closed {
                 Count.expectedErrors += 1
             }
-            try Violation.unless(received <= connection.sentByClient, "\(received) bytes came back of \(connection.sentByClient)")
+            try Violation.unless(
+                received <= connection.sentByClient.value, "\(received) bytes came back of \(connection.sentByClient.value)")
         }
         try job.pause()
         job.step("hang up")

@@ -59,7 +59,8 @@ extension Kind {
             return Count.shortages += 1
         }
         job.step("wait for a signal")
-        raise(SIGUSR1)
+        // To the process: of the workers only the first takes signals.
+        kill(getpid(), SIGUSR1)
         try Violation.unless(try signals.next() == .user1, "another signal came than was raised")
         signals.close()
     }

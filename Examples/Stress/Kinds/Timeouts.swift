@@ -2,6 +2,7 @@
 
 import FiberNet
 import Fibers
+import Glibc
 
 extension Kind {
     static let timeouts = Kind("timeouts", weight: 10, descriptors: 3) { job in
@@ -15,9 +16,12 @@ extension Kind {
             let listener = try job.listen(on: .loopback(port: 0))
             try job.timesOut("accept with a timeout") { _ = try listener.accept(timeout: $0) }
             job.close(listener)
+            let (socket, address) = try job.bindOnly()
             try job.patiently {
-                try job.expect(.refused, "connect to nobody") { _ = try TCPStream.connect(to: listener.address, timeout: .seconds(5)) }
+                try job.expect(.refused, "connect to nobody") { _ = try TCPStream.connect(to: address, timeout: .seconds(5)) }
             }
+            Glibc.close(socket)
+            Account.sockets.right += 1
         case 2:
             // A Unix listener that accepts nobody has room for one connection.
             let address = try SocketAddress.unixAbstract(name: "swift-fibers-stress-\(job.round.options.seed)-\(job.serial)")
@@ -27,7 +31,7 @@ extension Kind {
             job.close(first, listener)
         case 3:
             // Connecting to a busy server, with so little time that it may or may not be enough.
-            let addresses = job.round.server.addresses
+            let addresses = job.round.crew.addresses.value
             let timeout = Duration.microseconds(job.random(0...300))
             do {
                 job.step("connect with little time")
@@ -50,6 +54,22 @@ extension Kind {
 }
 
 extension Job {
+    /// A socket that keeps its port and does not listen: a port that was given back may be another's the next moment.
+    fileprivate func bindOnly() throws -> (Int32, SocketAddress) {
+        let fd = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+        try Violation.unless(fd >= 0, "there is no socket to be had: \(errno)")
+        Account.sockets.left += 1
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
+        var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let status = withUnsafeMutablePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { bind(fd, $0, length) == 0 ? getsockname(fd, $0, &length) : -1 }
+        }
+        try Violation.unless(status == 0, "a socket cannot be bound: \(errno)")
+        return (fd, .loopback(port: Int(UInt16(bigEndian: address.sin_port))))
+    }
+
     @discardableResult
     fileprivate func timesOut(_ what: StaticString, _ body: (Duration) throws -> Void) throws -> IOError {
         let nanoseconds = random(0...Int64(20_000_000))

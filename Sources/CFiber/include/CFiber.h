@@ -2,6 +2,8 @@
 #ifndef CFIBER_H
 #define CFIBER_H
 #include "cfiber_context.h"
+#include "cfiber_files.h"
+#include "cfiber_names.h"
 #include "cfiber_overflow.h"
 #include "cfiber_signals.h"
 #include "cfiber_stack.h"

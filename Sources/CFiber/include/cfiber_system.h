@@ -19,6 +19,15 @@ static inline int64_t cfiber_now(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/// For loops that watch memory which another thread will change: lets the other hardware thread of the core run, and saves power.
+static inline void cfiber_relax(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  __asm__ volatile("yield");
+#endif
+}
+
 /// The CPU's time counter: a few nanoseconds to read, where a look at the clock costs tens. For "has about so much time passed" only.
 static inline uint64_t cfiber_counter(void) {
 #if defined(__x86_64__)
@@ -114,6 +123,38 @@ int cfiber_get_option(int fd, int level, int name, int *value);
 int cfiber_socket_pair(int *first, int *second);
 int cfiber_linger(int fd, int on, int seconds);
 int cfiber_shutdown(int fd, int how);
+
+// Datagrams.
+
+/// As `struct mmsghdr`, which the C library declares for _GNU_SOURCE only.
+typedef struct cfiber_datagram {
+  struct msghdr header;
+  unsigned int length;  // received: bytes that it was sent with, which may be more than fitted; sent: bytes that went
+} cfiber_datagram;
+
+/// One datagram with what its header points to; it stays where it is from `cfiber_seal` on.
+typedef struct cfiber_envelope {
+  cfiber_datagram datagram;
+  struct iovec piece;
+  struct sockaddr_storage name;
+} cfiber_envelope;
+
+/// Points the header to the bytes, which are only read if the datagram is sent, and to room for the sender's address.
+static inline cfiber_datagram *cfiber_seal(cfiber_envelope *envelope, const void *memory, size_t size) {
+  envelope->piece = (struct iovec){.iov_base = (void *)memory, .iov_len = size};
+  envelope->datagram = (cfiber_datagram){
+      .header = {.msg_name = &envelope->name, .msg_namelen = sizeof envelope->name, .msg_iov = &envelope->piece, .msg_iovlen = 1}};
+  return &envelope->datagram;
+}
+
+/// Receives up to `count` datagrams, of which it returns the number: those that are there. An error behind the first is kept for the next call.
+int cfiber_receive_datagrams(int fd, cfiber_datagram *datagrams, unsigned count);
+/// Sends up to `count` datagrams and returns how many went; an error only if it stopped the first.
+int cfiber_send_datagrams(int fd, cfiber_datagram *datagrams, unsigned count);
+int cfiber_datagram_pair(int *first, int *second);
+/// Joins or leaves the multicast group whose address is given, on the interface with that index (0: the system chooses).
+int cfiber_multicast(int fd, const struct sockaddr *group, socklen_t length, unsigned interface, int join);
+
 /// The descriptor is gone afterwards whatever is returned.
 int cfiber_close(int fd);
 int cfiber_duplicate(int fd);

@@ -2,10 +2,28 @@
 #ifndef CFIBER_THREAD_H
 #define CFIBER_THREAD_H
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 
-/// Starts a thread that gets no signals, and that somebody has to join or detach. 0 or a negative errno. Any thread.
+/// Starts a thread that gets no signals but those of its own faults, and that somebody has to join or detach. 0 or a negative errno. Any thread.
 int cfiber_start_thread(pthread_t *thread, void (*run)(void *argument), void *argument);
 /// Waits for a condition until a time in monotonic nanoseconds. 0, or -ETIMEDOUT.
 int cfiber_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, int64_t deadline);
+/// Names the calling thread, for debuggers; 15 bytes are kept.
+void cfiber_name_thread(const char *name);
+
+/// CPUs that a thread may run on.
+typedef struct cfiber_cpus {
+  cpu_set_t set;
+  int count;
+} cfiber_cpus;
+
+/// Those of the calling thread. 0 or a negative errno.
+int cfiber_allowed_cpus(cfiber_cpus *cpus);
+/// Binds the calling thread to the n-th of them, counting round. 0 or a negative errno.
+int cfiber_pin(const cfiber_cpus *cpus, int n);
+/// Lets the calling thread run on all of them again. 0 or a negative errno.
+int cfiber_unpin(const cfiber_cpus *cpus);
+/// How many CPUs the control group may use, rounded up; INT_MAX if there is no limit.
+int cfiber_cpu_quota(void);
 #endif

@@ -2,8 +2,7 @@
 //
 // Invariants:
 //   * everything that changes is read and written with `mutex` held;
-//   * a job is in the queue, or with one thread, or over. Its waiter is there while its fiber is parked for it: a thread claims it with the mutex held, and the fiber takes
-//     it out with the mutex held before it goes on for any other reason, so nobody wakes a fiber that has ended;
+//   * a job is in the queue, or with one thread, or over. Its fiber waits in `waiter`, and takes it back from the queue when the wait ends before the job has begun;
 //   * there are at most `limit` threads; one is made when a job comes, none is idle and there is room. So a job waits only while `limit` others run;
 //   * a thread holds the pool, so that it may outlive its runtime, which happens when a job does not end; any other thread is joined.
 // Any thread, except `run` and `stop`, which are for the worker.
@@ -60,32 +59,42 @@ final class BlockingPool: @unchecked Sendable {
     /// Runs a job and parks the calling fiber until it is over. Throws when the fiber is cancelled: a job that waits is then taken back, one that runs is left to itself.
     func run(_ job: BlockingJob, for worker: Worker) throws {
         try worker.refuseIfCancelled()
-        try makeRoom()
-        let waiter = worker.beginPark(shared: true)
-        mutex.withLock {
-            job.waiter = waiter
-            job.queuedAt = cfiber_now()
-            queue.append(job)
-            work.signal()
-        }
+        worker.beginPark(sharing: job.waiter)
+        if enqueue(job) { startThread() }
         let outcome = worker.park(.blocking)
-        if outcome != .ready {
-            mutex.withLock {
-                job.waiter = nil
-                queue.remove(job)
-            }
-        }
+        if outcome != .ready { mutex.withLock { queue.remove(job) } } else if let refusal = job.refusal { throw refusal }
         try worker.check(outcome)
     }
 
-    /// Makes a thread if a job that comes now would otherwise wait without need.
-    private func makeRoom() throws {
-        let isNeeded = mutex.withLock {
-            guard idle <= queue.count, threads < limit else { return false }
-            threads += 1
+    /// Runs a job that no fiber waits for.
+    func start(_ job: BlockingJob) {
+        if enqueue(job) { startThread() }
+    }
+
+    /// Takes a job out of the line; false when it runs, or is over.
+    func takeBack(_ job: BlockingJob) -> Bool {
+        mutex.withLock {
+            guard job.isQueued else { return false }
+            queue.remove(job)
             return true
         }
-        guard isNeeded else { return }
+    }
+
+    /// True when there is to be a thread more, which is counted.
+    private func enqueue(_ job: BlockingJob) -> Bool {
+        // In one go: a thread that is idle now may have ended, or have got the job of another worker, by the time the job is in the queue.
+        mutex.withLock {
+            let needsThread = idle <= queue.count && threads < limit
+            if needsThread { threads += 1 }
+            job.queuedAt = cfiber_now()
+            queue.append(job)
+            work.signal()
+            return needsThread
+        }
+    }
+
+    /// Starts a thread that has been counted. When there is none to be had, jobs wait for the others, or are refused if there is no other.
+    private func startThread() {
         joinFinished()
         var thread = pthread_t()
         let status = cfiber_start_thread(
@@ -93,12 +102,12 @@ final class BlockingPool: @unchecked Sendable {
             Unmanaged.passRetained(self).toOpaque())
         if status == 0 { return }
         Unmanaged.passUnretained(self).release()
-        let isAlone = mutex.withLock {
+        var refused: [BlockingJob] = []
+        mutex.withLock {
             threads -= 1
-            return threads == 0
+            if threads == 0 { while let job = queue.popFirst() { refused.append(job) } }
         }
-        // With other threads about, the job waits for one of them.
-        if isAlone { throw ResourceError.threads(-status, "starting a thread for a blocking call") }
+        for job in refused { job.refuse(.threads(-status, "starting a thread for a blocking call")) }
     }
 
     /// The life of a thread.
@@ -110,14 +119,12 @@ final class BlockingPool: @unchecked Sendable {
             if let job = queue.popFirst() {
                 running[ObjectIdentifier(job)] = job
                 mutex.unlock()
-                job.body()
+                job.perform()
                 mutex.lock()
                 running[ObjectIdentifier(job)] = nil
                 completed += 1
-                if let waiter = job.waiter {
-                    job.waiter = nil
-                    _ = waiter.unparkFromAnyThread(.ready)
-                }
+                // With the mutex held: who goes on finds the job counted, and the runtime's end finds the thread idle.
+                job.waiter.unparkFromAnyThread(.ready)
                 idleSince = cfiber_now()
             } else if isStopping || cfiber_now() - idleSince >= idleLimit {
                 break
@@ -140,10 +147,13 @@ final class BlockingPool: @unchecked Sendable {
         for thread in threads { pthread_join(thread, nil) }
     }
 
-    /// Ends idle threads and waits for the others until a time in monotonic nanoseconds. Returns the names of the jobs that run on. No fiber waits any more.
+    /// Takes jobs back that have not begun, ends idle threads, and waits for the others until a time in monotonic nanoseconds. Returns the names of the jobs that run
+    /// on. No fiber waits any more.
     func stop(until deadline: Int64) -> [String] {
+        var dropped: [BlockingJob] = []
         let left = mutex.withLock {
             isStopping = true
+            while let job = queue.popFirst() { dropped.append(job) }
             work.broadcast()
             while threads > 0 && cfiber_now() < deadline { ended.wait(until: deadline) }
             isAbandoned = true
@@ -157,16 +167,35 @@ final class BlockingPool: @unchecked Sendable {
 /// One call that blocks.
 final class BlockingJob: @unchecked Sendable {
     let name: String
-    let body: () -> Void
-    fileprivate var waiter: Waiter?
+    /// Until it has run.
+    private var body: (() -> Void)?
+    private let refused: ((ResourceError) -> Void)?
+    /// Why it will not run. Set before the fiber is woken for that.
+    fileprivate var refusal: ResourceError?
+    fileprivate let waiter = SharedWaiter()
     fileprivate var queuedAt: Int64 = 0
     fileprivate var next: BlockingJob?
     fileprivate unowned(unsafe) var previous: BlockingJob?
     fileprivate var isQueued = false
 
-    init(name: String, _ body: @escaping () -> Void) {
+    /// - Parameter refused: hears why the body will never run, if no fiber waits for it.
+    init(name: String, refused: ((ResourceError) -> Void)? = nil, _ body: @escaping () -> Void) {
         self.name = name
+        self.refused = refused
         self.body = body
+    }
+
+    /// Lets go of what it has captured, too, while the pool is not locked.
+    fileprivate func perform() {
+        guard let body else { return }
+        self.body = nil
+        body()
+    }
+
+    fileprivate func refuse(_ error: ResourceError) {
+        refusal = error
+        waiter.unparkFromAnyThread(.ready)
+        refused?(error)
     }
 }
 

@@ -8,19 +8,18 @@
 //     half of `cfiber_context`. With many connections each line of a fiber that wakes is a miss;
 //   * the record is valid from the first use of its stack until the runtime ends or the stack is trimmed, and keeps counting epochs from
 //     life to life, so that a waiter of an earlier life can never be claimed;
-//   * owner worker only, except `parking`, which any thread may compare and swap while the fiber is parked `shared`.
+//   * owner worker only, except that whoever has claimed a shared park (`SharedWaiter`) writes `outcome` and the link by which the fiber stands in the inbox.
 
 package import CFiber
-package import Synchronization
 
 package typealias FiberPointer = UnsafeMutablePointer<FiberRecord>
 
 package struct FiberRecord: ~Copyable {
     /// Twice the number of parks begun, plus one while parked and not yet claimed.
-    package let parking = Atomic<UInt64>(0)
+    package var parking: UInt64 = 0
     /// What ended the last park; written by whoever claimed it.
     package var outcome = Outcome.ready
-    /// True while other threads may claim the present park.
+    /// True while other threads may claim the present park: through `shared`.
     var isShared = false
     fileprivate var reasonKind = WaitReason.Kind.none
     /// What the next park must heed (`Attention`).
@@ -34,6 +33,8 @@ package struct FiberRecord: ~Copyable {
     var timerIndex: Int32 = -1
     /// When the present park ends, at a deadline; `Int64.max` for never. The timer queue may hold an earlier time, which is put right when it comes.
     var wakeAt = Int64.max
+    /// Where a shared park is claimed.
+    var shared: SharedWaiter?
     /// The innermost scope.
     var scope: ScopePointer
     /// The values of fiber-locals that were set around the spawn or since; nil while there are none.
@@ -130,8 +131,8 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
 
     /// Makes sure that there is a core for a new life.
     @inline(__always)
-    func renewCore() {
-        if !isKnownUniquelyReferenced(&pointee.core) { pointee.core = FiberCore() }
+    func renewCore(for worker: Worker) {
+        if !isKnownUniquelyReferenced(&pointee.core) { pointee.core = FiberCore(home: worker) }
     }
 
     /// Fetches what the fiber will touch when it goes on: its frames nearest to the switch. `sp` must be at hand.

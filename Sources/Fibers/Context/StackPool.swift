@@ -11,7 +11,6 @@
 
 import CFiber
 import Glibc
-import Synchronization
 
 struct StackPool {
     /// Bytes from slot to slot, guard included: a power of two.
@@ -88,7 +87,7 @@ struct StackPool {
         fiber.pointee.context.stack_size = UnsafeMutableRawPointer(fiber) - (slot + guardSize)
         fiber.pointee.context.guard_size = guardSize
         // Epochs of records that lay here before must not come back.
-        fiber.pointee.parking.store(worker.nextEpochBase(), ordering: .relaxed)
+        fiber.pointee.parking = worker.nextEpochBase()
         cfiber_prepare(fiber.context, runLife)
         return fiber
     }

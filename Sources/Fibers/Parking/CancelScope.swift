@@ -85,7 +85,7 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
     }
 
     /// The outermost of the scopes that give this one its effective deadline.
-    fileprivate var bound: ScopePointer {
+    var bound: ScopePointer {
         var bound = self
         var scope = self
         while true {
@@ -105,6 +105,15 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         if let group = pointee.base.outer { GroupPointer(group).childEnded(self) }
         pointee.base = CancelScope(.fiber, of: self)
         pointee.attention = 0
+    }
+
+    /// Ends the life at a time at the latest: that of the scope on another worker in which it was spawned.
+    func bound(by deadline: Int64) {
+        let wasCancelled = pointee.base.cause != nil
+        pointee.base = CancelScope(.fiber, of: self, deadline: deadline)
+        noteScope()
+        // Since the runtime shuts down.
+        if wasCancelled { pointee.worker.cancel(base) }
     }
 
     @inline(__always)
@@ -133,9 +142,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             var last: ScopePointer? = scope
             if scope.pointee.cause == nil && (scope == top || scope.pointee.kind != .shield) {
                 scope.pointee.cause = top
-                if scope.pointee.kind == .group, let child = GroupPointer(scope).pointee.firstChild {
-                    entered = child.base
-                    continue
+                if scope.pointee.kind == .group {
+                    GroupPointer(scope).cancelRemoteChildren()
+                    if let child = GroupPointer(scope).pointee.firstChild {
+                        entered = child.base
+                        continue
+                    }
                 }
                 entered = scope.pointee.inner
                 if entered != nil { continue }

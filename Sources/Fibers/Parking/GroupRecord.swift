@@ -42,6 +42,8 @@ final class GroupLedger {
     /// Where the errors lie: as long as they are here, no other error lies in the same place.
     @exclusivity(unchecked) private var seen: Set<UInt> = []
     private let keepsResults: Bool
+    /// The children on other workers, by id.
+    @exclusivity(unchecked) fileprivate var remotes: [UInt64: FiberCore] = [:]
 
     init(keepsResults: Bool) { self.keepsResults = keepsResults }
 
@@ -153,6 +155,38 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         }
         if failed { worker.cancel(scope) }
         if isDaemon { pointee.daemons -= 1 } else { giveSlot() }
+        noteChange()
+    }
+
+    // Children on other workers.
+
+    /// Makes a fiber on its way a child; a slot was taken. Tells what it must know.
+    func adoptRemote(_ core: FiberCore, name: String?, locals: FiberLocalNode?) -> Departure {
+        pointee.ledger._withUnsafeGuaranteedRef { $0.remotes[core.id] = core }
+        return Departure(
+            name: name, locals: locals, deadline: scope.pointee.effective, isCancelled: scope.pointee.cause != nil)
+    }
+
+    /// The scope has been cancelled: passes it on.
+    func cancelRemoteChildren() {
+        pointee.ledger._withUnsafeGuaranteedRef { ledger in
+            for core in ledger.remotes.values { worker.cancel(core) }
+        }
+    }
+
+    /// Lets a child on another worker go. Unless it counts, its error is not the group's.
+    func remoteChildEnded(_ core: FiberCore, wasCancelled: Bool, fromOutside: Bool, counts: Bool) {
+        // It may have met the deadline first, and then nobody else tells the scope whose deadline that is.
+        if scope.pointee.cause == nil && scope.pointee.effective <= worker.now { worker.cancel(scope.bound) }
+        let cause = scope.pointee.cause
+        let failed = pointee.ledger._withUnsafeGuaranteedRef { ledger in
+            ledger.remotes[core.id] = nil
+            return counts
+                && ledger.note(
+                    core, isDaemon: false, wasCancelled: wasCancelled, fromOutside: cause == nil ? fromOutside : cause != scope)
+        }
+        if failed { worker.cancel(scope) }
+        giveSlot()
         noteChange()
     }
 

@@ -6,11 +6,9 @@
 //   * whoever claims writes the outcome and makes the fiber ready, nobody else does;
 //   * `beginPark` comes before the waiter is put anywhere, `park` after, and nothing between them may run other fibers.
 //
-// Thread rule: owner worker only, except `Waiter.unparkFromAnyThread`, which is for parks begun as `shared`. Claims of such a park use one
-// compare-and-swap, all others no atomic operation.
+// Owner worker only, without atomic operations. A park that other threads may end, too, is claimed in one place more: see SharedWaiter.swift.
 
 import CFiber
-import Synchronization
 
 /// A fiber in one of its parks. Worthless, and harmless, once that park is over; the record must still be mapped.
 package struct Waiter: BitwiseCopyable {
@@ -21,33 +19,19 @@ package struct Waiter: BitwiseCopyable {
     @inline(__always)
     package init(_ fiber: FiberPointer) {
         self.fiber = fiber
-        epoch = fiber.pointee.parking.load(ordering: .relaxed)
+        epoch = fiber.pointee.parking
     }
 
     /// Ends the park unless somebody else did. True for exactly one claimant of each park.
     @inline(__always)
     func claim() -> Bool {
-        if _slowPath(fiber.pointee.isShared) { return claimShared() }
-        guard fiber.pointee.parking.load(ordering: .relaxed) == epoch, epoch & 1 == 1 else { return false }
-        fiber.pointee.parking.store(epoch &+ 1, ordering: .relaxed)
-        return true
-    }
-
-    private func claimShared() -> Bool {
-        epoch & 1 == 1
-            && fiber.pointee.parking.compareExchange(expected: epoch, desired: epoch &+ 1, ordering: .acquiringAndReleasing).exchanged
-    }
-
-    /// Ends a shared park from any thread and hands the fiber to its worker. True when this call did it.
-    ///
-    /// The caller must know that the fiber has not gone on in some other way and ended since: it holds the waiter in something that the fiber
-    /// takes it out of before its park returns.
-    package func unparkFromAnyThread(_ outcome: Outcome) -> Bool {
-        guard claimShared() else { return false }
-        fiber.pointee.outcome = outcome
-        // From the push on the fiber may run and end, and its worker with it.
-        let inbox = fiber.pointee.worker.pointee.inbox
-        inbox.push(fiber)
+        guard fiber.pointee.parking == epoch, epoch & 1 == 1 else { return false }
+        // The fiber does not run now, so what it waits for is there.
+        if _slowPath(fiber.pointee.isShared) {
+            guard fiber.pointee.shared.unsafelyUnwrapped.claim(fiber) else { return false }
+            fiber.endShared()
+        }
+        fiber.pointee.parking = epoch &+ 1
         return true
     }
 }
@@ -55,14 +39,12 @@ package struct Waiter: BitwiseCopyable {
 extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Announces that the running fiber will park: from here on it can be claimed.
     @inline(__always)
-    package func beginPark(shared: Bool = false) -> Waiter {
+    package func beginPark() -> Waiter {
         let fiber = running
         require(
             fiber != pointee.root,
             "a waiting call was made outside a fiber, on the worker's own stack: make it in a fiber (Fiber.spawnLocal { … })")
-        let epoch = (fiber.pointee.parking.load(ordering: .relaxed) &+ 1) | 1
-        fiber.pointee.isShared = shared
-        fiber.pointee.parking.store(epoch, ordering: .relaxed)
+        fiber.pointee.parking = (fiber.pointee.parking &+ 1) | 1
         return Waiter(fiber)
     }
 

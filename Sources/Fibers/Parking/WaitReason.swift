@@ -1,7 +1,7 @@
 /// Why a fiber waits: what kind of thing, and which one. Stored at each park, so that a dump can say it.
 package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package enum Kind: UInt8, BitwiseCopyable, Sendable {
-        case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, other
+        case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, event, other
     }
 
     package var kind: Kind
@@ -18,6 +18,7 @@ package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package static var sleep: WaitReason { WaitReason(.sleep) }
     package static var group: WaitReason { WaitReason(.group) }
     package static var blocking: WaitReason { WaitReason(.blocking) }
+    package static var event: WaitReason { WaitReason(.event) }
     package static var other: WaitReason { WaitReason(.other) }
     package static func join(_ id: UInt64) -> WaitReason { WaitReason(.join, Int32(truncatingIfNeeded: id)) }
 }
@@ -29,6 +30,7 @@ extension WaitReason: CustomStringConvertible {
         case .sleep, .other: "\(kind)"
         case .group: "the fibers of a group"
         case .blocking: "a blocking call"
+        case .event: "an event"
         case .join: "join fiber #\(subject)"
         case .read, .write, .accept, .connect, .readable, .writable: "\(kind) descriptor \(subject)"
         }

@@ -88,6 +88,24 @@ package class Driver {
         fatalError("a driver implements send")
     }
     package func endSending(_ d: Descriptor) { fatalError("a driver implements endSending") }
+    /// Receives up to `count` datagrams, as many as are there and at least one: their number. Empty ones are datagrams, too. Parks.
+    package func receiveDatagrams(
+        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, until deadline: Int64
+    ) -> Int {
+        fatalError("a driver implements receiveDatagrams")
+    }
+    /// Waits for a datagram without holding memory, then receives it into a buffer of the worker's pool, which it puts into the one piece of `datagram` and which the
+    /// caller returns to `buffers`. 1, or an error and no buffer. Parks.
+    package func receiveDatagramLent(_ d: Descriptor, _ datagram: UnsafeMutablePointer<cfiber_datagram>, until deadline: Int64) -> Int {
+        fatalError("a driver implements receiveDatagramLent")
+    }
+    /// Sends `count` datagrams, each whole or not at all, in order. 0 once it is done; `sent` tells how many went in any case. A Unix socket whose queue is full is
+    /// waited for, too. Parks.
+    package func sendDatagrams(
+        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, sent: inout Int, until deadline: Int64
+    ) -> Int {
+        fatalError("a driver implements sendDatagrams")
+    }
     /// Accepts a connection: its descriptor, non-blocking. Connections that were given up before they were accepted are passed over; while descriptors are
     /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Parks.
     package func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {

@@ -274,6 +274,128 @@ final class EpollDriver: Driver {
         }
     }
 
+    // Datagrams. What a short count says of streams it does not say of them: the kernel keeps an error behind the first few for the next call, and no event comes
+    // for what is left. So only EAGAIN means that nothing is there.
+
+    override func receiveDatagrams(
+        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, until deadline: Int64
+    ) -> Int {
+        receiveInTurn(d, deadline) { Int(cfiber_receive_datagrams($0.pointee.fd, datagrams, UInt32(count))) }
+    }
+
+    override func receiveDatagramLent(_ d: Descriptor, _ datagram: UnsafeMutablePointer<cfiber_datagram>, until deadline: Int64) -> Int {
+        receiveInTurn(d, deadline) { slot in
+            guard let buffer = buffers.pointee.take() else { return -Int(ENOMEM) }
+            datagram.pointee.header.msg_iov.pointee = iovec(iov_base: buffer, iov_len: buffers.pointee.size)
+            let n = Int(cfiber_receive_datagrams(slot.pointee.fd, datagram, 1))
+            if n < 0 { buffers.pointee.put(buffer) }
+            return n
+        }
+    }
+
+    @inline(__always)
+    private func receiveInTurn(_ d: Descriptor, _ deadline: Int64, _ attempt: (RegistrationPointer) -> Int) -> Int {
+        let turn = takeTurn(d, .reading, deadline)
+        if turn != 0 { return turn }
+        let result = receiveWithTurn(d, deadline, attempt)
+        endTurn(d, .reading)
+        if result > 0 { worker.chargeOperation() }
+        return result
+    }
+
+    @inline(__always)
+    private func receiveWithTurn(_ d: Descriptor, _ deadline: Int64, _ attempt: (RegistrationPointer) -> Int) -> Int {
+        while true {
+            if d.registration.pointee.readable {
+                let n = attempt(d.registration)
+                if n != -Int(EAGAIN) { return n }
+                d.registration.pointee.readable = false
+            }
+            let code = park(d, .read, .read, deadline)
+            if code != 0 { return code }
+            guard d.isOpen else { return IOCode.closed }
+        }
+    }
+
+    override func sendDatagrams(
+        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, sent: inout Int, until deadline: Int64
+    ) -> Int {
+        guard d.isOpen else { return IOCode.closed }
+        if worker.refusesOperation() { return IOCode.cancelled }
+        // The common case, as in `sendAll`.
+        if d.registration.pointee.writable && !d.registration.pointee.flags.contains(.writing) {
+            let n = Int(cfiber_send_datagrams(d.registration.pointee.fd, datagrams, UInt32(count)))
+            if n == count {
+                sent = n
+                worker.chargeOperation()
+                return 0
+            }
+            if n < 0 && n != -Int(EAGAIN) { return n }
+            if n > 0 { sent = n } else if !isToUnixAddress(datagrams) { d.registration.pointee.writable = false }
+        }
+        return sendRest(d, datagrams, count, sent: &sent, until: deadline)
+    }
+
+    /// The way that may wait, in turn: for room in the socket's own buffer, or in the queue of the Unix socket that it is connected to, there is an event.
+    ///
+    /// There is none for the queue of a Unix socket to which the datagram is addressed. That is tried again, at growing intervals of up to 50 ms; and without the turn,
+    /// so that one receiver who does not read holds up nobody who sends to others.
+    @inline(never)
+    private func sendRest(
+        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, sent: inout Int, until deadline: Int64
+    ) -> Int {
+        var hasTurn = false
+        var pause: Int64 = 0
+        defer { if hasTurn { endTurn(d, .writing) } }
+        while true {
+            let polls = isToUnixAddress(datagrams + sent)
+            if polls == hasTurn {
+                if hasTurn {
+                    endTurn(d, .writing)
+                } else {
+                    let turn = takeTurn(d, .writing, deadline)
+                    if turn != 0 { return turn }
+                }
+                hasTurn.toggle()
+            }
+            if polls || d.registration.pointee.writable {
+                let n = Int(cfiber_send_datagrams(d.registration.pointee.fd, datagrams + sent, UInt32(count - sent)))
+                if n >= 0 {
+                    // Fewer than all: the next try says why.
+                    sent += n
+                    pause = 0
+                    worker.chargeOperation()
+                    if sent == count { return 0 }
+                    guard d.isOpen else { return IOCode.closed }
+                    continue
+                }
+                if n != -Int(EAGAIN) { return n }
+                if !polls { d.registration.pointee.writable = false }
+            }
+            pause = min(max(pause * 2, 1_000_000), 50_000_000)
+            let code = polls ? rest(d, pause, deadline) : park(d, .write, .write, deadline)
+            if code != 0 { return code }
+            guard d.isOpen else { return IOCode.closed }
+        }
+    }
+
+    /// Lets time pass. An event does not end it: a try that fails makes one, since the kernel counts the datagram as sent for a moment, and would follow on itself for ever.
+    private func rest(_ d: Descriptor, _ pause: Int64, _ deadline: Int64) -> Int {
+        let end = min(deadline, worker.now &+ pause)
+        while true {
+            let code = code(worker.park(in: d.registration.writers, WaitReason(.write, d.registration.pointee.fd), until: end))
+            if code != 0 && code != IOCode.timedOut { return code }
+            guard d.isOpen else { return IOCode.closed }
+            if code == IOCode.timedOut || worker.now >= end { return end == deadline ? IOCode.timedOut : 0 }
+        }
+    }
+
+    private func isToUnixAddress(_ datagram: UnsafeMutablePointer<cfiber_datagram>) -> Bool {
+        let header = datagram.pointee.header
+        guard let name = header.msg_name, header.msg_namelen >= MemoryLayout<sa_family_t>.size else { return false }
+        return Int32(name.loadUnaligned(as: sa_family_t.self)) == AF_UNIX
+    }
+
     override func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
         let turn = takeTurn(d, .reading, deadline)
         if turn != 0 { return turn }
@@ -312,6 +434,9 @@ final class EpollDriver: Driver {
                     let code = park(d, .read, .accept, retry)
                     if code != 0 && (code != IOCode.timedOut || retry == deadline) { return code }
                     continue
+                case EINVAL:
+                    // It has been shut down: it does not listen any more.
+                    return IOCode.closed
                 default:
                     return Int(fd)
                 }

@@ -2,7 +2,7 @@
 //
 // Invariants:
 //   * a fiber of this worker is in exactly one place: running, in the ready queue, parked with a waiter somewhere, or in the inbox;
-//   * the root, the thread's own stack, runs only when no fiber is ready;
+//   * the root, the thread's own stack, runs when no fiber is ready, and, as one of those that are ready, when there are messages from other workers;
 //   * a tick is at most `tickLength` switches; after each the worker looks at the inbox, and when half a millisecond has passed also at timers and
 //     driver, without blocking. So neither I/O nor computation that yields starves the other.
 //
@@ -11,7 +11,7 @@
 // Owner worker only.
 
 import CFiber
-import Glibc
+import Synchronization
 
 package typealias Worker = UnsafeMutablePointer<WorkerState>
 
@@ -22,16 +22,36 @@ package struct WorkerState: ~Copyable {
     /// Successful I/O without a park left before the fiber must let others run.
     var ioBudget: Int32 = Worker.ioBudgetLength
     let inbox: Inbox
+    /// The same, for those who need not keep it: counting references would be two more writes to memory that the owner watches.
+    let lentInbox: Unmanaged<Inbox>
+    /// Messages that have arrived and wait for the root.
+    var messages: [Message] = []
+    /// The root stands in the ready queue.
+    var isRootQueued = false
     var timers = TimerQueue()
     package let driver: Driver
     var pool: StackPool
-    /// Fibers alive: spawned and not ended.
-    package var live = 0
+    /// Fibers alive: spawned and not ended. Other workers look at it, too.
+    let liveCount = Atomic<Int>(0)
+    /// Fibers that other workers have sent here and that have not been started yet.
+    let arriving = Atomic<Int>(0)
+    /// Counted among the workers that have fibers.
+    var isActive = false
+    /// Its fibers were left behind, and none runs any more.
+    var isAbandoned = false
+    /// How often it may yet watch its inbox in vain before it sleeps.
+    var watches: Int32 = 0
     /// What the time counter showed after the last look at the driver.
     var lastPoll: UInt64 = 0
-    var nextID: UInt64 = 1
+    /// The fibers' ids that are left of a block that is this worker's.
+    var nextID: UInt64 = 0
+    var endOfIDs: UInt64 = 0
     var epochBase: UInt64 = 0
     let runtime: FiberRuntime
+    /// The runtime by its address.
+    let home: UnsafeRawPointer
+    /// Its place among the runtime's workers. The thread that called `run` is 0.
+    package let index: Int
     /// The thread's own stack as a record like any other.
     let root: FiberPointer
     package var statistics = WorkerStatistics()
@@ -51,10 +71,17 @@ package struct WorkerStatistics: BitwiseCopyable, Sendable {
 extension UnsafeMutablePointer where Pointee == WorkerState {
     static var tickLength: Int32 { 64 }
     static var ioBudgetLength: Int32 { 32 }
+    private static var watchesInVain: Int32 { 4 }
 
     /// The worker of the calling thread.
     @inline(__always)
     package static var current: Worker? { cfiber_worker()?.assumingMemoryBound(to: WorkerState.self) }
+
+    /// Fibers alive: spawned and not ended. An atomic's plain load and store: only the owner changes it.
+    package var live: Int {
+        @inline(__always) get { pointee.liveCount.load(ordering: .relaxed) }
+        @inline(__always) nonmutating set { pointee.liveCount.store(newValue, ordering: .relaxed) }
+    }
 
     /// Monotonic nanoseconds, by the driver's clock.
     package var now: Int64 { pointee.driver.now() }
@@ -111,6 +138,11 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func endTick() {
         pointee.budget = Self.tickLength
         collectInbox()
+        // Messages are for the root, which takes its turn like a fiber.
+        if _slowPath(!pointee.messages.isEmpty && !pointee.isRootQueued) {
+            pointee.isRootQueued = true
+            pointee.ready.append(pointee.root)
+        }
         if cfiber_counter() &- pointee.lastPoll >= cfiber_counter_interval() {
             poll(timeout: 0)
             // The fiber stays as it is, with all that it owns, and never goes on. One whose life is over only has to say so.
@@ -132,30 +164,70 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     // The root.
 
-    /// Runs fibers until none is alive, or until those that are alive are abandoned.
+    /// Runs fibers until the runtime has none any more, on any worker, but those that are abandoned.
     func runUntilDone() {
-        while pointee.live > 0 {
-            if _slowPath(pointee.abandonAt != .max && isOverdue) { return abandonFibers() }
+        let workers = pointee.runtime.workers
+        while true {
+            if _slowPath(pointee.abandonAt != .max && !pointee.isAbandoned && isOverdue) { abandonFibers() }
             collectInbox()
-            if let next = pointee.ready.popFirst() {
+            deliverMessages()
+            if !pointee.isAbandoned, let next = pointee.ready.popFirst() {
                 cfiber_switch(next.context)
-            } else {
-                sleep()
+                pointee.isRootQueued = false
+                continue
             }
+            if pointee.isActive && (live == 0 || pointee.isAbandoned) {
+                pointee.isActive = false
+                workers.noteEnd()
+            }
+            if workers.haveEnded { return }
+            sleep()
+        }
+    }
+
+    private func deliverMessages() {
+        while !pointee.messages.isEmpty {
+            let messages = pointee.messages
+            pointee.messages = []
+            for message in messages { message.arrive(at: self) }
         }
     }
 
     private func sleep() {
+        if pointee.watches > 0 && watchInbox() { return }
         pointee.pool.trim(now: now)
         let now = self.now
         var wake = Int64.max
         if let deadline = pointee.timers.earliest(after: now) { wake = deadline }
-        wake = Swift.min(wake, pointee.abandonAt)
+        if !pointee.isAbandoned { wake = Swift.min(wake, pointee.abandonAt) }
         if let trim = pointee.pool.nextTrim { wake = Swift.min(wake, trim) }
         guard pointee.inbox.beginSleep() else { return }
         pointee.statistics.sleeps &+= 1
+        let begun = cfiber_counter()
         poll(timeout: wake == .max ? -1 : Swift.max(0, wake &- now))
         pointee.inbox.endSleep()
+        // Woken by another worker before falling asleep had paid.
+        if pointee.runtime.workers.mayWatch, !pointee.inbox.isEmpty, pointee.lastPoll &- begun < cfiber_counter_interval() / 4 {
+            pointee.watches = Self.watchesInVain
+        }
+    }
+
+    /// Watches the inbox for some microseconds, where something has come from other workers as fast as that lately: to sleep and to be woken takes longer, and costs both
+    /// sides a system call. True when something has come. After a few times in vain it sleeps at once.
+    private func watchInbox() -> Bool {
+        let begun = cfiber_counter()
+        let limit = cfiber_counter_interval() / 25
+        repeat {
+            for _ in 0..<16 {
+                if !pointee.inbox.isEmpty {
+                    pointee.watches = Self.watchesInVain
+                    return true
+                }
+                cfiber_relax()
+            }
+        } while cfiber_counter() &- begun < limit
+        pointee.watches &-= 1
+        return false
     }
 
     /// Looks at timers and driver; blocks for at most `timeout` nanoseconds (negative: without end) when nothing has happened before.
@@ -177,48 +249,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         }
     }
 
-    // Shutting down.
-
-    /// Cancels all fibers, the newest first, and those that are spawned from now on; gives them until `deadline` to end. A second call may shorten the time.
-    func shutDown(until deadline: Int64) {
-        // A limit without end is a shutdown, too: what is spawned from now on is cancelled.
-        pointee.abandonAt = Swift.min(pointee.abandonAt, deadline, .max - 1)
-        let fibers = liveFibers.reversed()
-        // Children of groups by way of their groups, so that these know; then those whose groups are shielded.
-        for fiber in fibers where fiber.base.pointee.outer == nil { cancel(fiber.base) }
-        for fiber in fibers { cancel(fiber.base) }
-    }
-
-    private var isOverdue: Bool { now >= pointee.abandonAt }
-
-    /// In the order in which they were spawned.
-    private var liveFibers: [FiberPointer] {
-        var fibers: [FiberPointer] = []
-        pointee.pool.forEachLive { fibers.append($0) }
-        return fibers.sorted { $0.pointee.context.id < $1.pointee.context.id }
-    }
-
-    /// Names the fibers that did not end in time. They will never run again; what they own stays in memory, since Swift cannot unwind their stacks.
-    private func abandonFibers() {
-        let fibers = liveFibers
-        let names = fibers.prefix(20).map { fiber in
-            "fiber #\(fiber.pointee.context.id)\(fiber.name.map { " \"\($0)\"" } ?? "") (\(fiber.reason))"
-        }
-        let rest = fibers.count > names.count ? ", and \(fibers.count - names.count) more" : ""
-        warn(
-            "the runtime ends without \(names.joined(separator: ", "))\(rest): cancelled and not ended in time. They may ignore their cancellation, or wait in withCancellationShield without a deadline."
-        )
-        for fiber in fibers {
-            guard let core = fiber.pointee.core, core.record != nil else { continue }
-            // A handle must not look for the record any more, and `join` has an answer.
-            core.object = UndeliveredError(CancellationError(), of: core)
-            core.record = nil
-        }
-    }
-
-    private func collectInbox() {
+    func collectInbox() {
         if pointee.inbox.isEmpty { return }
-        pointee.inbox.drain { pointee.ready.append($0) }
+        pointee.inbox.drain(fiber: { receive($0) }, message: { pointee.messages.append($0) })
     }
 
     @inline(__always)
@@ -235,82 +268,4 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let id = running.pointee.context.id
         pointee.runtime.configuration.onUnhandledError(UnhandledFiberError(fiberID: id, fiberName: running.name, error: error))
     }
-
-    // Lives.
-
-    /// Starts a life on a pooled stack; its first turn comes after the fibers that are ready now. The caller puts the body where the result says, before it
-    /// does anything else.
-    @inline(__always)
-    func start(name: String?, _ runner: @escaping FiberBodyRunner) throws(ResourceError) -> (FiberCore, UnsafeMutableRawPointer) {
-        guard pointee.ready.reserve(pointee.live &+ 1) else {
-            throw .memory(ENOMEM, "growing the ready queue", bytes: pointee.live * 2 * MemoryLayout<FiberPointer>.stride)
-        }
-        let fiber = try pointee.pool.take(for: self)
-        let id = pointee.nextID
-        pointee.nextID = id &+ 1
-        fiber.pointee.context.id = id
-        if let name { fiber.setName(name) }
-        fiber.renewCore()
-        let core = fiber.core.unsafelyUnwrapped.takeUnretainedValue()
-        core.id = id
-        core.record = fiber
-        fiber.pointee.runner = runner
-        if let locals = running.pointee.locals { fiber.pointee.locals = locals }
-        pointee.live &+= 1
-        pointee.ready.append(fiber)
-        if _slowPath(pointee.abandonAt != .max) { cancel(fiber.base) }
-        return (core, fiber.body)
-    }
-
-    /// Epochs of a record that is made anew start where no earlier record's have been: 2^31 parks apart, which lasts for 2^32 records.
-    func nextEpochBase() -> UInt64 {
-        pointee.epochBase &+= 1 << 32
-        return pointee.epochBase
-    }
-}
-
-extension UnsafeMutablePointer where Pointee == FiberRecord {
-    @inline(never)
-    fileprivate func setName(_ name: String) {
-        var name = name
-        name.withUTF8 { $0.withMemoryRebound(to: CChar.self) { cfiber_set_name(context, $0.baseAddress, $0.count) } }
-    }
-}
-
-/// One life of a fiber: runs its body, wakes those who wait for its end, puts its stack into the pool and says who comes next.
-///
-/// When this returns, nothing on the stack owns anything: the frame below stays parked until the stack's next life, or is unmapped.
-let runLife: @convention(c) (UnsafeMutablePointer<cfiber_context>?) -> UnsafeMutablePointer<cfiber_context>? = { context in
-    let fiber = FiberPointer(context: context.unsafelyUnwrapped)
-    let worker = fiber.pointee.worker
-    runBody(fiber, worker)
-    worker.endTickIfDue()
-    worker.pointee.live &-= 1
-    worker.pointee.pool.put(fiber)
-    return (worker.pointee.ready.popFirst() ?? worker.pointee.root).context
-}
-
-@inline(__always)
-private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
-    let holdsResult = fiber.core.unsafelyUnwrapped._withUnsafeGuaranteedRef { core in
-        fiber.pointee.runner(core, fiber.body)
-        if _slowPath(fiber.pointee.locals != nil) { letGo(of: &fiber.pointee.locals) }
-        core.record = nil
-        return core.object != nil
-    }
-    if !fiber.pointee.joiners.isEmpty { worker.wakeAll(&fiber.pointee.joiners, .ready) }
-    if _slowPath(fiber.pointee.attention != 0 || fiber.pointee.base.outer != nil) { fiber.endBase() }
-    // Nobody can have the result any more but those with a handle, and it must not outlive them.
-    if holdsResult { letGo(of: &fiber.pointee.core) }
-    // Last, since what has just been let go of may have waited on its way: a handler of unhandled errors, a deinit.
-    if _slowPath(fiber.pointee.timerIndex >= 0) { worker.pointee.timers.remove(fiber) }
-    fiber.pointee.context.id = 0
-    fiber.pointee.context.name.0 = 0
-}
-
-/// Empties a field of a record before what it held is released: an assignment releases first, and a deinit that looks at its own fiber would find itself.
-@inline(never)
-private func letGo<Object>(of field: UnsafeMutablePointer<Object?>) {
-    let object = field.move()
-    withExtendedLifetime(object) { field.initialize(to: nil) }
 }

@@ -13,6 +13,12 @@ extension FiberRuntime {
             case mprotect
         }
 
+        /// How many workers, each a thread that runs fibers: nil, the default, for as many as the process may use CPUs (by its affinity and the quota of its control group), or as the
+        /// environment variable `FIBERS_WORKERS` says. At most 1,024.
+        public var workers: Int?
+        /// Binds each worker to a CPU of its own as long as there are enough, in turn of those that the process may use; the calling thread is set free again at the end. Off by default:
+        /// it pays where nothing else runs on these CPUs.
+        public var pinsWorkers: Bool
         /// Bytes of address space for each stack, 64 KiB of which are its guard: a power of two, at least 128 KiB. 256 KiB by default. Only pages that
         /// are touched cost memory, so a large value is cheap; the address space of a process holds 128 TiB.
         public var stackSize: Int
@@ -35,11 +41,14 @@ extension FiberRuntime {
         package var makeDriver: (@Sendable () throws(ResourceError) -> Driver)?
 
         public init(
+            workers: Int? = nil, pinsWorkers: Bool = false,
             stackSize: Int = 256 * 1024, readBufferSize: Int = 16 * 1024, blockingThreads: Int = 64, shutdownLimit: Duration = .seconds(10),
             guards: Guards = .automatic,
             onUnhandledError: @escaping @Sendable (UnhandledFiberError) -> Void = { $0.printToStandardError() },
             onWarning: @escaping @Sendable (String) -> Void = { printLineToStandardError($0) }
         ) {
+            self.workers = workers
+            self.pinsWorkers = pinsWorkers
             self.stackSize = stackSize
             self.readBufferSize = readBufferSize
             self.blockingThreads = blockingThreads
@@ -50,6 +59,9 @@ extension FiberRuntime {
         }
 
         func check() {
+            require(
+                workers.map { (1...1024).contains($0) } ?? true,
+                "Configuration.workers must be 1 to 1,024, or nil for one per CPU; it is \(workers ?? 0)")
             require(
                 stackSize >= 128 * 1024 && stackSize & (stackSize - 1) == 0 && stackSize <= 1 << 30,
                 "Configuration.stackSize must be a power of two from 128 KiB to 1 GiB, 64 KiB of which are the guard; it is \(stackSize)")

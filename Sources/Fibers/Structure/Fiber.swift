@@ -6,17 +6,20 @@ import Glibc
 /// Fibers run on the worker that first ran them, for ever, and never at the same time as another fiber of that worker: between two calls that park
 /// nothing else changes what the fibers of one worker share. A fiber that computes for long without parking holds up the others; call
 /// ``yield()`` now and then.
-public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
+public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     let core: FiberCore
 
     /// Unique within the runtime, never used again.
     public var id: UInt64 { core.id }
 
-    /// The name given when it was spawned, as long as it runs: at most 39 bytes of UTF-8, longer names are cut.
-    public var name: String? { core.record?.name }
+    /// The name given when it was spawned, as long as it runs: at most 39 bytes of UTF-8, longer names are cut. Known on its own worker, nil elsewhere.
+    public var name: String? { record?.name }
+
+    /// Valid on its own worker, until the end of its life.
+    private var record: FiberPointer? { core.home == Worker.current ? core.record : nil }
 
     /// True once its body has returned or thrown.
-    public var isFinished: Bool { core.record == nil }
+    public var isFinished: Bool { core.isFinished }
 
     public static func == (a: Fiber, b: Fiber) -> Bool { a.core === b.core }
     public func hash(into hasher: inout Hasher) { hasher.combine(ObjectIdentifier(core)) }
@@ -81,6 +84,42 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
         return FiberHandle(core: core)
     }
 
+    /// Starts a fiber on the worker of the runtime that has the fewest, or on the one that is named; otherwise as ``spawnLocal(name:_:)``.
+    ///
+    /// Once started it stays where it is. The body goes to another thread, so what it captures must be safe there; it inherits the caller's fiber-local values.
+    ///
+    /// - Parameters:
+    ///   - name: for messages and dumps; at most 39 bytes of UTF-8 are kept.
+    ///   - worker: from 0 to ``FiberRuntime/workerCount`` - 1; nil for the least loaded.
+    ///   - body: what to do.
+    /// - Throws: ``ResourceError`` when the caller's own worker was chosen and has no stack for it. If another has none, ``FiberHandle/join()`` throws that.
+    @inlinable
+    @discardableResult
+    public static func spawn<Value: Sendable>(
+        name: String? = nil, on worker: Int? = nil, _ body: sending @escaping () throws -> Value
+    ) throws(ResourceError) -> FiberHandle<Value> {
+        let core = try start(name: name, on: worker, { FiberCore.run($0, $1, Value.self) }) {
+            $0.initializeMemory(as: (() throws -> Value).self, to: body)
+        }
+        return FiberHandle(core: core)
+    }
+
+    @usableFromInline
+    static func start(
+        name: String?, on index: Int?, _ runner: @escaping FiberBodyRunner, _ place: @escaping (UnsafeMutableRawPointer) -> Void
+    ) throws(ResourceError) -> FiberCore {
+        let worker = Worker.here("Fiber.spawn")
+        let target = worker.target(index)
+        if target == worker {
+            let (core, memory) = try worker.start(name: name, runner)
+            place(memory)
+            return core
+        }
+        let core = worker.makeCore(on: target, RemoteLife())
+        worker.send(core, Departure(name: name, locals: worker.running.pointee.locals), runner, place)
+        return core
+    }
+
     @usableFromInline
     static func start(
         name: String?, _ runner: @escaping FiberBodyRunner
@@ -93,13 +132,16 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
     /// Cancels the fiber: what it waits for ends now, and whatever else it would wait for later ends at once, by an error. Its children in groups are cancelled,
     /// too; fibers that it has spawned otherwise are not.
     ///
+    /// A fiber of another worker of the runtime is cancelled when that worker looks at its messages, which is soon.
+    ///
     /// It returns immediately; ``FiberHandle/join()`` waits for the end. A fiber that has not run yet does run, up to its first call that may park, so that it can
     /// clean up what it was given. Cancelling is for ever and happens once: doing it again, or after the end, does nothing. A fiber may cancel itself.
     public func cancel() {
-        guard let record = core.record else { return }
-        let worker = record.pointee.worker
-        require(worker == Worker.current, "cancel() was called on another worker's fiber: cancel it on the thread that runs it")
-        worker.cancel(record.base)
+        if core.isFinished { return }
+        guard let worker = Worker.current else {
+            misuse("cancel() was called outside a fiber: cancel it in a fiber of its runtime, which other threads can wake by a FiberEvent")
+        }
+        worker.cancel(core)
     }
 
     /// True when the calling fiber is cancelled, by ``cancel()`` or by a scope around this call whose deadline has passed; false inside
@@ -115,17 +157,17 @@ public struct Fiber: Hashable, Identifiable, CustomStringConvertible {
 
     // Stacks, for diagnostics.
 
-    /// How deep the stack of a running fiber has ever been, in bytes from its top, to the page; 0 once it has finished.
+    /// How deep the stack of a running fiber has ever been, in bytes from its top, to the page; 0 once it has finished, and on other workers.
     ///
     /// It counts the pages that are in memory, which may be those of an earlier fiber on the same stack.
     /// - Complexity: a system call.
     public var stackHighWaterMark: Int {
-        guard let context = core.record?.context.pointee else { return 0 }
+        guard let context = record?.context.pointee else { return 0 }
         return StackPool.highWaterMark(context)
     }
 
-    /// The bytes of stack that a fiber of this runtime can use; 0 once it has finished.
-    public var stackSize: Int { core.record?.context.pointee.stack_size ?? 0 }
+    /// The bytes of stack that a fiber of this runtime can use; 0 once it has finished, and on other workers.
+    public var stackSize: Int { record?.context.pointee.stack_size ?? 0 }
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {

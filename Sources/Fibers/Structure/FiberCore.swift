@@ -1,27 +1,50 @@
 // The heap part of a fiber: its result, and the way from a handle to its record. It outlives the stack for as long as somebody holds a handle.
 //
 // Invariants:
-//   * `record` is set from spawn to the end of the life, and the result is there exactly from then on;
+//   * `record` is set from spawn to the end of the life, and the result is there exactly from then on. Whoever sees on another thread that the life is over
+//     sees the result, too;
 //   * one small allocation per fiber at most: the body lies in the record until it runs, and a trivial result of up to a word lies in the core. The class is not
 //     generic, since destroying a generic object looks its metadata up, which costs more than everything else about a short life.
-// Owner worker only. The properties are read and written in one go, never held open, so their exclusivity is not checked at run time.
+// Home worker only, except `isFinished`, `id`, `home`, and the result once it is there. The properties are read and written in one go, never held open, so their
+// exclusivity is not checked at run time.
+
+import Synchronization
 
 @usableFromInline
-package final class FiberCore {
-    /// Valid from spawn to the end of the life.
-    @exclusivity(unchecked) var record: FiberPointer?
+package final class FiberCore: @unchecked Sendable {
+    /// The address of the record; 1 on the way to the worker where the life will begin.
+    private let place = Atomic<UInt>(0)
+    /// The worker on which it lives. It is there as long as a fiber of the runtime is.
+    let home: Worker
     @exclusivity(unchecked) var id: UInt64 = 0
     /// A result that is trivial and fits.
     @exclusivity(unchecked) @usableFromInline var word: UInt = 0
     /// Any other result, in a `ResultBox`, or the error as an `UndeliveredError`.
     @exclusivity(unchecked) @usableFromInline var object: AnyObject?
 
-    @usableFromInline
-    init() {}
+    /// What fibers of other workers have to do with it.
+    @exclusivity(unchecked) var remote: RemoteLife?
+
+    init(home: Worker) { self.home = home }
+
+    /// Valid from spawn to the end of the life.
+    var record: FiberPointer? {
+        @inline(__always) get {
+            let address = place.load(ordering: .relaxed)
+            return address <= 1 ? nil : FiberPointer(bitPattern: address)
+        }
+        @inline(__always) set { place.store(UInt(bitPattern: newValue), ordering: .releasing) }
+    }
+
+    /// From here on it is not finished, though it has no record yet.
+    func noteSent() { place.store(1, ordering: .relaxed) }
+
+    /// True until the worker where it will begin has heard of it. Others there may have its handle before that, since fibers go on before messages are looked at.
+    var isOnItsWay: Bool { place.load(ordering: .relaxed) == 1 }
 
     /// True once the life is over and the result is there.
     @usableFromInline
-    var isFinished: Bool { record == nil && id != 0 }
+    var isFinished: Bool { place.load(ordering: .acquiring) == 0 && id != 0 }
 
     /// Takes a body out of its place in the record, runs it, and keeps what it returns or throws.
     @inlinable
@@ -76,7 +99,7 @@ package final class UndeliveredError {
     private let id: UInt64
     private let name: String?
     private let runtime: FiberRuntime
-    private var isDelivered: Bool
+    private let isDelivered: Atomic<Bool>
 
     @usableFromInline
     init(_ error: any Error, of core: FiberCore) {
@@ -84,20 +107,29 @@ package final class UndeliveredError {
         // A cancelled fiber that ends because of that is no news for anybody.
         let wasCancelled = record.base.pointee.cause != nil && isCancellation(error)
         self.error = wasCancelled ? CancellationError() : error
-        isDelivered = wasCancelled
+        isDelivered = Atomic(wasCancelled)
         id = core.id
         name = record.name
         runtime = record.pointee.worker.pointee.runtime
     }
 
+    /// Of a life that could not begin.
+    init(_ error: any Error, of core: FiberCore, name: String?, isDelivered: Bool) {
+        self.error = error
+        self.isDelivered = Atomic(isDelivered)
+        id = core.id
+        self.name = name
+        runtime = core.home.pointee.runtime
+    }
+
     @usableFromInline
     func deliver() -> any Error {
-        isDelivered = true
+        isDelivered.store(true, ordering: .relaxed)
         return error
     }
 
     deinit {
-        guard !isDelivered else { return }
+        guard !isDelivered.load(ordering: .relaxed) else { return }
         runtime.configuration.onUnhandledError(UnhandledFiberError(fiberID: id, fiberName: name, error: error))
     }
 }

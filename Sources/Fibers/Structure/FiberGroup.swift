@@ -39,6 +39,44 @@ public final class FiberGroup<Value> {
         return FiberHandle(core: core)
     }
 
+    /// Starts a child on the worker with the fewest fibers, or on the one that is named, after waiting until fewer children than the group's limit run.
+    ///
+    /// It is a child like any other: bound by the group's deadline, cancelled with its siblings, and awaited at the end. The body goes to another thread, so what it captures
+    /// must be safe there.
+    ///
+    /// - Parameters:
+    ///   - name: for messages and dumps; at most 39 bytes of UTF-8 are kept.
+    ///   - worker: from 0 to ``FiberRuntime/workerCount`` - 1; nil for the least loaded.
+    ///   - body: what to do.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled. If the other worker has no stack for it, that ends the group like an error of its
+    ///   body's.
+    /// - Note: parks
+    @inlinable
+    @discardableResult
+    public func spawn(name: String? = nil, on worker: Int? = nil, _ body: sending @escaping () throws -> Value) throws -> FiberHandle<Value>
+    where Value: Sendable {
+        let core = try start(name, on: worker, { FiberCore.run($0, $1, Value.self) }) {
+            $0.initializeMemory(as: (() throws -> Value).self, to: body)
+        }
+        return FiberHandle(core: core)
+    }
+
+    @usableFromInline
+    func start(
+        _ name: String?, on index: Int?, _ runner: @escaping FiberBodyRunner, _ place: @escaping (UnsafeMutableRawPointer) -> Void
+    ) throws -> FiberCore {
+        let group = group("FiberGroup.spawn")
+        let worker = Worker.here("FiberGroup.spawn")
+        _ = try group.takeSlot()
+        let target = worker.target(index)
+        if target == worker {
+            let (core, memory) = try start(name, in: group, isDaemon: false, runner)
+            place(memory)
+            return core
+        }
+        return send(name, to: target, in: group, mayBeRefused: false, runner, place)
+    }
+
     /// Starts a child that serves the others: when they and the group's body have ended, it is cancelled. It counts for no limit, and its error ends the group like any other.
     /// - Throws: ``ResourceError`` when there is no stack to be had. No fiber was started then.
     @inlinable
@@ -78,6 +116,27 @@ public final class FiberGroup<Value> {
     package func spawnReserved(name: String?, _ body: @escaping () throws -> Value) throws {
         let (_, place) = try start(name, in: group("FiberGroup.spawnReserved"), isDaemon: false) { FiberCore.run($0, $1, Value.self) }
         place.initializeMemory(as: (() throws -> Value).self, to: body)
+    }
+
+    /// The same on another worker. That this has no stack for the child is reported to `onUnhandledError` and does not end the group.
+    package func spawnReserved(name: String?, on index: Int, _ body: sending @escaping () throws -> Value) throws where Value: Sendable {
+        let group = group("FiberGroup.spawnReserved")
+        let worker = Worker.here("FiberGroup.spawnReserved")
+        send(name, to: worker.target(index), in: group, mayBeRefused: true, { FiberCore.run($0, $1, Value.self) }) {
+            $0.initializeMemory(as: (() throws -> Value).self, to: body)
+        }
+    }
+
+    /// Sends a child to another worker, in a slot that was taken.
+    @discardableResult
+    private func send(
+        _ name: String?, to target: Worker, in group: GroupPointer, mayBeRefused: Bool, _ runner: @escaping FiberBodyRunner,
+        _ place: @escaping (UnsafeMutableRawPointer) -> Void
+    ) -> FiberCore {
+        let worker = Worker.here("FiberGroup.spawn")
+        let core = worker.makeCore(on: target, RemoteLife(group: group, on: worker, mayBeRefused: mayBeRefused))
+        worker.send(core, group.adoptRemote(core, name: name, locals: worker.running.pointee.locals), runner, place)
+        return core
     }
 
     /// Gives a slot back.

@@ -1,5 +1,7 @@
 /// A fiber that was spawned, and the way to what it returns.
 ///
+/// It may go to other workers of the runtime if the fiber's result may: its calls work in any fiber there.
+///
 /// Keep it, put it into an array, copy it, or drop it: dropping it detaches the fiber, which runs on to its end; an error that it throws then goes to
 /// ``FiberRuntime/Configuration/onUnhandledError``.
 public struct FiberHandle<Value> {
@@ -27,13 +29,15 @@ public struct FiberHandle<Value> {
     public func cancel() { fiber.cancel() }
 }
 
+extension FiberHandle: Sendable where Value: Sendable {}
+
 /// Parks the caller until the life of a core is over.
 @usableFromInline
 func waitForEnd(_ core: FiberCore) throws {
     let worker = Worker.here("FiberHandle.join()")
+    if core.home != worker || core.isOnItsWay { return try worker.joinRemote(core) }
     guard let record = core.record else { return }
     require(record != worker.running, "a fiber called join() on its own handle, which would never return: join it from another fiber")
-    require(record.pointee.worker == worker, "join() was called on another worker's fiber: join it on the thread that runs it")
     try worker.refuseIfCancelled()
     try worker.check(worker.park(in: record.joiners, .join(core.id)))
 }

@@ -13,17 +13,21 @@ import Glibc
 /// A runtime keeps no state behind when it ends: descriptors, stacks, threads and signal dispositions are as before, and another can be started.
 public final class FiberRuntime: Sendable {
     let configuration: Configuration
+    let workers = WorkerSet()
     /// Threads for blocking calls, of which there are none until the first one.
     let blocking: BlockingPool
+    /// What other modules keep once per runtime.
+    package let attachments = Attachments()
 
     private init(_ configuration: Configuration) {
         self.configuration = configuration
         blocking = BlockingPool(limit: configuration.blockingThreads, idleLimit: 10_000_000_000)
     }
 
-    /// Starts a runtime on the calling thread, runs `main` as its first fiber, and returns what that returns or throws what it throws, after **all** fibers have ended.
+    /// Starts a runtime, runs `main` as its first fiber on the calling thread, and returns what that returns or throws what it throws, after **all** fibers have ended.
     ///
-    /// The calling thread is the worker and does nothing else meanwhile. Several threads may each run a runtime of their own; one thread runs one at a time.
+    /// The calling thread is worker 0 and does nothing else meanwhile; ``Configuration/workers`` says how many more there are, each with a thread of its own, where fibers begin by
+    /// ``Fiber/spawn(name:on:_:)``. Several threads may each run a runtime of their own; one thread runs one at a time.
     ///
     /// Not for use inside a `Task`: it keeps the thread, which Swift concurrency has few of, and the task would be current for all fibers.
     ///
@@ -39,9 +43,11 @@ public final class FiberRuntime: Sendable {
         )
         configuration.check()
         let runtime = FiberRuntime(configuration)
-        let worker = try Worker.make(runtime)
+        let crew = try WorkerCrew(runtime)
+        let worker = crew.first
         defer {
-            worker.destroy()
+            crew.end()
+            runtime.attachments.end()
             runtime.stopBlocking()
         }
         var result: Result<Value, any Error>?
@@ -59,6 +65,12 @@ public final class FiberRuntime: Sendable {
         }
         return try result.unsafelyUnwrapped.get()
     }
+
+    /// How many workers the calling fiber's runtime has.
+    public static var workerCount: Int { Worker.here("FiberRuntime.workerCount").pointee.runtime.workers.all.count }
+
+    /// Which of them runs the calling fiber; nil outside fibers. The thread that called ``run(_:_:)`` is 0.
+    public static var currentWorker: Int? { Worker.current?.pointee.index }
 
     /// What the threads for blocking calls do; see ``withBlockingThread(name:_:)``.
     public static var blockingStatistics: BlockingStatistics {
@@ -84,65 +96,10 @@ public final class FiberRuntime: Sendable {
     /// - Parameter limit: how long the fibers may take, nil for ``Configuration/shutdownLimit``. Of several calls the earliest end counts.
     public static func shutDown(within limit: Duration? = nil) {
         let worker = Worker.here("FiberRuntime.shutDown")
-        worker.shutDown(until: Deadline.after(limit ?? worker.pointee.runtime.configuration.shutdownLimit))
-    }
-}
-
-extension UnsafeMutablePointer where Pointee == WorkerState {
-    fileprivate static func make(_ runtime: FiberRuntime) throws(ResourceError) -> Worker {
-        let worker = Worker.allocate(capacity: 1)
-        do {
-            try worker.setUp(runtime)
-        } catch {
-            worker.deallocate()
-            throw error
+        let deadline = Deadline.after(limit ?? worker.pointee.runtime.configuration.shutdownLimit)
+        for other in worker.pointee.runtime.workers.all where other != worker {
+            other.pointee.inbox.push(Message { other, _ in other.shutDown(until: deadline) })
         }
-        return worker
-    }
-
-    private func setUp(_ runtime: FiberRuntime) throws(ResourceError) {
-        let worker = self
-        let inbox = try Inbox()
-        let configuration = runtime.configuration
-        let driver =
-            if let makeDriver = configuration.makeDriver {
-                try makeDriver()
-            } else {
-                try EpollDriver(owner: worker, inbox: inbox, bufferSize: configuration.readBufferSize) as Driver
-            }
-        guard let ready = ReadyQueue() else { throw .memory(ENOMEM, "making the ready queue", bytes: 512) }
-        var overflowState: UnsafeMutableRawPointer?
-        let status = cfiber_overflow_enter(&overflowState)
-        if status < 0 {
-            ready.destroy()
-            throw .memory(-status, "mapping an alternate signal stack", bytes: 1 << 17)
-        }
-        let root = FiberPointer.allocate(capacity: 1)
-        root.initialize(for: worker)
-        worker.initialize(
-            to: WorkerState(
-                ready: ready, inbox: inbox, driver: driver,
-                pool: StackPool(stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards),
-                runtime: runtime, root: root, overflowState: overflowState))
-        require(
-            UnsafeRawPointer(root) + FiberRecord.contextOffset == withUnsafePointer(to: &root.pointee.context) { UnsafeRawPointer($0) }
-                && root.joiners == withUnsafeMutablePointer(to: &root.pointee.joiners) { $0 }
-                && root.base == withUnsafeMutablePointer(to: &root.pointee.base) { $0 } && MemoryLayout<Registration>.stride == 64,
-            "the offsets in FiberRecord or the size of Registration no longer say how they are laid out: correct them")
-        cfiber_thread_enter(root.context, worker)
-    }
-
-    fileprivate func destroy() {
-        let root = pointee.root
-        pointee.driver.stop()
-        pointee.pool.destroy(abandoned: pointee.live > 0)
-        pointee.timers.destroy()
-        pointee.ready.destroy()
-        cfiber_thread_leave(root.context)
-        cfiber_overflow_leave(pointee.overflowState)
-        deinitialize(count: 1)
-        deallocate()
-        root.deinitialize(count: 1)
-        root.deallocate()
+        worker.shutDown(until: deadline)
     }
 }

@@ -43,6 +43,7 @@ final class ModelExecution {
         self.time = time
         var configuration = FiberRuntime.Configuration()
         configuration.makeDriver = time.makeDriver
+        configuration.workers = 1
         configuration.shutdownLimit = VirtualTime.shutdownLimit
         let hearers = Box<ModelExecution>(self)
         configuration.onUnhandledError = { hearers.value.note($0) }

@@ -1,0 +1,193 @@
+#define _GNU_SOURCE
+#include "cfiber_files.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RETRY(type, call)                          \
+  type result;                                     \
+  do result = (call);                              \
+  while (result < 0 && errno == EINTR);            \
+  return result < 0 ? -errno : result
+
+static int kind_of(const struct stat *info) {
+  switch (info->st_mode & S_IFMT) {
+  case S_IFREG: case S_IFDIR: case S_IFBLK: return CFIBER_KIND_FILE;
+  case S_IFIFO: return CFIBER_KIND_FIFO;
+  case S_IFSOCK: return CFIBER_KIND_SOCKET;
+  default: return CFIBER_KIND_OTHER;
+  }
+}
+
+int cfiber_kind(int fd) {
+  struct stat info;
+  if (fstat(fd, &info) != 0) return -errno;
+  int kind = kind_of(&info);
+  if (kind != CFIBER_KIND_OTHER) return kind;
+  // Only epoll knows what it takes.
+  int epoll = epoll_create1(EPOLL_CLOEXEC);
+  if (epoll < 0) return -errno;
+  struct epoll_event event = {.events = EPOLLIN};
+  int status = epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : errno;
+  close(epoll);
+  return status == 0 ? kind : status == EPERM ? CFIBER_KIND_FILE : -status;
+}
+
+int cfiber_path_kind(const char *path) {
+  struct stat info;
+  if (stat(path, &info) != 0) return -errno;
+  int kind = kind_of(&info);
+  return kind == CFIBER_KIND_OTHER ? CFIBER_KIND_FILE : kind;
+}
+
+static int open_again(const char *path, int flags, mode_t permissions) { RETRY(int, open(path, flags, permissions)); }
+
+int cfiber_open(const char *path, int flags, mode_t permissions, int *kind) {
+  // Without O_NONBLOCK opening a FIFO waits for somebody at the other end, and opening a serial line for a carrier.
+  int fd = open_again(path, flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, permissions);
+  if (fd < 0) return fd;
+  *kind = cfiber_kind(fd);
+  int status = *kind < 0 ? *kind : 0;
+  // A device that cannot be waited for in epoll has to be waited for in its calls.
+  if (*kind == CFIBER_KIND_FILE) status = cfiber_set_flags(fd, flags & O_APPEND);
+  if (status == 0) return fd;
+  close(fd);
+  return status;
+}
+
+int cfiber_set_flags(int fd, int flags) { return fcntl(fd, F_SETFL, flags) == 0 ? 0 : -errno; }
+
+int cfiber_set_nonblocking(int fd) {
+  int flags = fcntl(fd, F_GETFL);
+  return flags < 0 ? -errno : cfiber_set_flags(fd, flags | O_NONBLOCK);
+}
+
+int cfiber_unshare(int fd, int kind, int *restore, int *flags) {
+  *restore = -1;
+  *flags = fcntl(fd, F_GETFL);
+  if (*flags < 0) return -errno;
+  if (kind == CFIBER_KIND_FILE || kind == CFIBER_KIND_SOCKET || (*flags & O_NONBLOCK)) return fd;
+  // Only what opens the same thing once more: the master of a pseudo-terminal would open another terminal, and other devices another something.
+  unsigned number;
+  if (kind == CFIBER_KIND_FIFO || (isatty(fd) && ioctl(fd, TIOCGPTN, &number) != 0)) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int own = open_again(path, (*flags & (O_ACCMODE | O_APPEND)) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
+    if (own >= 0) {
+      close(fd);
+      return own;
+    }
+  }
+  *restore = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+  if (*restore < 0) return -errno;
+  int status = cfiber_set_flags(fd, *flags | O_NONBLOCK);
+  if (status == 0) return fd;
+  close(*restore);
+  *restore = -1;
+  return status;
+}
+
+int cfiber_pipe(int *reader, int *writer, int nonblocking_reader, int nonblocking_writer) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return -errno;
+  // The ends are two descriptions, so that each has a flag of its own.
+  int status = nonblocking_reader ? cfiber_set_nonblocking(ends[0]) : 0;
+  if (status == 0 && nonblocking_writer) status = cfiber_set_nonblocking(ends[1]);
+  if (status < 0) {
+    close(ends[0]);
+    close(ends[1]);
+    return status;
+  }
+  *reader = ends[0];
+  *writer = ends[1];
+  return 0;
+}
+
+ssize_t cfiber_read(int fd, void *buffer, size_t size, int kind) {
+  RETRY(ssize_t, kind == CFIBER_KIND_SOCKET ? recv(fd, buffer, size, MSG_DONTWAIT) : read(fd, buffer, size));
+}
+
+// A write to a pipe without a reader, and a sendfile to a connection without a peer, raise SIGPIPE in the thread that makes it, unlike send with its
+// flag. So the signal is blocked meanwhile, and taken back if it was raised. Ignoring it would change what the program and its children see.
+typedef struct {
+  sigset_t before;
+  int was_pending;
+} pipe_guard;
+
+static void guard_begin(pipe_guard *guard) {
+  sigset_t pipe;
+  sigemptyset(&pipe);
+  sigaddset(&pipe, SIGPIPE);
+  pthread_sigmask(SIG_BLOCK, &pipe, &guard->before);
+  guard->was_pending = 0;
+  if (sigismember(&guard->before, SIGPIPE)) {
+    sigset_t pending;
+    guard->was_pending = sigpending(&pending) == 0 && sigismember(&pending, SIGPIPE);
+  }
+}
+
+static void guard_end(const pipe_guard *guard, ssize_t result) {
+  if (result == -EPIPE && !guard->was_pending) {
+    sigset_t pipe;
+    sigemptyset(&pipe);
+    sigaddset(&pipe, SIGPIPE);
+    struct timespec now = {0, 0};
+    while (sigtimedwait(&pipe, NULL, &now) < 0 && errno == EINTR) {}
+  }
+  if (!sigismember(&guard->before, SIGPIPE)) pthread_sigmask(SIG_SETMASK, &guard->before, NULL);
+}
+
+static ssize_t plain_write(int fd, const void *buffer, size_t size) { RETRY(ssize_t, write(fd, buffer, size)); }
+static ssize_t plain_send(int fd, const void *buffer, size_t size) { RETRY(ssize_t, send(fd, buffer, size, MSG_DONTWAIT | MSG_NOSIGNAL)); }
+
+ssize_t cfiber_write(int fd, const void *buffer, size_t size, int kind) {
+  if (kind == CFIBER_KIND_SOCKET) return plain_send(fd, buffer, size);
+  pipe_guard guard;
+  guard_begin(&guard);
+  ssize_t n = plain_write(fd, buffer, size);
+  guard_end(&guard, n);
+  return n;
+}
+
+ssize_t cfiber_read_at(int fd, void *buffer, size_t size, int64_t offset) {
+  RETRY(ssize_t, offset < 0 ? read(fd, buffer, size) : pread(fd, buffer, size, offset));
+}
+
+ssize_t cfiber_write_at(int fd, const void *buffer, size_t size, int64_t offset) {
+  RETRY(ssize_t, offset < 0 ? write(fd, buffer, size) : pwrite(fd, buffer, size, offset));
+}
+
+static ssize_t plain_send_file(int socket, int file, int64_t offset, size_t size) {
+  off_t position = offset;
+  RETRY(ssize_t, sendfile(socket, file, &position, size));
+}
+
+ssize_t cfiber_send_file(int socket, int file, int64_t offset, size_t size) {
+  pipe_guard guard;
+  guard_begin(&guard);
+  ssize_t n = plain_send_file(socket, file, offset, size);
+  guard_end(&guard, n);
+  return n;
+}
+
+int64_t cfiber_seek(int fd, int64_t offset, int whence) {
+  off_t position = lseek(fd, offset, whence);
+  return position < 0 ? -errno : position;
+}
+
+int64_t cfiber_file_size(int fd) {
+  struct stat info;
+  return fstat(fd, &info) == 0 ? info.st_size : -errno;
+}
+
+int cfiber_truncate(int fd, int64_t size) { RETRY(int, ftruncate(fd, size)); }
+int cfiber_sync(int fd, int data_only) { RETRY(int, data_only ? fdatasync(fd) : fsync(fd)); }

@@ -1,0 +1,70 @@
+// Files, pipes, terminals and child processes: system calls that return a negative errno. Which of them may block says so; those are for threads
+// other than workers.
+#ifndef CFIBER_FILES_H
+#define CFIBER_FILES_H
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+// Descriptors.
+
+/// What a descriptor is, for deciding how to wait for it.
+enum {
+  CFIBER_KIND_FILE = 0,    // epoll refuses it, and it never waits for anybody: regular files, directories, /dev/null
+  CFIBER_KIND_FIFO = 1,    // pipes, with a name or without
+  CFIBER_KIND_SOCKET = 2,
+  CFIBER_KIND_OTHER = 3,   // anything else that epoll takes: terminals, eventfds
+};
+/// One of the kinds. Any thread; may wait for a file system.
+int cfiber_kind(int fd);
+/// What a path names: a kind, where only FIFOs and sockets are told from files. May block.
+int cfiber_path_kind(const char *path);
+/// Opens without waiting for a peer, close-on-exec, and without making a terminal the process's own. Says what it has opened. May block.
+int cfiber_open(const char *path, int flags, mode_t permissions, int *kind);
+/// Makes a descriptor, which the caller owns, non-blocking without changing what other processes see, where that is possible: returns it, or another
+/// one in its place, and the first is closed then. Where it is not possible the flag is set on what is shared, `restore` is a second descriptor for
+/// it and `flags` what to restore; else `restore` is -1. Afterwards the first descriptor is the caller's only if that is returned. May block.
+int cfiber_unshare(int fd, int kind, int *restore, int *flags);
+int cfiber_set_flags(int fd, int flags);
+int cfiber_set_nonblocking(int fd);
+/// The two ends of a pipe, close-on-exec; non-blocking where asked for.
+int cfiber_pipe(int *reader, int *writer, int nonblocking_reader, int nonblocking_writer);
+
+// Bytes. The calls do not wait on a non-blocking descriptor, nor on a socket.
+
+ssize_t cfiber_read(int fd, void *buffer, size_t size, int kind);
+/// Never raises SIGPIPE.
+ssize_t cfiber_write(int fd, const void *buffer, size_t size, int kind);
+/// At an offset, or where the descriptor stands if that is negative. May block.
+ssize_t cfiber_read_at(int fd, void *buffer, size_t size, int64_t offset);
+ssize_t cfiber_write_at(int fd, const void *buffer, size_t size, int64_t offset);
+/// From a file to a socket; may block on the file, and on a non-blocking socket not. Never raises SIGPIPE.
+ssize_t cfiber_send_file(int socket, int file, int64_t offset, size_t size);
+int64_t cfiber_seek(int fd, int64_t offset, int whence);
+/// May block, as the rest of the section.
+int64_t cfiber_file_size(int fd);
+int cfiber_truncate(int fd, int64_t size);
+int cfiber_sync(int fd, int data_only);
+
+// Child processes.
+
+/// Where a child's standard streams come from, besides descriptors.
+enum { CFIBER_STREAM_INHERIT = -1, CFIBER_STREAM_NULL = -2, CFIBER_STREAM_AS_OUTPUT = -3 };
+typedef struct cfiber_command {
+  const char *program;       // searched for in PATH unless it has a slash
+  char *const *arguments;    // NULL at the end, the program's name first
+  char *const *environment;  // NULL at the end; NULL: this process's own
+  const char *directory;     // NULL: this process's own
+  int streams[3];
+} cfiber_command;
+/// Starts a program with its three standard streams and no other descriptor, no signal blocked and none ignored. Returns its id and a descriptor of
+/// the process. Blocks until the program has been loaded.
+int cfiber_spawn(const cfiber_command *command, int *process);
+/// Whether a child has ended, and then nothing is left of it: 1 with its exit code, 2 with the signal that ended it, 0 while it runs.
+int cfiber_child_status(int process, int *value);
+int cfiber_child_signal(int process, int signal);
+/// Kills a child and waits for its end. Blocks, but for as long as a killed process takes to end.
+void cfiber_child_discard(int process);
+/// Kills a child and leaves the waiting to a thread of its own. Takes the descriptor over.
+void cfiber_child_abandon(int process);
+#endif

@@ -1,0 +1,126 @@
+// Lives: how a fiber begins and ends. Owner worker only.
+
+import CFiber
+import Glibc
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// Starts a life on a pooled stack; its first turn comes after the fibers that are ready now. The caller puts the body where the result says, before it
+    /// does anything else.
+    @inline(__always)
+    func start(name: String?, _ runner: @escaping FiberBodyRunner) throws(ResourceError) -> (FiberCore, UnsafeMutableRawPointer) {
+        let fiber = try takeStack()
+        fiber.renewCore(for: self)
+        let core = fiber.core.unsafelyUnwrapped.takeUnretainedValue()
+        core.id = takeID()
+        begin(fiber, core, name: name, locals: running.pointee.locals, runner)
+        return (core, fiber.body)
+    }
+
+    /// Starts a life whose core another worker has made.
+    func start(
+        _ core: FiberCore, name: String?, locals: FiberLocalNode?, _ runner: @escaping FiberBodyRunner
+    ) throws(ResourceError)
+        -> UnsafeMutableRawPointer
+    {
+        let fiber = try takeStack()
+        fiber.pointee.core = core
+        begin(fiber, core, name: name, locals: locals, runner)
+        return fiber.body
+    }
+
+    /// Lets go of an object in a fiber of its own; here and now if there is none to be had.
+    func release(_ object: AnyObject) {
+        guard !pointee.isAbandoned, pointee.isActive || pointee.runtime.workers.activate(self),
+            let (_, place) = try? start(name: nil, { FiberCore.run($0, $1, Void.self) })
+        else { return }
+        place.initializeMemory(as: (() throws -> Void).self, to: { withExtendedLifetime(object) {} })
+    }
+
+    @inline(__always)
+    private func takeStack() throws(ResourceError) -> FiberPointer {
+        // One more for the root.
+        guard pointee.ready.reserve(live &+ 2) else {
+            throw .memory(ENOMEM, "growing the ready queue", bytes: live * 2 * MemoryLayout<FiberPointer>.stride)
+        }
+        return try pointee.pool.take(for: self)
+    }
+
+    @inline(__always)
+    private func begin(
+        _ fiber: FiberPointer, _ core: FiberCore, name: String?, locals: FiberLocalNode?, _ runner: @escaping FiberBodyRunner
+    ) {
+        fiber.pointee.context.id = core.id
+        if let name { fiber.setName(name) }
+        core.record = fiber
+        fiber.pointee.runner = runner
+        if let locals { fiber.pointee.locals = locals }
+        live &+= 1
+        pointee.ready.append(fiber)
+        if _slowPath(pointee.abandonAt != .max) { cancel(fiber.base) }
+    }
+
+    /// Unique within the runtime: workers count in blocks, of which each takes the next when it needs one.
+    @inline(__always)
+    func takeID() -> UInt64 {
+        if _slowPath(pointee.nextID == pointee.endOfIDs) {
+            pointee.nextID = pointee.runtime.workers.takeIDs()
+            pointee.endOfIDs = pointee.nextID &+ WorkerSet.idsAtATime
+        }
+        let id = pointee.nextID
+        pointee.nextID = id &+ 1
+        return id
+    }
+
+    /// Epochs of a record that is made anew start where no earlier record's have been: 2^31 parks apart, which lasts for 2^32 records.
+    func nextEpochBase() -> UInt64 {
+        pointee.epochBase &+= 1 << 32
+        return pointee.epochBase
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == FiberRecord {
+    @inline(never)
+    fileprivate func setName(_ name: String) {
+        var name = name
+        name.withUTF8 { $0.withMemoryRebound(to: CChar.self) { cfiber_set_name(context, $0.baseAddress, $0.count) } }
+    }
+}
+
+/// One life of a fiber: runs its body, wakes those who wait for its end, puts its stack into the pool and says who comes next.
+///
+/// When this returns, nothing on the stack owns anything: the frame below stays parked until the stack's next life, or is unmapped.
+let runLife: @convention(c) (UnsafeMutablePointer<cfiber_context>?) -> UnsafeMutablePointer<cfiber_context>? = { context in
+    let fiber = FiberPointer(context: context.unsafelyUnwrapped)
+    let worker = fiber.pointee.worker
+    runBody(fiber, worker)
+    worker.endTickIfDue()
+    worker.live &-= 1
+    worker.pointee.pool.put(fiber)
+    return (worker.pointee.ready.popFirst() ?? worker.pointee.root).context
+}
+
+@inline(__always)
+private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
+    let holdsResult = fiber.core.unsafelyUnwrapped._withUnsafeGuaranteedRef { core in
+        fiber.pointee.runner(core, fiber.body)
+        if _slowPath(fiber.pointee.locals != nil) { letGo(of: &fiber.pointee.locals) }
+        core.record = nil
+        return core.object != nil || core.remote != nil
+    }
+    if !fiber.pointee.joiners.isEmpty { worker.wakeAll(&fiber.pointee.joiners, .ready) }
+    if _slowPath(holdsResult) { worker.endRemote(fiber) }
+    if _slowPath(fiber.pointee.attention != 0 || fiber.pointee.base.outer != nil) { fiber.endBase() }
+    // Nobody can have the result any more but those with a handle, and it must not outlive them.
+    if holdsResult { letGo(of: &fiber.pointee.core) }
+    // Last, since what has just been let go of may have waited on its way: a handler of unhandled errors, a deinit.
+    if _slowPath(fiber.pointee.timerIndex >= 0) { worker.pointee.timers.remove(fiber) }
+    fiber.pointee.context.id = 0
+    fiber.pointee.context.name.0 = 0
+}
+
+/// Empties a field of a record before what it held is released: an assignment releases first, and a deinit that looks at its own fiber would find itself.
+@inline(never)
+private func letGo<Object>(of field: UnsafeMutablePointer<Object?>) {
+    let object = field.move()
+    withExtendedLifetime(object) { field.initialize(to: nil) }
+}

@@ -1,0 +1,54 @@
+// The end of a worker's fibers: cancelled all at once, and left behind if they do not end. Owner worker only.
+
+import CFiber
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// Cancels all fibers, the newest first, and those that are spawned from now on; gives them until `deadline` to end. A second call may shorten the time.
+    func shutDown(until deadline: Int64) {
+        // A limit without end is a shutdown, too: what is spawned from now on is cancelled.
+        pointee.abandonAt = Swift.min(pointee.abandonAt, deadline, .max - 1)
+        let fibers = liveFibers.reversed()
+        // Children of groups by way of their groups, so that these know; then those whose groups are shielded.
+        for fiber in fibers where fiber.base.pointee.outer == nil { cancel(fiber.base) }
+        for fiber in fibers { cancel(fiber.base) }
+    }
+
+    var isOverdue: Bool { now >= pointee.abandonAt }
+
+    /// In the order in which they were spawned.
+    private var liveFibers: [FiberPointer] {
+        var fibers: [FiberPointer] = []
+        pointee.pool.forEachLive { fibers.append($0) }
+        return fibers.sorted { $0.pointee.context.id < $1.pointee.context.id }
+    }
+
+    /// Names the fibers that did not end in time. They will never run again; what they own stays in memory, since Swift cannot unwind their stacks.
+    func abandonFibers() {
+        pointee.isAbandoned = true
+        if live == 0 { return }
+        let fibers = liveFibers
+        let names = fibers.prefix(20).map { fiber in
+            "fiber #\(fiber.pointee.context.id)\(fiber.name.map { " \"\($0)\"" } ?? "") (\(fiber.reason))"
+        }
+        let rest = fibers.count > names.count ? ", and \(fibers.count - names.count) more" : ""
+        warn(
+            "the runtime ends without \(names.joined(separator: ", "))\(rest): cancelled and not ended in time. They may ignore their cancellation, or wait in withCancellationShield without a deadline."
+        )
+        keepOthersAway(fibers)
+        for fiber in fibers {
+            guard let core = fiber.pointee.core, core.record != nil else { continue }
+            // A handle must not look for the record any more, and `join` has an answer.
+            core.object = UndeliveredError(CancellationError(), of: core)
+            core.record = nil
+            core.remote?.endWaits()
+        }
+    }
+
+    /// Their stacks will be unmapped: takes them out of what other threads could wake them by. Whoever is doing so in this moment still needs the record.
+    private func keepOthersAway(_ fibers: [FiberPointer]) {
+        let claimed = fibers.filter { fiber in
+            fiber.pointee.isShared && !fiber.pointee.shared.unsafelyUnwrapped.claim(fiber)
+        }
+        while claimed.contains(where: { $0.pointee.isShared }) { collectInbox() }
+    }
+}

@@ -1,0 +1,102 @@
+// The workers of a runtime, and how they end together.
+//
+// Invariants:
+//   * `activity` counts the workers that have fibers and the messages that must arrive: those that bring a fiber, and those that nobody waits for and that may be the last to
+//     have its result. A fiber is only ever made by another one or such a message, so once it is zero it stays zero, and the runtime is over;
+//   * a worker takes itself out when it finds, at its root, that it has no fiber; it puts itself in with the first fiber that arrives, by the count of its message. So spawning
+//     and ending on one's own worker touch nothing that is shared;
+//   * workers and their memory are there until `activity` is zero; whoever holds a fiber of the runtime may look at them.
+
+import CFiber
+import Synchronization
+
+final class WorkerSet: @unchecked Sendable {
+    /// By index. Complete before the first fiber runs, and not changed from then on.
+    private(set) var all: [Worker] = []
+    private var inboxes: [Inbox] = []
+    /// The calling thread's worker has `main`.
+    private let activity = Atomic<Int>(1)
+    /// Where to begin to look for the least loaded.
+    private let turn = Atomic<Int>(0)
+
+    /// The next block of fibers' ids begins here; the first of all is 1.
+    private let ids = Atomic<UInt64>(1)
+    static var idsAtATime: UInt64 { 1024 }
+
+    func takeIDs() -> UInt64 { ids.add(Self.idsAtATime, ordering: .relaxed).oldValue }
+
+    /// Whether a worker may keep a CPU busy for some microseconds when it expects something from another: there are several, and a CPU for each.
+    private(set) var mayWatch = false
+
+    func complete(_ workers: [Worker], cpus: Int) {
+        all = workers
+        mayWatch = workers.count > 1 && workers.count <= cpus
+        inboxes = workers.map { $0.pointee.inbox }
+    }
+
+    /// All threads have ended. What fibers that were left behind own may refer to the runtime for ever; it keeps no descriptors for them.
+    func dissolve() {
+        all = []
+        inboxes = []
+    }
+
+    var haveEnded: Bool { activity.load(ordering: .sequentiallyConsistent) == 0 }
+
+    /// A worker has run out of fibers, or a message that was counted has arrived.
+    func noteEnd() {
+        guard activity.subtract(1, ordering: .sequentiallyConsistent).newValue == 0 else { return }
+        for inbox in inboxes { inbox.push(Message { _, _ in }) }
+    }
+
+    /// Sends a message before whose arrival the runtime must not end.
+    func send(_ message: Message, to worker: Worker) {
+        activity.add(1, ordering: .sequentiallyConsistent)
+        message.isAwaited = true
+        worker.pointee.inbox.push(message)
+    }
+
+    /// Such a message has arrived, and may have made a fiber.
+    func noteArrival(at worker: Worker) {
+        if worker.live > 0 && !worker.pointee.isActive { worker.pointee.isActive = true } else { noteEnd() }
+    }
+
+    /// Counts a worker in that has no fiber and is about to make one; false when the runtime is over.
+    func activate(_ worker: Worker) -> Bool {
+        var count = activity.load(ordering: .relaxed)
+        while count > 0 {
+            let (done, now) = activity.compareExchange(expected: count, desired: count + 1, ordering: .sequentiallyConsistent)
+            if done {
+                worker.pointee.isActive = true
+                return true
+            }
+            count = now
+        }
+        return false
+    }
+
+    /// The worker with the fewest fibers: of all when they are few, else of two taken at random (M. Mitzenmacher, "The power of two choices in randomized load
+    /// balancing", 1996), and the caller's.
+    func leastLoaded(from caller: Worker) -> Worker {
+        let count = all.count
+        if count == 1 { return caller }
+        let first = turn.add(1, ordering: .relaxed).newValue
+        var best = caller
+        var least = caller.load
+        for step in 0..<min(count, 8) {
+            let index = count <= 8 ? (first &+ step) & Int.max : Int.random(in: 0..<count)
+            if count > 8 && step == 2 { break }
+            let worker = all[index % count]
+            let load = worker.load
+            // Of equals not the caller's, which is busy at this moment.
+            if load < least || (load == least && best == caller && worker != caller) { (best, least) = (worker, load) }
+        }
+        return best
+    }
+
+    func contains(_ worker: Worker) -> Bool { all.contains(worker) }
+}
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// Fibers that are here or on their way. Any thread of the runtime.
+    fileprivate var load: Int { live &+ pointee.arriving.load(ordering: .relaxed) }
+}

@@ -1,0 +1,66 @@
+// How a worker comes and goes. On its own thread.
+
+import CFiber
+import Glibc
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// A worker for the calling thread.
+    static func make(_ runtime: FiberRuntime, index: Int) throws(ResourceError) -> Worker {
+        let worker = Worker.allocate(capacity: 1)
+        do {
+            try worker.setUp(runtime, index)
+        } catch {
+            worker.deallocate()
+            throw error
+        }
+        return worker
+    }
+
+    private func setUp(_ runtime: FiberRuntime, _ index: Int) throws(ResourceError) {
+        let worker = self
+        let inbox = try Inbox()
+        let configuration = runtime.configuration
+        let driver =
+            if let makeDriver = configuration.makeDriver {
+                try makeDriver()
+            } else {
+                try EpollDriver(owner: worker, inbox: inbox, bufferSize: configuration.readBufferSize) as Driver
+            }
+        guard let ready = ReadyQueue() else { throw .memory(ENOMEM, "making the ready queue", bytes: 512) }
+        var overflowState: UnsafeMutableRawPointer?
+        let status = cfiber_overflow_enter(&overflowState)
+        if status < 0 {
+            ready.destroy()
+            throw .memory(-status, "mapping an alternate signal stack", bytes: 1 << 17)
+        }
+        let root = FiberPointer.allocate(capacity: 1)
+        root.initialize(for: worker)
+        worker.initialize(
+            to: WorkerState(
+                ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), driver: driver,
+                pool: StackPool(stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards),
+                runtime: runtime, home: UnsafeRawPointer(Unmanaged.passUnretained(runtime).toOpaque()), index: index, root: root,
+                overflowState: overflowState))
+        require(
+            UnsafeRawPointer(root) + FiberRecord.contextOffset == withUnsafePointer(to: &root.pointee.context) { UnsafeRawPointer($0) }
+                && root.joiners == withUnsafeMutablePointer(to: &root.pointee.joiners) { $0 }
+                && root.base == withUnsafeMutablePointer(to: &root.pointee.base) { $0 } && MemoryLayout<Registration>.stride == 64,
+            "the offsets in FiberRecord or the size of Registration no longer say how they are laid out: correct them")
+        cfiber_thread_enter(root.context, worker)
+    }
+
+    /// On its thread, when no fiber of the runtime is left.
+    func destroy() {
+        let root = pointee.root
+        pointee.driver.stop()
+        pointee.pool.destroy(abandoned: live > 0)
+        pointee.timers.destroy()
+        pointee.ready.destroy()
+        cfiber_thread_leave(root.context)
+        cfiber_overflow_leave(pointee.overflowState)
+        deinitialize(count: 1)
+        deallocate()
+        root.deinitialize(count: 1)
+        root.deallocate()
+    }
+}

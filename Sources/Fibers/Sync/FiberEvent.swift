@@ -1,0 +1,56 @@
+// The way to wake a fiber from anywhere. The state is in the waiter's word: nothing, a signal that nobody has had yet, or the fiber that waits.
+
+import Synchronization
+
+/// A signal from any thread to one fiber: what a callback of a library, a thread of its own, or a fiber of another worker uses to say "go on".
+///
+/// ```swift
+/// let done = FiberEvent()
+/// startTransfer(onCompletion: { done.signal() })      // on whatever thread
+/// try done.wait()
+/// ```
+///
+/// A signal is kept until somebody waits; several signals before that are one. One fiber waits at a time. Between fibers of one worker nothing is faster than a
+/// plain variable and a group or a handle; this is for threads.
+public final class FiberEvent: Sendable {
+    private let waiter = SharedWaiter()
+    private static var idle: UInt { 0 }
+    private static var signalled: UInt { 1 }
+
+    public init() {}
+
+    /// Lets the fiber go on that waits or the next one that does. Never blocks, takes no lock, and may be called on any thread, also outside a runtime; not in a handler of an operating
+    /// system's signal.
+    public func signal() {
+        var state = waiter.state.load(ordering: .relaxed)
+        while true {
+            // Also where a signal is there already: what the caller did before this call is seen by whoever has it.
+            let next = state == Self.idle ? Self.signalled : state == Self.signalled ? Self.signalled : Self.idle
+            let (done, now) = waiter.state.compareExchange(expected: state, desired: next, ordering: .acquiringAndReleasing)
+            if done { break }
+            state = now
+        }
+        if state > Self.signalled { waiter.deliver(state, .ready) }
+    }
+
+    /// Waits for a signal, and takes it.
+    ///
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no signal is lost; ``ResourceError``.
+    /// - Note: parks
+    public func wait() throws {
+        let worker = Worker.here("FiberEvent.wait()")
+        try worker.refuseIfCancelled()
+        if take() { return }
+        guard worker.beginPark(sharing: waiter, ifStill: Self.idle) else {
+            // A signal has come in between, or another fiber waits.
+            require(take(), "two fibers wait for one FiberEvent: give each its own, or let one wait and pass it on")
+            return
+        }
+        try worker.check(worker.park(.event))
+    }
+
+    /// True when there was a signal, which is taken. Any thread.
+    public func take() -> Bool {
+        waiter.state.compareExchange(expected: Self.signalled, desired: Self.idle, ordering: .acquiringAndReleasing).exchanged
+    }
+}

@@ -1,0 +1,121 @@
+// Signals from threads to fibers, and from worker to worker.
+
+import CFiber
+import Fibers
+import Glibc
+import Synchronization
+import Testing
+
+extension KernelTests {
+    @Suite struct EventTests {
+        @Test func signal_isKept_untilSomebodyWaits_andSeveralAreOne() throws {
+            var results: [Bool] = []
+            let event = FiberEvent()
+            event.signal()
+            event.signal()
+            try FiberRuntime.run {
+                try event.wait()
+                results.append(failure { try withTimeout(.milliseconds(1)) { try event.wait() } } is TimeoutError)
+                results.append(event.take())
+                event.signal()
+                results.append(event.take())
+            }
+            #expect(results == [true, false, true])
+        }
+
+        @Test func wait_takesNoSignal_whenTheFiberIsCancelled() throws {
+            var results: [Bool] = []
+            try FiberRuntime.run {
+                let event = FiberEvent()
+                let waiting = try Fiber.spawnLocal { try event.wait() }
+                Fiber.yield()
+                waiting.cancel()
+                event.signal()
+                results.append(failure { try waiting.join() } is CancellationError)
+                results.append(event.take())
+                let late = try Fiber.spawnLocal { try event.wait() }
+                late.cancel()
+                event.signal()
+                results.append(failure { try late.join() } is CancellationError)
+                results.append(event.take())
+            }
+            #expect(results == [true, true, true, true])
+        }
+
+        /// Two sides that wake each other in turn, with delays at random, so that signals come before, while and after the other side parks, looks and sleeps.
+        @Test(arguments: [false, true])
+        func noSignalIsLost_whenSidesWakeEachOther(betweenWorkers: Bool) throws {
+            let rounds = scaled(50_000, sanitized: 5_000)
+            let (ping, pong) = (FiberEvent(), FiberEvent())
+            let total = Counter()
+            @Sendable func delay(_ random: inout SeededGenerator) {
+                switch random.next() % 16 {
+                case 0: for i in 0..<random.next() % 2_000 { _ = opaque(Int(i)) }
+                case 1: sched_yield()
+                default: break
+                }
+            }
+            @Sendable func answer(_ receive: () throws -> Void) rethrows {
+                var random = SeededGenerator(seed: 2)
+                for _ in 0..<rounds {
+                    try receive()
+                    delay(&random)
+                    total.add()
+                    pong.signal()
+                }
+            }
+            func ask() throws {
+                var random = SeededGenerator(seed: 1)
+                for _ in 0..<rounds {
+                    ping.signal()
+                    delay(&random)
+                    try pong.wait()
+                }
+            }
+            if betweenWorkers {
+                try FiberRuntime.run(.init(workers: 2)) {
+                    let other = try Fiber.spawn(on: 1) { try answer { try ping.wait() } }
+                    try ask()
+                    try other.join()
+                }
+            } else {
+                let thread = Thread { answer { while !ping.take() { sched_yield() } } }
+                try FiberRuntime.run { try ask() }
+                thread.join()
+            }
+            #expect(total.value == rounds)
+        }
+
+        /// Signals compete with deadlines; each is had by somebody.
+        @Test func noSignalIsLost_whenWaitsTimeOut() throws {
+            let rounds = scaled(4_000, sanitized: 500)
+            let (event, answer) = (FiberEvent(), FiberEvent())
+            var taken = 0
+            var expired = 0
+            try FiberRuntime.run(.init(workers: 2)) {
+                let other = try Fiber.spawn(on: 1) {
+                    var random = SeededGenerator(seed: 5)
+                    for _ in 0..<rounds {
+                        for i in 0..<random.next() % 3_000 { _ = opaque(Int(i)) }
+                        event.signal()
+                        try answer.wait()
+                    }
+                }
+                for _ in 0..<rounds {
+                    var isTaken = false
+                    while !isTaken {
+                        do {
+                            try withTimeout(.microseconds(3)) { try event.wait() }
+                            isTaken = true
+                        } catch is TimeoutError { expired += 1 }
+                    }
+                    taken += 1
+                    answer.signal()
+                }
+                try other.join()
+            }
+            #expect(taken == rounds)
+            #expect(expired > 0)
+        }
+    }
+}
