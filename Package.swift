@@ -23,7 +23,9 @@ let package = Package(
         .library(name: "Fibers", targets: ["Fibers"]),
         .library(name: "FiberNet", targets: ["FiberNet"]),
         .executable(name: "Echo", targets: ["Echo"]),
+        .executable(name: "EchoUDP", targets: ["EchoUDP"]),
         .executable(name: "Stress", targets: ["Stress"]),
+        .executable(name: "Pipe", targets: ["Pipe"]),
     ],
     traits: [
         .trait(name: "BoostContext", description: "Switch with Boost.Context (libboost_context) instead of the assembly in asm/."),
@@ -42,8 +44,10 @@ let package = Package(
             name: "FiberNet", dependencies: ["Fibers", "CFiber", .product(name: "SystemPackage", package: "swift-system")],
             swiftSettings: strict),
         .executableTarget(name: "Echo", dependencies: ["Fibers", "FiberNet"], path: "Examples/Echo", swiftSettings: strict),
+        .executableTarget(name: "EchoUDP", dependencies: ["Fibers", "FiberNet"], path: "Examples/EchoUDP", swiftSettings: strict),
         .executableTarget(
             name: "Stress", dependencies: ["Fibers", "FiberNet"], path: "Examples/Stress", swiftSettings: strict),
+        .executableTarget(name: "Pipe", dependencies: ["Fibers", "FiberNet"], path: "Examples/Pipe", swiftSettings: strict),
         // Interposes malloc and the system calls that can run out of something, for the test binary alone.
         .target(name: "CFaults", path: "Tests/CFaults", cSettings: c),
         .testTarget(name: "FibersTests", dependencies: ["Fibers", "CFiber", "CFiberContext", "CFaults"], swiftSettings: strict),

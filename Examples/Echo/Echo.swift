@@ -8,7 +8,7 @@ struct Echo {
     static func main() {
         let options = Options.parse(CommandLine.arguments.dropFirst())
         do {
-            let report = try FiberRuntime.run(.init(stackSize: options.stackSize)) { try serve(options) }
+            let report = try FiberRuntime.run(.init(workers: options.workers, stackSize: options.stackSize)) { try serve(options) }
             exitNow(report.cancelled == 0 ? .drained : .cancelled)
         } catch is CancellationError {
             exitNow(.cancelled)
@@ -18,26 +18,28 @@ struct Echo {
     }
 
     static func serve(_ options: Options) throws -> ServeReport {
-        let listener = try TCPListener.bind(to: options.address)
+        let server = try TCPServer.bind(to: options.address)
         let signals = try Signals.of(.interrupt, .terminate)
-        var (connections, bytes) = (0, 0)
-        printNow("listening on \(listener.address)")
+        let (connections, bytes) = (Total(), Total())
+        printNow("listening on \(server.address)")
 
         return try withFiberGroup { group in
             try group.spawnDaemon(name: "signals") {
                 let first = try signals.next()
-                listener.close()
+                server.close()
                 printNow("\(first): draining, for \(options.drainLimit) at most; a second one ends it now")
                 let second = try signals.next()
                 group.cancel()
                 printNow("\(second): ending")
             }
-            defer { printNow("served \(connections) connections, \(bytes) bytes") }
-            return try listener.serve(draining: options.drainLimit, onError: logFailure) { stream in
-                connections += 1
+            defer { printNow("served \(connections.value) connections, \(bytes.value) bytes") }
+            return try server.serve(draining: options.drainLimit, onError: logFailure) { stream in
+                connections.add(1)
+                var count = 0
+                defer { bytes.add(count) }
                 let echo = { (data: RawSpan) in
                     try stream.writeAll(data)
-                    bytes += data.byteCount
+                    count += data.byteCount
                 }
                 while try withTimeout(options.idleTimeout, { try stream.readAvailable(echo) }) {}
             }
@@ -45,7 +47,7 @@ struct Echo {
     }
 
     /// Clients that go away or fall silent are no news.
-    static func logFailure(_ error: any Error) {
+    @Sendable static func logFailure(_ error: any Error) {
         if error is TimeoutError || (error as? IOError)?.code == .reset { return }
         printNow("a connection failed: \(error)")
     }

@@ -2,20 +2,24 @@
 
 import FiberNet
 import Glibc
+import Synchronization
 
 struct Options {
     var address = SocketAddress.loopback(port: 7777)
+    /// Nil for one per CPU.
+    var workers: Int?
     var stackSize = 256 * 1024
     var idleTimeout: Duration?
     var drainLimit = Duration.seconds(10)
 
     static let usage = """
-        usage: Echo [--port PORT] [--host ADDRESS | --unix PATH] [--stack-size KIB] [--idle-timeout SECONDS]
-                    [--drain SECONDS]
+        usage: Echo [--port PORT] [--host ADDRESS | --unix PATH] [--workers N] [--stack-size KIB]
+                    [--idle-timeout SECONDS] [--drain SECONDS]
 
           --port PORT              port to listen on, 0 for any free one (7777)
           --host ADDRESS           address to listen on, IPv4 or IPv6 (127.0.0.1)
           --unix PATH              listen on a Unix socket instead
+          --workers N              threads that run fibers (one for each CPU)
           --stack-size KIB         address space for each connection's stack: 128, 256, 512 … (256)
           --idle-timeout SECONDS   close connections that are silent for so long (never)
           --drain SECONDS          how long open connections may take to finish once it ends (10)
@@ -35,7 +39,7 @@ struct Options {
                 print(usage)
                 exit(0)
             }
-            guard ["--port", "--host", "--unix", "--stack-size", "--idle-timeout", "--drain"].contains(flag) else {
+            guard ["--port", "--host", "--unix", "--workers", "--stack-size", "--idle-timeout", "--drain"].contains(flag) else {
                 fail("unknown option \(flag); see --help", status: 2)
             }
             guard let value = rest.popFirst() else { fail("\(flag) needs a value; see --help", status: 2) }
@@ -43,6 +47,7 @@ struct Options {
             case "--port": port = number(flag, value, 0...65535)
             case "--host": host = value
             case "--unix": unixPath = value
+            case "--workers": options.workers = number(flag, value, 1...1024)
             case "--stack-size":
                 let kib = number(flag, value, 128...1_048_576)
                 guard kib & (kib - 1) == 0 else { fail("--stack-size must be a power of two, such as 256; it is \(kib)", status: 2) }
@@ -65,6 +70,13 @@ struct Options {
         }
         return value
     }
+}
+
+/// A sum that fibers of all workers add to.
+final class Total: Sendable {
+    private let sum = Atomic(0)
+    var value: Int { sum.load(ordering: .relaxed) }
+    func add(_ amount: Int) { sum.add(amount, ordering: .relaxed) }
 }
 
 /// Prints a line that is seen at once, also through a pipe.

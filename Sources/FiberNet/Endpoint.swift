@@ -1,4 +1,4 @@
-// What streams and listeners share: a descriptor, the driver that works on it, and its end.
+// What streams, listeners and datagram sockets share: a descriptor, the driver that works on it, and its end.
 //
 // Invariants:
 //   * the descriptor is open from `init` to `close`, and `deinit` closes it at the latest: none leaks;
@@ -9,7 +9,7 @@ package import Fibers
 import Glibc
 public import SystemPackage
 
-/// A socket: the part that streams and listeners have in common. It is made by them.
+/// A socket or another descriptor: the part that streams, listeners and datagram sockets have in common. It is made by them.
 ///
 /// It belongs to the worker that made it and is used in that worker's fibers. It is closed by ``close()``, when the last reference goes, or when its runtime ends,
 /// whichever comes first.
@@ -36,6 +36,13 @@ public class Endpoint {
     /// delivered by the kernel. A second close does nothing.
     public func close() {
         driver.close(descriptor)
+    }
+
+    /// Gives the descriptor away, open; from here on this is closed.
+    func relinquish() throws(IOError) -> Int32 {
+        let fd = try number("hand over")
+        driver.release(descriptor)
+        return fd
     }
 
     /// False once it has been closed on this side.

@@ -6,7 +6,7 @@ import SystemPackage
 extension IOError {
     /// The error for a negative errno or one of the codes of `IOCode`.
     @inline(never)
-    package init(_ result: Int, _ operation: String, subject: String? = nil, bytesTransferred: Int = 0) {
+    package init(_ result: Int, _ operation: String, subject: String? = nil, bytesTransferred: Int = 0, datagramsTransferred: Int = 0) {
         let code: Code
         var errno: Errno?
         var timeout: TimeoutError?
@@ -33,11 +33,14 @@ extension IOError {
                 // Linux says so too when a connection to a Unix socket's file finds no file; that is left as it is.
                 case .permissionDenied: .notPermitted
                 case .notPermitted: .notPermitted
+                case .messageTooLong: .tooLarge
                 case .tooManyOpenFiles, .tooManyOpenFilesInSystem, .noMemory, .noBufferSpace, .noSpace: .resources
                 default: .system
                 }
         }
-        self.init(code, errno: errno, operation: operation, subject: subject, bytesTransferred: bytesTransferred, timeout: timeout)
+        self.init(
+            code, errno: errno, operation: operation, subject: subject, bytesTransferred: bytesTransferred,
+            datagramsTransferred: datagramsTransferred, timeout: timeout)
     }
 }
 

@@ -7,13 +7,13 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
     public struct Code: Hashable, Sendable, CustomStringConvertible {
         public let description: String
 
-        /// The stream or listener was closed on this side, before the call or while it waited.
+        /// The socket was closed on this side, before the call or while it waited.
         public static let closed = Code(description: "closed")
         /// The calling fiber is cancelled, or a scope further out than the one directly around the call was. See `Fiber.cancel()`.
         public static let cancelled = Code(description: "cancelled")
         /// The time given to the call was over, or that of the `withTimeout` around it.
         public static let timedOut = Code(description: "timed out")
-        /// Nobody listens there.
+        /// Nobody listens, or receives datagrams, there.
         public static let refused = Code(description: "refused")
         /// The peer is gone: it reset the connection, or it was written to after the end.
         public static let reset = Code(description: "reset by peer")
@@ -25,6 +25,8 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
         public static let addressNotAvailable = Code(description: "address not available")
         /// Not allowed: a port below 1024, a file, a sandbox.
         public static let notPermitted = Code(description: "not permitted")
+        /// A datagram is larger than its way to the receiver can carry; none of it went.
+        public static let tooLarge = Code(description: "too large")
         /// Descriptors, memory or kernel buffers have run out.
         public static let resources = Code(description: "out of resources")
         /// The descriptor is of a kind that cannot be waited for, for instance a regular file.
@@ -42,26 +44,31 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
     public let subject: String?
     /// Bytes that had been written when it happened; 0 for everything but writes.
     public let bytesTransferred: Int
+    /// Datagrams of a batch that had been sent when it happened: the next one is what it happened to.
+    public let datagramsTransferred: Int
 
     /// The scope whose deadline ended the call, when that was what ended it.
     public let timeout: TimeoutError?
 
     package init(
         _ code: Code, errno: Errno? = nil, operation: String, subject: String? = nil, bytesTransferred: Int = 0,
-        timeout: TimeoutError? = nil
+        datagramsTransferred: Int = 0, timeout: TimeoutError? = nil
     ) {
         self.code = code
         self.errno = errno
         self.operation = operation
         self.subject = subject
         self.bytesTransferred = bytesTransferred
+        self.datagramsTransferred = datagramsTransferred
         self.timeout = timeout
     }
 
     public var description: String {
         let target = subject.map { " \($0)" } ?? ""
         let cause = errno.map { "\($0)" } ?? timeout.map { "timed out after \($0.limit)" } ?? "\(code)"
-        let progress = bytesTransferred > 0 ? " after \(bytesTransferred) bytes" : ""
+        let progress =
+            datagramsTransferred > 0
+            ? " after \(datagramsTransferred) datagrams" : bytesTransferred > 0 ? " after \(bytesTransferred) bytes" : ""
         return "\(operation)\(target): \(cause)\(progress)\(remedy)"
     }
 
@@ -69,9 +76,19 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
         switch code {
         case .addressInUse: "; stop the other listener, choose another port (0 for any free one), or remove a stale socket file"
         case .notPermitted where operation == "bind" && subject?.hasPrefix("unix:") != true: "; ports below 1024 need CAP_NET_BIND_SERVICE"
+        case .notPermitted where isSend && subject?.hasPrefix("unix:") == true:
+            errno == .notPermitted ? "; the receiver is connected to another socket, and takes datagrams from that alone" : ""
+        case .notPermitted where isSend && errno == .permissionDenied: "; for a broadcast address set SocketOption.broadcast"
+        case .tooLarge where isSend:
+            "; a datagram carries at most 65,507 bytes over IPv4, 65,527 over IPv6, and on a Unix socket a little less than SocketOption.sendBufferSize: send less, or use a stream"
+        case .system where isSend && (errno == .addressRequired || errno == .socketNotConnected):
+            "; say where to send, or connect the socket first"
         case .resources where errno == .tooManyOpenFiles: "; raise the limit on open files (ulimit -n)"
         case .closed: "; it was closed on this side"
         default: ""
         }
     }
+
+    /// Of datagrams; what streams do is called `write`.
+    private var isSend: Bool { operation == "send" || operation == "send to" }
 }

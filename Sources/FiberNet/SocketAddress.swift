@@ -1,4 +1,4 @@
-// Where a stream socket lives: an IPv4 or IPv6 address with a port, or the name of a Unix socket.
+// Where a socket lives: an IPv4 or IPv6 address with a port, or the name of a Unix socket.
 //
 // Invariants:
 // - A value holds what an address *means*, never a `sockaddr`: padding, trailing NULs and the IPv6 flow label are not kept, so two
@@ -13,7 +13,7 @@ package import CFiber
 import Fibers
 import Glibc
 
-/// The address of a stream socket: IPv4, IPv6 or Unix, the latter including Linux's abstract names.
+/// The address of a socket: IPv4, IPv6 or Unix, the latter including Linux's abstract names.
 ///
 /// ```swift
 /// let here: SocketAddress = .loopback(port: 7777)

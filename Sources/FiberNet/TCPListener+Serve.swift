@@ -17,6 +17,10 @@ public struct ServeReport: Hashable, Sendable, CustomStringConvertible {
         self.cancelled = cancelled
     }
 
+    static func + (a: ServeReport, b: ServeReport) -> ServeReport {
+        ServeReport(connections: a.connections + b.connections, finished: a.finished + b.finished, cancelled: a.cancelled + b.cancelled)
+    }
+
     public var description: String {
         "\(connections) connections served; at the end \(finished) finished in time and \(cancelled) were cancelled"
     }
@@ -56,27 +60,33 @@ extension TCPListener {
         require(
             maxConnections ?? 1 > 0, "serve(maxConnections:) takes at least 1, not \(maxConnections ?? 1): with none it would never accept")
         return try withoutActuallyEscaping(handler) { handler in
-            try withFiberGroup(limit: maxConnections) { group in
-                let report = onError ?? reportUnhandled
-                let connections = try accept(into: group, report) { stream in
-                    defer { stream.close() }
-                    do { try handler(stream) } catch {
-                        // That a cancelled handler ends is no news.
-                        if !(Fiber.isCancelled && isCancellation(error)) { report(error) }
-                    }
-                }
-                let open = group.count
-                do { try withTimeout(limit) { try group.waitForAll() } } catch is TimeoutError {}
-                let left = group.count
-                group.cancel()
-                return ServeReport(connections: connections, finished: open - left, cancelled: left)
+            let report = onError ?? reportUnhandled
+            return try serve(maxConnections: maxConnections, draining: limit, report) { group, stream in
+                // The stream is closed with its last reference if there is no fiber for it.
+                try group.spawnReserved(name: "connection") { serveConnection(stream, report, handler) }
             }
         }
     }
 
+    /// The same; `spawn` makes a fiber of the group for a connection, in a slot that was reserved.
+    func serve(
+        maxConnections: Int?, draining limit: Duration, _ report: (any Error) -> Void,
+        spawn: (FiberGroup<Void>, TCPStream) throws -> Void
+    ) throws -> ServeReport {
+        try withFiberGroup(limit: maxConnections) { group in
+            let connections = try accept(into: group, report, spawn)
+            let open = group.count
+            do { try withTimeout(limit) { try group.waitForAll() } } catch is TimeoutError {}
+            let left = group.count
+            group.cancel()
+            return ServeReport(connections: connections, finished: open - left, cancelled: left)
+        }
+    }
+
     /// Spawns a fiber for each connection until the listener is closed, and returns how many.
-    private func accept(into group: FiberGroup<Void>, _ report: (any Error) -> Void, _ session: @escaping (TCPStream) -> Void) throws -> Int
-    {
+    private func accept(
+        into group: FiberGroup<Void>, _ report: (any Error) -> Void, _ spawn: (FiberGroup<Void>, TCPStream) throws -> Void
+    ) throws -> Int {
         serving.append(group)
         defer { serving.removeAll { $0 === group } }
         var connections = 0
@@ -85,8 +95,7 @@ extension TCPListener {
             do {
                 guard let stream = try accepted(orGiveUp: group.cancelReservation) else { break }
                 connections += 1
-                // The stream is closed with its last reference if there is no fiber for it.
-                try group.spawnReserved(name: "connection") { session(stream) }
+                try spawn(group, stream)
             } catch let error where error is ResourceError || (error as? IOError)?.code == .resources {
                 // Memory is short: this connection is lost, and those that are served may give some back.
                 report(error)
@@ -108,6 +117,15 @@ extension TCPListener {
     }
 }
 
-private func reportUnhandled(_ error: any Error) {
+/// The life of a connection.
+func serveConnection(_ stream: TCPStream, _ report: (any Error) -> Void, _ handler: (TCPStream) throws -> Void) {
+    defer { stream.close() }
+    do { try handler(stream) } catch {
+        // That a cancelled handler ends is no news.
+        if !(Fiber.isCancelled && isCancellation(error)) { report(error) }
+    }
+}
+
+@Sendable func reportUnhandled(_ error: any Error) {
     if (error as? IOError)?.code != .reset { Worker.here("serve").reportUnhandled(error) }
 }

@@ -44,6 +44,26 @@ public final class TCPListener: Endpoint {
         return listener
     }
 
+    /// Goes on with a descriptor that listens already; takes it over, and closes it when that fails.
+    static func adopt(_ fd: Int32, _ address: SocketAddress) throws(IOError) -> TCPListener {
+        let listener = try TCPListener(fd, exact: true, driver: Worker.here("TCPListener").pointee.driver, "listen")
+        listener.address = address
+        return listener
+    }
+
+    /// As `close`, but leaves the descriptor open.
+    func giveBack() {
+        _ = try? relinquish()
+        for group in serving { group.endReserving() }
+    }
+
+    /// Also the file that it would remove.
+    override func relinquish() throws(IOError) -> Int32 {
+        let fd = try super.relinquish()
+        path = nil
+        return fd
+    }
+
     deinit { removeFile() }
 
     /// Stops listening. Fibers that wait in ``accept(timeout:)`` throw `closed`, ``next()`` returns nil, ``serve(maxConnections:draining:onError:_:)`` begins to drain; connections in the kernel's queue are reset.

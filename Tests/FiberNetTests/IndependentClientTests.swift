@@ -231,12 +231,14 @@ extension NetTests {
 
 // MARK: The server
 
-/// The Echo program, which lies beside the test program.
-private var echoPath: String {
+private var echoPath: String { examplePath("Echo") }
+
+/// An example, which lies beside the test program.
+func examplePath(_ name: String) -> String {
     var path = [UInt8](repeating: 0, count: 4096)
     let n = readlink("/proc/self/exe", &path, path.count)
     let program = String(decoding: path[..<max(0, n)], as: UTF8.self)
-    return program[..<(program.lastIndex(of: "/") ?? program.startIndex)] + "/Echo"
+    return program[..<(program.lastIndex(of: "/") ?? program.startIndex)] + "/\(name)"
 }
 
 /// The Echo server on a port of its own, ended with the last reference.
@@ -330,7 +332,7 @@ private func expectEchoToSocat(_ target: String, sourceLocation: SourceLocation 
     #expect(same(output, sent), "\(output.count) bytes came back", sourceLocation: sourceLocation)
 }
 
-private func require(_ program: String) throws {
+func require(_ program: String) throws {
     let path = getenv("PATH").map { String(cString: $0) } ?? ""
     if path.split(separator: ":").contains(where: { access("\($0)/\(program)", X_OK) == 0 }) { return }
     throw TestError(text: "\(program) is not installed: apt-get install \(program) (Scripts/test does it)")
@@ -339,7 +341,7 @@ private func require(_ program: String) throws {
 // MARK: Child processes
 
 /// A program with pipes to its three standard descriptors; killed if nobody waited for its end.
-private final class Child {
+final class Child {
     private var pid = pid_t()
     private var input: Int32
     private let output: Int32

@@ -344,3 +344,13 @@ extension Endpoint {
     /// The number of the descriptor.
     var fd: Int32 { get throws { try withFileDescriptor { $0.rawValue } } }
 }
+
+// MARK: Several workers
+
+/// A number that fibers of several workers change.
+final class SharedCounter: Sendable {
+    private let number = Atomic<Int>(0)
+    var value: Int { number.load(ordering: .acquiring) }
+    func add(_ amount: Int = 1) { number.add(amount, ordering: .acquiringAndReleasing) }
+    func raise(to value: Int) { number.max(value, ordering: .acquiringAndReleasing) }
+}

@@ -1,0 +1,181 @@
+// Several datagrams in memory that is used again and again, in the form in which the kernel takes and gives them.
+//
+//     headers   [ h0 ][ h1 ][ h2 ]…   one for the kernel each, pointing to
+//     pieces    [ p0 ][ p1 ][ p2 ]…     where its bytes are, and how many
+//     names     [ n0 ][ n1 ][ n2 ]…     and the address of its sender or receiver
+//     memory    [ datagramSize ][ datagramSize ]…
+//
+// Invariants:
+//   * of the datagrams below `count`, `pieces` tells the bytes, `names` and the header's `msg_namelen` (0: none) the address, `lengths` how long it was when it was sent;
+//   * the pointers never change; while a call of a socket uses the batch, perhaps parked, nobody changes the rest.
+// Used by one fiber at a time.
+
+import CFiber
+import Fibers
+import Glibc
+
+/// Datagrams to be received or sent together, by ``UDPSocket/receiveBatch(into:max:timeout:)`` and ``UDPSocket/sendBatch(_:from:timeout:)``.
+///
+/// It holds its memory until it goes, so that a loop that uses it again and again allocates nothing:
+///
+/// ```swift
+/// let batch = DatagramBatch(capacity: 64, datagramSize: 1500)
+/// while true {
+///     try socket.receiveBatch(into: batch)
+///     try socket.sendBatch(batch)             // back to the senders
+/// }
+/// ```
+public final class DatagramBatch {
+    /// How many datagrams it can hold.
+    public let capacity: Int
+    /// How many bytes of each: longer ones are truncated when they are received, and refused when they are appended.
+    public let datagramSize: Int
+    /// How many datagrams it holds.
+    public private(set) var count = 0
+
+    private let headers: UnsafeMutablePointer<cfiber_datagram>
+    private let pieces: UnsafeMutablePointer<iovec>
+    private let names: UnsafeMutablePointer<sockaddr_storage>
+    private let lengths: UnsafeMutablePointer<Int>
+    private let memory: UnsafeMutableRawPointer
+    /// A call of a socket has it, and may be parked.
+    private var isLent = false
+
+    /// - Parameters:
+    ///   - capacity: how many datagrams, 1 to 1,024, which is what the kernel takes at once.
+    ///   - datagramSize: bytes for each, at least 1. ``UDPSocket/maximumSize`` is enough for UDP over IPv4; of memory that is not used only address space is taken.
+    public init(capacity: Int, datagramSize: Int) {
+        require(1...1024 ~= capacity, "a DatagramBatch holds 1 to 1,024 datagrams, not \(capacity)")
+        require(1...(1 << 30) ~= datagramSize, "datagramSize of a DatagramBatch is 1 byte to 1 GiB, not \(datagramSize)")
+        self.capacity = capacity
+        self.datagramSize = datagramSize
+        headers = .allocate(capacity: capacity)
+        pieces = .allocate(capacity: capacity)
+        names = .allocate(capacity: capacity)
+        lengths = .allocate(capacity: capacity)
+        memory = .allocate(byteCount: capacity * datagramSize, alignment: 64)
+        for i in 0..<capacity {
+            (pieces + i).initialize(to: iovec(iov_base: memory + i * datagramSize, iov_len: datagramSize))
+            (names + i).initialize(to: sockaddr_storage())
+            (lengths + i).initialize(to: 0)
+            (headers + i).initialize(to: cfiber_datagram())
+            headers[i].header.msg_name = UnsafeMutableRawPointer(names + i)
+            headers[i].header.msg_iov = pieces + i
+            headers[i].header.msg_iovlen = 1
+        }
+    }
+
+    deinit {
+        headers.deallocate()
+        pieces.deallocate()
+        names.deallocate()
+        lengths.deallocate()
+        memory.deallocate()
+    }
+
+    // Filling it.
+
+    /// True when there is no room for another datagram.
+    public var isFull: Bool { count == capacity }
+
+    /// Forgets the datagrams and keeps the memory.
+    public func removeAll() {
+        checkIsFree()
+        count = 0
+    }
+
+    /// Adds a datagram to be sent. There must be room (``isFull``).
+    /// - Parameter receiver: where to; nil for the peer of the socket.
+    /// - Throws: ``IOError`` with `tooLarge` when it has more than ``datagramSize`` bytes.
+    public func append(_ bytes: RawSpan, to receiver: SocketAddress? = nil) throws(IOError) {
+        checkIsFree()
+        require(
+            !isFull, "a datagram was appended to a DatagramBatch that is full (capacity \(capacity)): look at isFull, and send it first")
+        guard bytes.byteCount <= datagramSize else {
+            throw IOError(
+                .tooLarge, operation: "append", subject: "\(bytes.byteCount) bytes to a batch for \(datagramSize) bytes each")
+        }
+        let i = count
+        bytes.withUnsafeBytes { UnsafeMutableRawBufferPointer(start: pieces[i].iov_base, count: datagramSize).copyMemory(from: $0) }
+        pieces[i].iov_len = bytes.byteCount
+        lengths[i] = bytes.byteCount
+        headers[i].header.msg_namelen = 0
+        receiver?.withSockaddr { address, length in
+            headers[i].header.msg_name.copyMemory(from: address, byteCount: Int(length))
+            headers[i].header.msg_namelen = length
+        }
+        count += 1
+    }
+
+    /// Adds the bytes of an array as a datagram to be sent.
+    public func append(_ bytes: [UInt8], to receiver: SocketAddress? = nil) throws(IOError) {
+        try append(bytes.span.bytes, to: receiver)
+    }
+
+    // Looking into it.
+
+    /// A copy of a datagram. To look without copying use ``withBytes(at:_:)``.
+    public subscript(index: Int) -> Datagram {
+        let info = info(at: index)
+        return Datagram(Array(UnsafeRawBufferPointer(start: pieces[index].iov_base, count: info.byteCount)), info)
+    }
+
+    /// What is known of a datagram: its length and its sender, or, if it was appended, its receiver.
+    public func info(at index: Int) -> DatagramInfo {
+        check(index)
+        return DatagramInfo(headers[index].header, length: lengths[index], room: datagramSize)
+    }
+
+    /// Lends the bytes of a datagram. `body` must not receive into the batch.
+    public func withBytes<R>(at index: Int, _ body: (RawSpan) throws -> R) rethrows -> R {
+        check(index)
+        return try body(RawSpan(_unsafeStart: UnsafeRawPointer(pieces[index].iov_base), byteCount: pieces[index].iov_len))
+    }
+
+    // For sockets.
+
+    /// Gets datagrams from `receive`, which is called with headers that have room for so many, and returns how many it received, or an error.
+    func fill(_ limit: Int?, _ receive: (UnsafeMutablePointer<cfiber_datagram>, Int) -> Int) -> Int {
+        checkIsFree()
+        require(limit ?? 1 > 0, "a batch of at least one datagram can be received, not of \(limit ?? 0)")
+        count = 0
+        let room = min(capacity, limit ?? capacity)
+        for i in 0..<room {
+            pieces[i].iov_len = datagramSize
+            headers[i].header.msg_namelen = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        }
+        isLent = true
+        let result = receive(headers, room)
+        isLent = false
+        count = max(0, result)
+        for i in 0..<count {
+            lengths[i] = Int(headers[i].length)
+            pieces[i].iov_len = min(lengths[i], datagramSize)
+            // A path that fills its field is told with a NUL more than may be sent to.
+            headers[i].header.msg_namelen = min(headers[i].header.msg_namelen, socklen_t(MemoryLayout<sockaddr_un>.size))
+        }
+        return result
+    }
+
+    /// Lends the headers from `first` on to `send`.
+    func lend(from first: Int, _ send: (UnsafeMutablePointer<cfiber_datagram>, Int) -> Int) -> Int {
+        checkIsFree()
+        require(0...count ~= first, "a batch of \(count) datagrams cannot be sent from datagram \(first) on")
+        isLent = true
+        defer { isLent = false }
+        return send(headers + first, count - first)
+    }
+
+    /// Nil where the datagram has no address.
+    func address(at index: Int) -> SocketAddress? { index < count ? info(at: index).sender : nil }
+
+    func byteCount(of range: Range<Int>) -> Int { range.reduce(0) { $0 + pieces[$1].iov_len } }
+
+    private func check(_ index: Int) {
+        require(0..<count ~= index, "there is no datagram \(index) in a batch of \(count)")
+    }
+
+    private func checkIsFree() {
+        require(!isLent, "a DatagramBatch was used while another fiber receives into it or sends it: give each fiber one of its own")
+    }
+}

@@ -1,0 +1,340 @@
+// Bytes through a descriptor of any kind.
+//
+// Invariants:
+//   * the driver has a number of this object's own, which shares what is open with others at most; it is taken out of epoll before it is closed,
+//     which closing alone would not do while somebody else has the same thing open;
+//   * what epoll refuses is never waited for: `file` is set then, and the pool reads and writes;
+//   * the flag O_NONBLOCK of something that other processes use is set only where there is no other way, and restored at the end.
+// Owner worker only.
+
+import CFiber
+import Fibers
+import Glibc
+public import SystemPackage
+
+/// A stream of bytes through a descriptor: a pipe, a FIFO, a terminal, a socket, or something that is always ready, such as a regular file or
+/// `/dev/null`.
+///
+/// Reading and writing park the fiber, never the thread. Who reads gets what is there; what several write with `writeAll` is never mixed. Where the
+/// descriptor can be waited for, calls wait on the reactor; where it cannot (regular files, `/dev/null`), threads of the blocking pool make the
+/// calls, as for ``File``, and ``Endpoint/waitReadable(timeout:)`` and ``Endpoint/waitWritable(timeout:)`` throw `unsupported`.
+///
+/// Writing to a pipe that nobody reads any more throws an ``IOError`` with the code `reset`; SIGPIPE is not raised.
+public final class DescriptorStream: Endpoint {
+    private let kind: Int32
+    /// What the pool works on, where epoll refuses the descriptor.
+    private let file: File?
+    /// For messages.
+    private let name: String
+    /// Reads nothing before somebody has opened it for writing, which is not the end.
+    private let awaitsWriter: Bool
+    /// What is shared and was made non-blocking: a descriptor for it and the flags that it had.
+    private var restoration: (fd: Int32, flags: Int32)?
+
+    /// Takes all descriptors over, also when it fails. Those of pipes and terminals must be non-blocking.
+    init(_ adopted: Adopted, name: String, awaitsWriter: Bool = false) throws(IOError) {
+        kind = adopted.kind
+        self.name = name
+        self.awaitsWriter = awaitsWriter
+        var file: File?
+        var shortage: Int32 = 0
+        if adopted.kind == CFIBER_KIND_FILE {
+            // A job of the pool may run longer than the registration.
+            let second = cfiber_duplicate(adopted.fd)
+            if second < 0 { shortage = second } else { file = File(second, path: name) }
+        }
+        self.file = file
+        if adopted.restore >= 0 { restoration = (adopted.restore, adopted.flags) }
+        if shortage < 0 {
+            adopted.discard()
+            throw IOError(Int(shortage), "open", subject: name)
+        }
+        do {
+            try super.init(adopted.fd, exact: true, driver: Worker.here("DescriptorStream").pointee.driver, "open")
+        } catch {
+            if adopted.restore >= 0 { restore(adopted.restore, adopted.flags) }
+            throw error
+        }
+    }
+
+    deinit { end() }
+
+    /// Opens whatever a path names, without ever blocking the thread.
+    ///
+    /// - A regular file, a directory or a device that is always ready: reads and writes begin at the file's beginning. See ``File`` for more that can
+    ///   be done with these.
+    /// - A FIFO to read: is open at once. The first read waits until there is a writer and it has written or closed; after that, reading returns
+    ///   nothing whenever all writers have closed.
+    /// - A FIFO to write: waits until somebody has it open for reading. The system tells nobody of that, so it is tried again, up to 20 times a
+    ///   second.
+    /// - A FIFO for both, which Linux allows: is open at once, and as this end is a writer, too, reading never comes to an end.
+    /// - A terminal: is open at once, and does not become the process's own.
+    ///
+    /// - Parameters:
+    ///   - path: where it is; relative paths begin at the working directory of the process.
+    ///   - access: what may be done with it.
+    ///   - timeout: how long to wait for a reader of a FIFO; nil for ever.
+    /// - Throws: ``IOError`` with `notFound`, `notPermitted`, `resources`, `timedOut`, `cancelled` or `system` (a socket's file cannot be opened:
+    ///   connect to it).
+    /// - Note: parks
+    public static func open(_ path: String, _ access: File.Access = .read, timeout: Duration? = nil) throws(IOError) -> DescriptorStream {
+        let deadline = Deadline.after(timeout)
+        var pause = Duration.milliseconds(1)
+        while true {
+            let opened = try Opened.perform("open", path, access.flags, 0) { path, flags, permissions in
+                var opened = Opened.open(path, flags, permissions)
+                if opened.result == -ENXIO { opened.kind = cfiber_path_kind(path) }
+                return opened
+            }
+            if opened.result >= 0 {
+                return try DescriptorStream(
+                    Adopted(fd: opened.result, kind: opened.kind), name: path,
+                    awaitsWriter: opened.kind == CFIBER_KIND_FIFO && access == .read)
+            }
+            guard opened.result == -ENXIO && opened.kind == CFIBER_KIND_FIFO else { throw IOError(file: Int(opened.result), "open", path) }
+            let rest = deadline - min(deadline, Worker.here("DescriptorStream.open").now)
+            if rest == 0 { throw IOError(IOCode.timedOut, "open", subject: "\(path), a FIFO that nobody reads") }
+            do { try Fiber.sleep(for: min(pause, .nanoseconds(rest))) } catch {
+                throw IOError(error is ResourceError ? -Int(ENOMEM) : IOCode.cancelled, "open", subject: path)
+            }
+            pause = min(pause * 2, .milliseconds(50))
+        }
+    }
+
+    /// Works with a descriptor that was opened elsewhere.
+    ///
+    /// A descriptor that is to be `closed` is taken over: it becomes non-blocking and is closed with the stream, and also when this throws.
+    ///
+    /// One that is not stays its owner's, and works as before for other processes that share it. For that a pipe, FIFO or terminal is opened a second
+    /// time, by `/proc/self/fd`, so that the stream's own descriptor can be non-blocking alone. Where the system refuses that (another user's
+    /// terminal, devices other than terminals), what is shared is made non-blocking, and is as before once the stream has been closed; a process that
+    /// is killed before leaves it so. Sockets and files need neither.
+    ///
+    /// - Parameters:
+    ///   - descriptor: an open descriptor, for reading, writing or both.
+    ///   - closing: whether the stream owns the descriptor.
+    /// - Throws: ``IOError`` with `resources`, `notPermitted`, `cancelled`, `timedOut` or `system` (no such descriptor).
+    /// - Note: parks
+    public static func adopt(_ descriptor: FileDescriptor, closing: Bool) throws(IOError) -> DescriptorStream {
+        try adopt(descriptor.rawValue, closing: closing, name: "descriptor \(descriptor.rawValue)")
+    }
+
+    static func adopt(_ number: Int32, closing: Bool, name: String) throws(IOError) -> DescriptorStream {
+        // The owner may close its own while a thread looks at it.
+        let fd = closing ? number : cfiber_duplicate(number)
+        if fd < 0 { throw IOError(Int(fd), "adopt", subject: name) }
+        let isTaken = Adopted.Ownership(fd)
+        let adopted: Adopted = try PoolCall.perform("adopt", name) { call in
+            guard call.isWanted, let fd = isTaken.take() else { return }
+            let adopted = Adopted.make(fd, isShared: !closing)
+            if !call.deliver(adopted) && adopted.fd >= 0 { adopted.discard() }
+        }
+        if adopted.fd < 0 { throw IOError(file: Int(adopted.fd), "adopt", name) }
+        return try DescriptorStream(adopted, name: name)
+    }
+
+    // Reading.
+
+    /// Reads some bytes: as many as are there and fit, at least one, or 0 at the end of the stream. An empty span returns 0 at once.
+    ///
+    /// - Throws: ``IOError`` with `closed`, `timedOut`, `cancelled`, `system`.
+    /// - Note: parks
+    public func read(into span: inout MutableRawSpan, timeout: Duration? = nil) throws(IOError) -> Int {
+        if span.byteCount == 0 { return 0 }
+        if let file {
+            let bytes = try reading(file, upTo: span.byteCount, timeout)
+            span.withUnsafeMutableBytes { $0.copyBytes(from: bytes) }
+            return bytes.count
+        }
+        let result = span.withUnsafeMutableBytes { receive($0.baseAddress!, $0.count, until: Deadline.after(timeout)) }
+        if result < 0 { throw IOError(result, "read", subject: name) }
+        return result
+    }
+
+    /// Reads some bytes, at most `limit`; none at the end of the stream.
+    /// - Note: parks
+    public func read(upTo limit: Int, timeout: Duration? = nil) throws(IOError) -> [UInt8] {
+        if limit <= 0 { return [] }
+        if let file { return try reading(file, upTo: limit, timeout) }
+        var failure = 0
+        let deadline = Deadline.after(timeout)
+        let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
+            let result = receive(buffer.baseAddress!, limit, until: deadline)
+            if result < 0 { failure = result } else { count = result }
+        }
+        if failure < 0 { throw IOError(failure, "read", subject: name) }
+        return bytes
+    }
+
+    /// The lines from here on, each without its `\n`. See ``Lines``.
+    /// - Parameter limit: bytes that a line may have, at least 1.
+    public func lines(limit: Int = 1 << 20) -> Lines {
+        Lines(of: name, limit: limit) { (size: Int) throws(IOError) in try self.read(upTo: size) }
+    }
+
+    /// Tries, and waits where there is nothing. The memory is the calling fiber's, which fills it itself.
+    private func receive(_ memory: UnsafeMutableRawPointer, _ count: Int, until deadline: Int64) -> Int {
+        let worker = ownWorker()
+        while true {
+            guard descriptor.isOpen else { return IOCode.closed }
+            if worker.refusesOperation() { return IOCode.cancelled }
+            guard descriptor.isOpen else { return IOCode.closed }
+            let fd = descriptor.registration.pointee.fd
+            let n = cfiber_read(fd, memory, count, kind)
+            // A FIFO that nobody has opened for writing yet reads as if it were at its end, but is not announced to be.
+            let isTooEarly = n == 0 && awaitsWriter && cfiber_is_ready(fd, 0) == 0
+            if n != -Int(EAGAIN) && !isTooEarly {
+                if n > 0 { worker.chargeOperation() }
+                return n
+            }
+            let waited = driver.wait(descriptor, .read, until: deadline)
+            if waited < 0 { return waited }
+        }
+    }
+
+    private func reading(_ file: File, upTo limit: Int, _ timeout: Duration?) throws(IOError) -> [UInt8] {
+        var bytes: [UInt8] = []
+        guard isOpen else { throw IOError(IOCode.closed, "read", subject: name) }
+        // As with other streams, what is asked for is the most that may come, and no measure of the file.
+        try inTime(timeout, "read") { () throws(IOError) in bytes = try file.read(upTo: min(limit, 1 << 20)) }
+        return bytes
+    }
+
+    // Writing.
+
+    /// Writes all bytes, in one piece: what other fibers write comes before or after. Returns when the kernel has them.
+    ///
+    /// - Throws: ``IOError`` with `reset` (nobody reads any more), `closed`, `timedOut`, `cancelled`, `system`; its ``IOError/bytesTransferred`` says
+    ///   how many bytes went.
+    /// - Note: parks
+    public func writeAll(_ span: RawSpan, timeout: Duration? = nil) throws(IOError) {
+        if file != nil {
+            return try writeAll(span.withUnsafeBytes { Array($0) }, timeout: timeout)
+        }
+        var sent = 0
+        let result = span.withUnsafeBytes { send($0, &sent, until: Deadline.after(timeout)) }
+        if result < 0 { throw IOError(result, "write", subject: name, bytesTransferred: sent) }
+    }
+
+    /// Writes the bytes of an array.
+    /// - Note: parks
+    public func writeAll(_ bytes: [UInt8], timeout: Duration? = nil) throws(IOError) {
+        guard let file else { return try writeAll(bytes.span.bytes, timeout: timeout) }
+        guard isOpen else { throw IOError(IOCode.closed, "write", subject: name) }
+        try inTime(timeout, "write") { () throws(IOError) in try file.writeAll(bytes) }
+    }
+
+    /// Writes the UTF-8 of a string.
+    /// - Note: parks
+    public func writeAll(_ text: String, timeout: Duration? = nil) throws(IOError) {
+        try writeAll(Array(text.utf8), timeout: timeout)
+    }
+
+    private func send(_ bytes: UnsafeRawBufferPointer, _ sent: inout Int, until deadline: Int64) -> Int {
+        let worker = ownWorker()
+        guard descriptor.isOpen else { return IOCode.closed }
+        guard let start = bytes.baseAddress, bytes.count > 0 else { return 0 }
+        let turn = driver.beginSending(descriptor, until: deadline)
+        if turn < 0 { return turn }
+        defer { driver.endSending(descriptor) }
+        while true {
+            guard descriptor.isOpen else { return IOCode.closed }
+            let n = cfiber_write(descriptor.registration.pointee.fd, start + sent, bytes.count - sent, kind)
+            if n >= 0 {
+                sent += n
+                worker.chargeOperation()
+                if sent == bytes.count { return 0 }
+                if worker.refusesOperation() { return IOCode.cancelled }
+            } else if n != -Int(EAGAIN) {
+                return n
+            } else {
+                let waited = driver.wait(descriptor, .write, until: deadline)
+                if waited < 0 { return waited }
+            }
+        }
+    }
+
+    /// Gives a call of the pool a deadline of its own, as the reactor's calls have one.
+    private func inTime(_ timeout: Duration?, _ operation: String, _ body: () throws(IOError) -> Void) throws(IOError) {
+        guard let timeout else { return try body() }
+        do { try withTimeout(timeout, body) } catch let error as IOError {
+            throw error
+        } catch {
+            let underlying = (error as? TimeoutError)?.underlying as? IOError
+            throw IOError(IOCode.timedOut, operation, subject: name, bytesTransferred: underlying?.bytesTransferred ?? 0)
+        }
+    }
+
+    private func ownWorker() -> Worker {
+        let worker = Worker.here("a read or write")
+        require(
+            worker.pointee.driver === driver || !descriptor.isOpen,
+            "a stream was used outside the fibers of its worker: use it, and let go of it, in fibers of the runtime that made it")
+        return worker
+    }
+
+    // Ending.
+
+    /// Closes the stream, as ``Endpoint/close()``; a descriptor that was adopted without being owned stays open under its own number.
+    ///
+    /// A file on a network file system may make it wait, and the worker with it; there, use ``File``, whose ``File/close()`` parks.
+    public override func close() { end() }
+
+    private func end() {
+        if descriptor.isOpen {
+            let fd = descriptor.registration.pointee.fd
+            driver.release(descriptor)
+            _ = cfiber_close(fd)
+        }
+        _ = file?.file.close()
+        if let (fd, flags) = restoration {
+            restoration = nil
+            restore(fd, flags)
+        }
+    }
+}
+
+private func restore(_ fd: Int32, _ flags: Int32) {
+    _ = cfiber_set_flags(fd, flags)
+    _ = cfiber_close(fd)
+}
+
+/// Descriptors for a stream, with nobody to look after them yet.
+struct Adopted: Sendable {
+    /// Or a negative errno.
+    var fd: Int32
+    var kind: Int32
+    var restore: Int32 = -1
+    var flags: Int32 = 0
+
+    /// Takes `fd` over, also when it fails. May block.
+    static func make(_ fd: Int32, isShared: Bool) -> Adopted {
+        var adopted = Adopted(fd: fd, kind: cfiber_kind(fd))
+        var status = adopted.kind
+        if status >= 0 {
+            if isShared {
+                let unshared = cfiber_unshare(fd, adopted.kind, &adopted.restore, &adopted.flags)
+                if unshared >= 0 { adopted.fd = unshared } else { status = unshared }
+            } else if adopted.kind == CFIBER_KIND_FIFO || adopted.kind == CFIBER_KIND_OTHER {
+                status = cfiber_set_nonblocking(fd)
+            }
+        }
+        if status < 0 {
+            _ = cfiber_close(fd)
+            adopted.fd = status
+        }
+        return adopted
+    }
+
+    func discard() {
+        if restore >= 0 { FiberNet.restore(restore, flags) }
+        _ = cfiber_close(fd)
+    }
+
+    /// Closes a descriptor that nobody has taken.
+    final class Ownership: Sendable {
+        private let fd: OpenFile
+        init(_ fd: Int32) { self.fd = OpenFile(fd) }
+        func take() -> Int32? { fd.beginClosing() }
+    }
+}

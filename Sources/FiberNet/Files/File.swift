@@ -1,0 +1,381 @@
+import CFiber
+import Fibers
+import Glibc
+import Synchronization
+
+/// A regular file, a directory or a device that never waits, such as `/dev/null`: what has no readiness to wait for, so that threads kept for
+/// blocking calls work on it and the fiber parks.
+///
+/// ```swift
+/// let file = try File.open("/var/log/app.log", .readWrite, options: [.create, .append])
+/// try file.writeAll("ready\n")
+/// try file.sync()
+/// try file.close()
+/// ```
+///
+/// It may be used by fibers of all workers, several at a time. Calls that go on where the last one ended take turns; those with `at:` do not. A read
+/// gives as many bytes as were asked for unless the file ends; a write writes all.
+///
+/// In a cancelled fiber each call throws at once. When the fiber is cancelled during a call, the call is taken back if it has not begun. A read that
+/// runs takes no bytes: the position in the file is moved back behind it. A write that runs may still write what it has in hand, at most 1 MiB, and
+/// no more; the bytes that are written for certain are in ``IOError/bytesTransferred``.
+///
+/// A file is closed by ``close()``, or when the last reference goes, on the thread where that happens; closing the last descriptor of a large deleted
+/// file takes its time, so close it.
+public final class File: Sendable {
+    /// What may be done with it.
+    public enum Access: Sendable {
+        case read, write, readWrite
+    }
+
+    /// How it is opened.
+    public struct Options: OptionSet, Sendable {
+        public let rawValue: Int32
+        public init(rawValue: Int32) { self.rawValue = rawValue }
+
+        /// Make the file if it is not there (`O_CREAT`).
+        public static let create = Options(rawValue: O_CREAT)
+        /// With ``create``: it must not be there (`O_EXCL`).
+        public static let exclusive = Options(rawValue: O_EXCL)
+        /// Make it empty (`O_TRUNC`).
+        public static let truncate = Options(rawValue: O_TRUNC)
+        /// Each write goes to the end, wherever that is by then (`O_APPEND`).
+        public static let append = Options(rawValue: O_APPEND)
+        /// Refuse a symbolic link as the last part of the path (`O_NOFOLLOW`).
+        public static let noFollow = Options(rawValue: O_NOFOLLOW)
+    }
+
+    let file: OpenFile
+    /// Where it was opened, for messages.
+    public let path: String
+
+    /// Takes `fd` over.
+    init(_ fd: Int32, path: String) {
+        file = OpenFile(fd)
+        self.path = path
+    }
+
+    /// Opens a file. Its descriptor is not inherited by child processes.
+    ///
+    /// FIFOs, sockets and terminals are refused with `unsupported`, since somebody else must do something before one of their calls ends: open them
+    /// by ``DescriptorStream/open(_:_:timeout:)``. A FIFO is not even opened.
+    ///
+    /// When the fiber is cancelled meanwhile, the file may have been made; it is closed again.
+    ///
+    /// - Parameters:
+    ///   - path: where it is; relative paths begin at the working directory of the process.
+    ///   - access: what may be done with it.
+    ///   - options: how it is opened; none for a file that must be there.
+    ///   - permissions: of a file that is made, less the process's umask.
+    /// - Throws: ``IOError`` with `notFound`, `exists`, `notPermitted`, `unsupported`, `resources`, `cancelled`, `timedOut` or `system`.
+    /// - Note: parks
+    public static func open(
+        _ path: String, _ access: Access = .read, options: Options = [], permissions: UInt32 = 0o666
+    ) throws(IOError) -> File {
+        let flags = options.rawValue | access.flags
+        let opened = try Opened.perform("open", path, flags, permissions) { path, flags, permissions in
+            // Opening a FIFO alone is noticed by who waits for a reader or a writer there.
+            let kind = cfiber_path_kind(path)
+            if kind == CFIBER_KIND_FIFO || kind == CFIBER_KIND_SOCKET { return Opened(result: Int32(IOCode.unsupported), kind: kind) }
+            var opened = Opened.open(path, flags, permissions)
+            if opened.result >= 0 && opened.kind != CFIBER_KIND_FILE {
+                _ = cfiber_close(opened.result)
+                opened.result = Int32(IOCode.unsupported)
+            }
+            return opened
+        }
+        if opened.result == Int32(IOCode.unsupported) {
+            throw IOError(
+                .unsupported, operation: "open",
+                subject: "\(path) as a file, since it is a FIFO, a socket or a terminal; DescriptorStream.open or TCPStream.connect can:")
+        }
+        if opened.result < 0 { throw IOError(file: Int(opened.result), "open", path) }
+        return File(opened.result, path: path)
+    }
+
+    /// False once it has been closed.
+    public var isOpen: Bool { file.isOpen }
+
+    // Reading.
+
+    /// Reads on from the position, and moves it: `limit` bytes, fewer only at the end of the file, none behind it.
+    /// - Throws: ``IOError`` with `closed`, `cancelled`, `timedOut`, `resources` or `system`.
+    /// - Note: parks
+    public func read(upTo limit: Int) throws(IOError) -> [UInt8] {
+        try bytes(
+            of: try PoolCall.perform("read", path) { [file] call in
+                file.useInTurn(call) { fd in
+                    let read = Transfer.read(fd, limit, at: nil)
+                    if !call.deliver(read) && read.result > 0 { _ = cfiber_seek(fd, -Int64(read.result), SEEK_CUR) }
+                } orClosed: {
+                    _ = call.deliver(.closed)
+                }
+            })
+    }
+
+    /// Reads from an offset, without using the position; otherwise as ``read(upTo:)``.
+    /// - Note: parks
+    public func read(upTo limit: Int, at offset: Int) throws(IOError) -> [UInt8] {
+        require(offset >= 0, "File.read(upTo:at:) takes an offset from the beginning of the file, not \(offset)")
+        return try bytes(
+            of: try PoolCall.perform("read", path) { [file] call in
+                _ = call.deliver(file.use { Transfer.read($0, limit, at: Int64(offset)) } ?? .closed)
+            })
+    }
+
+    private func bytes(of transfer: Transfer) throws(IOError) -> [UInt8] {
+        if transfer.result < 0 { throw IOError(file: transfer.result, "read", path) }
+        return transfer.bytes
+    }
+
+    /// The lines from the position on, each without its `\n`. See ``Lines``.
+    /// - Parameter limit: bytes that a line may have, at least 1.
+    public func lines(limit: Int = 1 << 20) -> Lines {
+        Lines(of: path, limit: limit) { (size: Int) throws(IOError) in try self.read(upTo: size) }
+    }
+
+    // Writing.
+
+    /// Writes all bytes at the position, which it moves, or at the end with ``Options/append``.
+    /// - Throws: ``IOError`` with `closed`, `cancelled`, `timedOut`, `resources` (also when the disk is full) or `system`; its
+    ///   ``IOError/bytesTransferred`` says how many bytes went.
+    /// - Note: parks
+    public func writeAll(_ bytes: [UInt8]) throws(IOError) {
+        try finish(
+            try PoolCall.perform("write", path) { [file] call in
+                file.useInTurn(call) { fd in
+                    _ = call.deliver(.write(fd, bytes, at: nil, for: call))
+                } orClosed: {
+                    _ = call.deliver(.closed)
+                }
+            })
+    }
+
+    /// Writes all bytes at an offset, without using the position; otherwise as `writeAll`. Not with ``Options/append``: Linux writes at the end
+    /// then.
+    /// - Note: parks
+    public func writeAll(_ bytes: [UInt8], at offset: Int) throws(IOError) {
+        require(offset >= 0, "File.writeAll(_:at:) takes an offset from the beginning of the file, not \(offset)")
+        try finish(
+            try PoolCall.perform("write", path) { [file] call in
+                _ = call.deliver(file.use { Transfer.write($0, bytes, at: Int64(offset), for: call) } ?? .closed)
+            })
+    }
+
+    /// Writes the UTF-8 of a string.
+    /// - Note: parks
+    public func writeAll(_ text: String) throws(IOError) { try writeAll(Array(text.utf8)) }
+
+    private func finish(_ transfer: Transfer) throws(IOError) {
+        if transfer.result < 0 { throw IOError(file: transfer.result, "write", path, bytesTransferred: transfer.count) }
+    }
+
+    // The rest.
+
+    /// The length in bytes.
+    /// - Note: parks
+    public func size() throws(IOError) -> Int { try number("fstat") { cfiber_file_size($0) } }
+
+    /// Makes the file so many bytes long, by cutting it or by adding zeros. The position stays.
+    /// - Note: parks
+    public func truncate(to size: Int) throws(IOError) { _ = try number("ftruncate") { Int64(cfiber_truncate($0, Int64(size))) } }
+
+    /// Waits until the disk has what was written.
+    /// - Parameter dataOnly: not the times of the file and other things that reading it again does not need (`fdatasync`).
+    /// - Note: parks
+    public func sync(dataOnly: Bool = false) throws(IOError) {
+        _ = try number(dataOnly ? "fdatasync" : "fsync") { Int64(cfiber_sync($0, dataOnly ? 1 : 0)) }
+    }
+
+    /// Where ``read(upTo:)`` and `writeAll` go on, in bytes from the beginning.
+    /// - Note: parks
+    public func position() throws(IOError) -> Int { try move("lseek", 0, SEEK_CUR) }
+
+    /// Moves the position to so many bytes from the beginning.
+    /// - Note: parks
+    public func seek(to offset: Int) throws(IOError) { _ = try move("lseek", Int64(offset), SEEK_SET) }
+
+    /// Moves the position to the end, and returns it.
+    /// - Note: parks
+    @discardableResult
+    public func seekToEnd() throws(IOError) -> Int { try move("lseek", 0, SEEK_END) }
+
+    private func move(_ operation: String, _ offset: Int64, _ whence: Int32) throws(IOError) -> Int {
+        let result: Int64 = try PoolCall.perform(operation, path) { [file] call in
+            file.useInTurn(call) {
+                _ = call.deliver(cfiber_seek($0, offset, whence))
+            } orClosed: {
+                _ = call.deliver(Int64(IOCode.closed))
+            }
+        }
+        if result < 0 { throw IOError(file: Int(result), operation, path) }
+        return Int(result)
+    }
+
+    private func number(_ operation: String, _ body: @escaping @Sendable (Int32) -> Int64) throws(IOError) -> Int {
+        let result: Int64 = try PoolCall.perform(operation, path) { [file] call in
+            _ = call.deliver(file.use(body) ?? Int64(IOCode.closed))
+        }
+        if result < 0 { throw IOError(file: Int(result), operation, path) }
+        return Int(result)
+    }
+
+    /// Closes the file. Calls that begin later throw `closed`; those that run end as if it were open. A second close does nothing.
+    ///
+    /// In a cancelled fiber, too, the file is closed, without an error, but on the worker's own thread.
+    /// - Throws: ``IOError`` with `system` or `resources` when the kernel says only now that something that was written is lost (network file
+    ///   systems, quotas).
+    /// - Note: parks
+    public func close() throws(IOError) {
+        // From here on nobody else closes the number.
+        guard let fd = file.beginClosing() else { return }
+        let isTaken = Once()
+        let status: Int32
+        do {
+            status = try PoolCall.perform("close", path) { call in
+                _ = call.deliver(isTaken.take() ? cfiber_close(fd) : 0)
+            }
+        } catch {
+            // On its way, if it has begun.
+            if isTaken.take() { _ = cfiber_close(fd) }
+            return
+        }
+        if status < 0 { throw IOError(file: Int(status), "close", path) }
+    }
+
+    // Whole files.
+
+    /// All bytes of a file.
+    /// - Parameters:
+    ///   - path: where it is.
+    ///   - limit: bytes that it may have; a file with more throws `limitExceeded`.
+    /// - Throws: ``IOError`` as ``open(_:_:options:permissions:)`` and ``read(upTo:)``.
+    /// - Note: parks
+    public static func readAll(_ path: String, limit: Int = 1 << 30) throws(IOError) -> [UInt8] {
+        let file = try open(path)
+        let result: Result<[UInt8], IOError>
+        do { result = .success(try file.read(upTo: limit < .max ? limit + 1 : limit)) } catch { result = .failure(error) }
+        // Nothing was written that could be lost.
+        try? file.close()
+        let bytes = try result.get()
+        if bytes.count > limit {
+            throw IOError(.limitExceeded, operation: "read", subject: "\(path), which has more than the \(limit) bytes that it may have")
+        }
+        return bytes
+    }
+
+    /// Makes a file of these bytes, in place of what it held if it was there. Readers may see it half written.
+    /// - Throws: ``IOError`` as ``open(_:_:options:permissions:)`` and `writeAll`.
+    /// - Note: parks
+    public static func write(_ bytes: [UInt8], to path: String, permissions: UInt32 = 0o666) throws(IOError) {
+        let file = try open(path, .write, options: [.create, .truncate], permissions: permissions)
+        do { try file.writeAll(bytes) } catch {
+            try? file.close()
+            throw error
+        }
+        try file.close()
+    }
+}
+
+extension File.Access {
+    var flags: Int32 {
+        switch self {
+        case .read: O_RDONLY
+        case .write: O_WRONLY
+        case .readWrite: O_RDWR
+        }
+    }
+}
+
+/// True for the first who asks.
+private final class Once: Sendable {
+    private let isTaken = Atomic<Bool>(false)
+    func take() -> Bool { !isTaken.exchange(true, ordering: .acquiringAndReleasing) }
+}
+
+/// A descriptor that was opened, or why it was not.
+struct Opened: Sendable {
+    /// The descriptor, a negative errno, or a code of `IOCode`.
+    var result: Int32
+    var kind: Int32
+
+    static func open(_ path: String, _ flags: Int32, _ permissions: UInt32) -> Opened {
+        var kind: Int32 = 0
+        let fd = cfiber_open(path, flags, mode_t(permissions), &kind)
+        return Opened(result: fd, kind: kind)
+    }
+
+    /// Opens on a thread of the pool. What is opened when nobody waits for it any more is closed.
+    static func perform(
+        _ operation: String, _ path: String, _ flags: Int32, _ permissions: UInt32,
+        _ body: @escaping @Sendable (String, Int32, UInt32) -> Opened
+    ) throws(IOError) -> Opened {
+        // The C library would take the part before it for the path.
+        if path.utf8.contains(0) { throw IOError(-Int(EINVAL), operation, subject: "\(path.debugDescription), which has a NUL in it") }
+        return try PoolCall.perform(operation, path) { call in
+            guard call.isWanted else { return }
+            let opened = body(path, flags, permissions)
+            if !call.deliver(opened) && opened.result >= 0 { _ = cfiber_close(opened.result) }
+        }
+    }
+}
+
+/// What a read or a write has done, in memory of its own.
+struct Transfer: Sendable {
+    /// Bytes, a negative errno, or a code of `IOCode`.
+    var result: Int
+    /// What was read.
+    var bytes: [UInt8] = []
+    /// What was written.
+    var count = 0
+
+    static let closed = Transfer(result: IOCode.closed)
+    private static var largestPiece: Int { 1 << 20 }
+
+    /// Reads on until there are `limit` bytes or the end comes. An error after some bytes is left to the next call to find.
+    static func read(_ fd: Int32, _ limit: Int, at offset: Int64?) -> Transfer {
+        var read = Transfer(result: 0)
+        // What is there is known of most files, so that memory is taken once; others, in /proc for instance, say 0.
+        let start = offset ?? max(0, cfiber_seek(fd, 0, SEEK_CUR))
+        let rest = Int(cfiber_file_size(fd)) - Int(start)
+        var next = min(limit, max(rest + 1, 4096))
+        while read.result < limit && next > 0 {
+            var count = 0
+            let piece = [UInt8](unsafeUninitializedCapacity: next) { buffer, initialized in
+                while initialized < next {
+                    count = cfiber_read_at(
+                        fd, buffer.baseAddress! + initialized, next - initialized,
+                        offset.map { $0 + Int64(read.result + initialized) } ?? -1)
+                    if count <= 0 { return }
+                    initialized += count
+                }
+            }
+            if read.bytes.isEmpty { read.bytes = piece } else { read.bytes += piece }
+            read.result += piece.count
+            if count <= 0 {
+                if count < 0 && read.result == 0 { read.result = count }
+                return read
+            }
+            next = min(limit - read.result, largestPiece)
+        }
+        return read
+    }
+
+    static func write(_ fd: Int32, _ bytes: [UInt8], at offset: Int64?, for call: PoolCall<Transfer>) -> Transfer {
+        var written = Transfer(result: 0)
+        bytes.withUnsafeBytes { bytes in
+            while written.count < bytes.count && call.isWanted {
+                let n = cfiber_write_at(
+                    fd, bytes.baseAddress! + written.count, min(bytes.count - written.count, largestPiece),
+                    offset.map { $0 + Int64(written.count) } ?? -1)
+                if n < 0 {
+                    written.result = n
+                    return
+                }
+                written.count += n
+                call.progress.store(written.count, ordering: .releasing)
+            }
+        }
+        return written
+    }
+}

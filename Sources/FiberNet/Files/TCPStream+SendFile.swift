@@ -1,0 +1,123 @@
+// From a file to a connection without a copy in between: sendfile(2), which waits for the disk, so that a thread of the pool makes it, piece by
+// piece; for the peer the fiber waits.
+//
+// Invariants:
+//   * the thread has a descriptor of the socket of its own, so that a stream that is closed meanwhile leaves no number behind that another call uses;
+//   * no piece is under way when the call ends: what went is known exactly, and what others write comes behind it. So a fiber that is cancelled
+//     during a piece waits for its end, which the disk decides and not the peer.
+
+import CFiber
+import Fibers
+import Glibc
+import Synchronization
+
+extension TCPStream {
+    /// Sends a part of a file, in one piece: what other fibers write comes before or after. The position in the file is neither used nor moved.
+    ///
+    /// - Parameters:
+    ///   - file: a regular file that may be read.
+    ///   - range: which bytes of it, nil for all that it has when they are sent.
+    ///   - timeout: how long it may take; nil for ever.
+    /// - Returns: how many bytes went: fewer than the range has only when the file ends before.
+    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `cancelled`, `resources`, `system`; its ``IOError/bytesTransferred`` says how many
+    ///   bytes went.
+    /// - Note: parks
+    @discardableResult
+    public func send(_ file: File, range: Range<Int>? = nil, timeout: Duration? = nil) throws(IOError) -> Int {
+        let range = range ?? 0..<Int.max
+        require(
+            range.lowerBound >= 0, "TCPStream.send takes a range from the beginning of the file, not one that begins at \(range.lowerBound)"
+        )
+        let deadline = Deadline.after(timeout)
+        let second = cfiber_duplicate(try number("sendfile"))
+        if second < 0 { throw IOError(Int(second), "sendfile", subject: file.path) }
+        let socket = OpenFile(second)
+        defer { _ = socket.close() }
+        let turn = driver.beginSending(descriptor, until: deadline)
+        if turn < 0 { throw IOError(turn, "sendfile", subject: file.path) }
+        defer { driver.endSending(descriptor) }
+        var sent = 0
+        var result = 0
+        while result == 0 && sent < range.count {
+            let (count, status) = try piece(
+                from: file.file, to: socket, at: range.lowerBound + sent, upTo: range.count - sent, before: sent, file.path)
+            sent += count
+            if status == -Int(EAGAIN) {
+                result = driver.wait(descriptor, .write, until: deadline)
+            } else {
+                result = status
+            }
+            if result == 0 && count == 0 && status == 0 { return sent }
+            if result == 0 && deadline != Deadline.never && Worker.here("TCPStream.send").now >= deadline && sent < range.count {
+                result = IOCode.timedOut
+            }
+            if result == 0 && !descriptor.isOpen { result = IOCode.closed }
+        }
+        if result < 0 { throw IOError(file: result, "sendfile", file.path, bytesTransferred: sent) }
+        return sent
+    }
+
+    /// How many bytes go before others hear of it. Short enough that a cancellation does not wait for long.
+    private static var pieceSize: Int { 1 << 20 }
+
+    /// Sends as much as the kernel takes now. Bytes, and 0 or a negative errno.
+    private func piece(
+        from file: OpenFile, to socket: OpenFile, at offset: Int, upTo limit: Int, before: Int, _ path: String
+    ) throws(IOError) -> (Int, Int) {
+        let outcome = PieceOutcome()
+        let size = min(limit, Self.pieceSize)
+        var failure: IOError?
+        do {
+            _ = try PoolCall<Int>.perform("sendfile", path) { call in
+                outcome.run {
+                    guard call.isWanted else { return (0, 0) }
+                    let done = file.use { file in
+                        socket.use { socket in
+                            var count = 0
+                            while count < size {
+                                let n = cfiber_send_file(socket, file, Int64(offset + count), size - count)
+                                if n <= 0 { return (count, n) }
+                                count += n
+                            }
+                            return (count, 0)
+                        } ?? (0, IOCode.closed)
+                    }
+                    return done ?? (0, IOCode.closed)
+                }
+                _ = call.deliver(0)
+            }
+        } catch { failure = error }
+        if let failure {
+            // What is under way goes on sending; when it has ended, so that nothing is mixed in, it is known how far it came.
+            if outcome.hasBegun {
+                withCancellationShield { _ = try? withBlockingThread(name: "sendfile") { outcome.waitForEnd() } }
+                // Without a thread to wait on, the worker waits: a piece ends by itself.
+                outcome.waitForEnd()
+            }
+            throw IOError(
+                failure.code, errno: failure.errno, operation: failure.operation, subject: failure.subject,
+                bytesTransferred: before + outcome.value.0, timeout: failure.timeout)
+        }
+        return outcome.value
+    }
+}
+
+/// What became of a piece, or will have.
+private final class PieceOutcome: Sendable {
+    private let begun = Atomic<Bool>(false)
+    private let outcome = Guarded((0, 0))
+
+    /// True from before the first byte goes.
+    var hasBegun: Bool { begun.load(ordering: .sequentiallyConsistent) }
+    var value: (Int, Int) { outcome.withLock { $0 } }
+
+    /// The lock is held meanwhile, on a thread of the pool.
+    func run(_ body: () -> (Int, Int)) {
+        outcome.withLock { outcome in
+            begun.store(true, ordering: .sequentiallyConsistent)
+            outcome = body()
+        }
+    }
+
+    func waitForEnd() { outcome.withLock { _ in } }
+}

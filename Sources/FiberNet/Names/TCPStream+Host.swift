@@ -1,0 +1,150 @@
+// Connecting to a host by name: several addresses are tried side by side, and the first connection wins (RFC 8305).
+//
+// Invariants:
+//   * all attempts are children of a group in the call, on the caller's worker, and have ended when it returns: a socket that lost is closed by then;
+//   * the next attempt begins when the delay since the last one is over, or when any has failed; none begins once there is a connection or the time is over.
+
+import Fibers
+
+extension TCPStream {
+    /// Connects to a host, by whichever of its addresses answers first: "Happy Eyeballs", version 2 (Schinazi & Pauly, RFC 8305).
+    ///
+    /// The addresses are tried in the system's order (RFC 6724), but with the families taking turns. Where one does not answer within `attemptDelay` the next is
+    /// tried besides, and where one fails, at once; the first connection is taken and the other attempts are closed. What the RFC says about answers for IPv4 and
+    /// IPv6 that come one after the other does not apply: `getaddrinfo` gives them together.
+    ///
+    /// ```swift
+    /// let stream = try TCPStream.connect(host: "localhost", port: 7777, timeout: .seconds(10))
+    /// ```
+    ///
+    /// - Parameters:
+    ///   - host: a name or an address, as in ``Resolver/resolve(_:port:)``.
+    ///   - port: 0 to 65535.
+    ///   - timeout: how long to try in all, the look-up included; nil for as long as resolver and system do.
+    ///   - resolver: looks the host up; nil for that of the runtime.
+    ///   - attemptDelay: after how long the next address is tried while others have not answered. 250 ms by default; the RFC advises against less than 100 ms, and less than its
+    ///     absolute minimum of 10 ms counts as that.
+    /// - Throws: ``ResolveError`` when the host has no addresses, or the call is ended before they are known; ``ConnectError``, with the errors of all of them, when
+    ///   none answers, or the call is ended; `ResourceError` when memory is short.
+    /// - Note: parks
+    public static func connect(
+        host: String, port: Int, timeout: Duration? = nil, resolver: Resolver? = nil, attemptDelay: Duration = .milliseconds(250)
+    ) throws -> TCPStream {
+        let deadline = Deadline.after(timeout)
+        let addresses = try (resolver ?? .default).resolve(host, port: port, until: deadline)
+        return try connect(
+            host: host, port: port, to: interleaved(addresses), until: deadline, attemptDelay: max(attemptDelay, .milliseconds(10)))
+    }
+
+    /// Connects to whichever of the addresses answers first; they are tried in this order, any delay apart.
+    package static func connect(
+        host: String, port: Int, to addresses: [SocketAddress], until deadline: Int64, attemptDelay: Duration
+    ) throws -> TCPStream {
+        let worker = Worker.here("TCPStream.connect")
+        return try ConnectionRace(worker, host: host, port: port, to: addresses, until: deadline, delay: attemptDelay).run()
+    }
+}
+
+/// The addresses with their families taking turns, in their order otherwise, beginning with the first (RFC 8305, section 4, with a "First Address Family Count" of 1).
+package func interleaved(_ addresses: [SocketAddress]) -> [SocketAddress] {
+    let first = addresses.filter { $0.family == addresses[0].family }
+    let second = addresses.filter { $0.family != addresses[0].family }
+    let both = min(first.count, second.count)
+    return zip(first, second).flatMap { [$0, $1] } + first.dropFirst(both) + second.dropFirst(both)
+}
+
+/// One call of `connect`. Its worker only.
+private final class ConnectionRace {
+    private let worker: Worker
+    private let host: String
+    private let port: Int
+    private let addresses: [SocketAddress]
+    private let deadline: Int64
+    private let delay: Duration
+    private var winner: TCPStream?
+    /// One for each attempt that has begun; nil while it goes on.
+    private var errors: [IOError?] = []
+
+    init(_ worker: Worker, host: String, port: Int, to addresses: [SocketAddress], until deadline: Int64, delay: Duration) {
+        self.worker = worker
+        self.host = host
+        self.port = port
+        self.addresses = addresses
+        self.deadline = deadline
+        self.delay = delay
+    }
+
+    func run() throws -> TCPStream {
+        do {
+            if addresses.count > 1 {
+                try withFiberGroup(of: Bool.self) { try attempt(in: $0) }
+            } else if hasTime {
+                errors.append(nil)
+                _ = attempt(0)
+            }
+        } catch {
+            // Not to wait for the last reference: what was won in the moment of a cancellation is closed when the caller hears of that.
+            winner?.close()
+            throw isCancellation(error) ? failure(isCancelled: true) : error
+        }
+        if let winner { return winner }
+        throw failure(isCancelled: errors.last??.isCancellation ?? false)
+    }
+
+    private var hasTime: Bool { worker.now < deadline }
+
+    /// Begins one attempt after the other until one has won or all have failed.
+    private func attempt(in group: FiberGroup<Bool>) throws {
+        while errors.count < addresses.count && winner == nil && hasTime {
+            try begin(in: group)
+            if errors.count == addresses.count { break }
+            do {
+                if try withTimeout(delay, { try group.next() }) == true { return group.cancel() }
+            } catch is TimeoutError {}
+        }
+        while let hasWon = try group.next() {
+            if hasWon { return group.cancel() }
+        }
+    }
+
+    private func begin(in group: FiberGroup<Bool>) throws {
+        let index = errors.count
+        errors.append(nil)
+        do {
+            try group.spawnLocal(name: "connect \(addresses[index])") { [self] in attempt(index) }
+        } catch let error as ResourceError {
+            errors[index] = IOError(-Int(error.errno), "connect to", subject: addresses[index].description)
+        } catch {
+            // Cancelled before it began.
+            errors.removeLast()
+            throw error
+        }
+    }
+
+    /// True when somebody has won.
+    private func attempt(_ index: Int) -> Bool {
+        do {
+            let rest: Duration? = deadline == Deadline.never ? nil : .nanoseconds(max(0, deadline - worker.now))
+            let stream = try TCPStream.connect(to: addresses[index], timeout: rest)
+            // Two may be connected in the same moment.
+            if winner == nil { winner = stream } else { stream.close() }
+            return true
+        } catch {
+            errors[index] = error
+            return false
+        }
+    }
+
+    private func failure(isCancelled: Bool) -> ConnectError {
+        let attempts = zip(addresses, errors).map { address, error in
+            // One that has none was connected in the moment of a cancellation, and is closed.
+            ConnectError.Attempt(
+                address: address, error: error ?? IOError(.cancelled, operation: "connect to", subject: address.description))
+        }
+        let untried = Array(addresses.dropFirst(errors.count))
+        // In the caller's scope: the attempts were in others.
+        let end = isCancelled ? IOError(IOCode.cancelled, "connect to") : nil
+        let code = end?.code ?? (hasTime ? attempts.first?.error.code : .timedOut) ?? .timedOut
+        return ConnectError(code, host: host, port: port, attempts: attempts, untried: untried, timeout: end?.timeout)
+    }
+}

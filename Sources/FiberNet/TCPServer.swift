@@ -1,0 +1,273 @@
+// Serving on every worker: a listener each, one fiber per connection, and hand-off where the kernel's spread is uneven.
+//
+// Invariants:
+//   * a listener's descriptor belongs to its `ListeningSocket`, so that any thread can end its listening at once; the listener of a worker has it on loan;
+//   * `open` counts a connection from when a worker is chosen for it until its handler has ended, so those who choose see what others have chosen;
+//   * a connection that is handed over is nobody's object on the way: a number in a `Handover`, which closes it if it never arrives.
+
+import CFiber
+import Fibers
+import Glibc
+import Synchronization
+
+/// Waits for connections on all workers of a runtime: TCP, or a Unix stream socket, depending on the address.
+///
+/// ```swift
+/// let server = try TCPServer.bind(to: .any(port: 7777))
+/// try server.serve { stream in
+///     while try stream.readAvailable({ try stream.writeAll($0) }) {}
+/// }
+/// ```
+///
+/// Each worker has a listener of its own (`SO_REUSEPORT`), between which the kernel spreads connections by a hash of their addresses. A worker that has clearly more than
+/// another hands what it accepts to that one. A connection stays on the worker where its handler began. Workers of one Unix socket take turns at it.
+///
+/// The handler runs on several threads at a time, so what it captures must be safe there. A server may be closed from any fiber of its runtime.
+public final class TCPServer: Sendable {
+    /// Where it listens, with the port that the system chose if it was bound to port 0.
+    public let address: SocketAddress
+    private let workers: [WorkerPlace]
+    private let phase = Atomic(Phase.bound.rawValue)
+
+    private enum Phase: Int {
+        case bound, serving, closed
+    }
+
+    /// What one worker has to do with it.
+    fileprivate final class WorkerPlace: Sendable {
+        let socket: ListeningSocket
+        let open = Atomic<Int>(0)
+        let accepted = Atomic<Int>(0)
+        let handedOver = Atomic<Int>(0)
+        let stop = FiberEvent()
+
+        init(_ descriptor: Int32) { socket = ListeningSocket(descriptor) }
+    }
+
+    private init(_ address: SocketAddress, _ descriptors: [Int32]) {
+        self.address = address
+        workers = descriptors.map { WorkerPlace($0) }
+    }
+
+    deinit { close() }
+
+    /// Starts to listen on all workers of the calling fiber's runtime. Connections that arrive from now on wait in the kernel's queues until ``serve(maxConnections:draining:onError:_:)``.
+    ///
+    /// - Parameters:
+    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet; it is removed when the server is closed.
+    ///   - backlog: length of each of the kernel's queues, at most `net.core.somaxconn`.
+    /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
+    public static func bind(to address: SocketAddress, backlog: Int = 4096) throws(IOError) -> TCPServer {
+        let count = FiberRuntime.workerCount
+        if address.family == .unix || count == 1 {
+            let listener = try TCPListener.bind(to: address, backlog: backlog)
+            let bound = listener.address
+            let first = try listener.relinquish()
+            var descriptors = [first]
+            while descriptors.count < count {
+                let copy = cfiber_duplicate(first)
+                if copy < 0 {
+                    for fd in descriptors { _ = cfiber_close(fd) }
+                    throw IOError(Int(copy), "bind", subject: address.description)
+                }
+                descriptors.append(copy)
+            }
+            return TCPServer(bound, descriptors)
+        }
+        // A socket that shares its port would share it with another program of the same user, too, and take a part of its connections without a word.
+        if address.port != 0 { try TCPListener.bind(to: address, backlog: backlog).close() }
+        var descriptors: [Int32] = []
+        var bound = address
+        do throws(IOError) {
+            for _ in 0..<count {
+                let listener = try TCPListener.bind(to: bound, backlog: backlog, reusePort: true)
+                bound = listener.address
+                descriptors.append(try listener.relinquish())
+            }
+        } catch {
+            for fd in descriptors { _ = cfiber_close(fd) }
+            throw error
+        }
+        return TCPServer(bound, descriptors)
+    }
+
+    /// Stops listening on all workers: connections are refused from now on, those in the kernel's queues are reset, and ``serve(maxConnections:draining:onError:_:)`` begins to drain. A second close does nothing.
+    public func close() {
+        let before = phase.exchange(Phase.closed.rawValue, ordering: .acquiringAndReleasing)
+        if before == Phase.closed.rawValue { return }
+        if let path = address.path { unlink(path) }
+        for worker in workers {
+            worker.socket.refuse()
+            if before == Phase.bound.rawValue { worker.socket.close() }
+            worker.stop.signal()
+        }
+    }
+
+    /// What the workers have done, in their order.
+    public struct WorkerConnections: Hashable, Sendable {
+        /// Connections that are open there.
+        public let open: Int
+        /// Connections that it has accepted.
+        public let accepted: Int
+        /// Of those, the ones that it has handed to another worker.
+        public let handedOver: Int
+    }
+
+    /// Counts of connections for each worker.
+    public var connections: [WorkerConnections] {
+        workers.map {
+            WorkerConnections(
+                open: $0.open.load(ordering: .relaxed), accepted: $0.accepted.load(ordering: .relaxed),
+                handedOver: $0.handedOver.load(ordering: .relaxed))
+        }
+    }
+
+    /// Accepts connections on all workers and runs `handler` in a fiber for each, until the server is closed; then lets those that are open finish. Once in the life of a server.
+    ///
+    /// Otherwise as ``TCPListener/serve(maxConnections:draining:onError:_:)``.
+    ///
+    /// - Parameters:
+    ///   - maxConnections: how many connections are served at a time, at least one for each worker, each of which takes an equal part; others wait in the kernel's queues. Nil for any
+    ///     number, up to the limit on descriptors.
+    ///   - limit: how long connections may take to finish once the server was closed.
+    ///   - onError: hears what handlers throw, in the fiber of the connection. Nil reports that to `FiberRuntime.Configuration.onUnhandledError`, except that the peer has
+    ///     reset its connection.
+    ///   - handler: gets the connection, which is closed when it returns or throws.
+    /// - Returns: how many connections there were, and how they ended.
+    /// - Throws: `CancellationError` or `TimeoutError` when the calling fiber is cancelled; ``IOError`` when a listener fails, and then all connections were cancelled.
+    /// - Note: parks
+    @discardableResult
+    public func serve(
+        maxConnections: Int? = nil, draining limit: Duration = .seconds(10), onError: (@Sendable (any Error) -> Void)? = nil,
+        _ handler: @escaping @Sendable (TCPStream) throws -> Void
+    ) throws -> ServeReport {
+        let count = workers.count
+        require(
+            maxConnections ?? count >= count,
+            "serve(maxConnections:) takes at least one for each of the \(count) workers, not \(maxConnections ?? 0): with none a worker would never accept"
+        )
+        let (isFirst, now) = phase.compareExchange(
+            expected: Phase.bound.rawValue, desired: Phase.serving.rawValue, ordering: .acquiringAndReleasing)
+        require(isFirst || now == Phase.closed.rawValue, "TCPServer.serve was called twice: bind another server for that")
+        if !isFirst { return ServeReport(connections: 0, finished: 0, cancelled: 0) }
+        return try withFiberGroup(of: ServeReport.self) { group in
+            for index in workers.indices {
+                let most = maxConnections.map { $0 / count + (index < $0 % count ? 1 : 0) }
+                try group.spawn(name: "serve", on: index) { try self.serve(on: index, most, limit, onError, handler) }
+            }
+            var total = ServeReport(connections: 0, finished: 0, cancelled: 0)
+            while let report = try group.next() { total = total + report }
+            return total
+        }
+    }
+
+    /// The part of one worker, in a fiber there.
+    private func serve(
+        on index: Int, _ most: Int?, _ limit: Duration, _ onError: (@Sendable (any Error) -> Void)?,
+        _ handler: @escaping @Sendable (TCPStream) throws -> Void
+    ) throws -> ServeReport {
+        let own = workers[index]
+        defer { own.socket.close() }
+        let listener = try own.socket.lend { number throws(IOError) in try TCPListener.adopt(number, address) }
+        defer { listener.giveBack() }
+        return try withFiberGroup { group in
+            try group.spawnDaemon(name: "close") {
+                try own.stop.wait()
+                listener.giveBack()
+            }
+            let report = onError ?? reportUnhandled
+            let isUnix = address.family == .unix
+            return try listener.serve(maxConnections: most, draining: limit, report) { group, stream in
+                own.accepted.add(1, ordering: .relaxed)
+                let target = self.worker(from: index)
+                let place = self.workers[target]
+                place.open.add(1, ordering: .relaxed)
+                let session: @Sendable (TCPStream) -> Void = { stream in
+                    defer { place.open.subtract(1, ordering: .relaxed) }
+                    serveConnection(stream, report, handler)
+                }
+                guard target != index else {
+                    do { try group.spawnReserved(name: "connection") { session(stream) } } catch {
+                        place.open.subtract(1, ordering: .relaxed)
+                        throw error
+                    }
+                    return
+                }
+                own.handedOver.add(1, ordering: .relaxed)
+                let handover = Handover(try stream.relinquish(), for: place)
+                try group.spawnReserved(name: "connection", on: target) {
+                    let driver = Worker.here("serve").pointee.driver
+                    do { session(try TCPStream(handover.take(), exact: isUnix, driver: driver, "accept")) } catch {
+                        place.open.subtract(1, ordering: .relaxed)
+                        report(error)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Who serves the next connection that a worker has accepted: itself, unless another has clearly fewer.
+    private func worker(from index: Int) -> Int {
+        let own = workers[index].open.load(ordering: .relaxed)
+        var least = (index, own)
+        for (other, place) in workers.enumerated() {
+            let open = place.open.load(ordering: .relaxed)
+            if open < least.1 { least = (other, open) }
+        }
+        return own - least.1 > max(8, own / 32) ? least.0 : index
+    }
+}
+
+/// A descriptor that listens. Any thread.
+private final class ListeningSocket: @unchecked Sendable {
+    private let lock = ThreadLock()
+    private var number: Int32
+
+    init(_ number: Int32) { self.number = number }
+
+    deinit { close() }
+
+    /// Ends its listening, and leaves it open for those who have it on loan.
+    func refuse() {
+        // Where it has been done already the system says that it is not connected.
+        lock.withLock { if number >= 0 { _ = cfiber_shutdown(number, Int32(SHUT_RDWR)) } }
+    }
+
+    func close() {
+        lock.withLock {
+            if number >= 0 { _ = cfiber_close(number) }
+            number = -1
+        }
+    }
+
+    /// Calls `body` with the number; if that throws, the descriptor has been closed.
+    func lend<Result>(_ body: (Int32) throws(IOError) -> Result) throws(IOError) -> Result {
+        let number = lock.withLock { self.number }
+        do { return try body(number) } catch {
+            lock.withLock { self.number = -1 }
+            throw error
+        }
+    }
+}
+
+/// A descriptor on its way from one worker to another.
+private final class Handover: Sendable {
+    private let number: Atomic<Int32>
+    /// Where it has been counted.
+    private let place: TCPServer.WorkerPlace
+
+    init(_ number: Int32, for place: TCPServer.WorkerPlace) {
+        self.number = Atomic(number)
+        self.place = place
+    }
+
+    func take() -> Int32 { number.exchange(-1, ordering: .acquiringAndReleasing) }
+
+    deinit {
+        let number = take()
+        guard number >= 0 else { return }
+        // Nobody has taken it.
+        _ = cfiber_close(number)
+        place.open.subtract(1, ordering: .relaxed)
+    }
+}

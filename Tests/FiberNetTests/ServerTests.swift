@@ -1,0 +1,181 @@
+// Serving on all workers.
+
+import FiberNet
+import Fibers
+import Synchronization
+import Testing
+
+extension NetTests {
+    @Suite struct ServerTests {
+        final class Totals: Sendable {
+            let served = Atomic<Int>(0)
+            let workers = Atomic<UInt>(0)
+        }
+
+        /// Serves until `clients` returns, on so many workers.
+        private func withServer(
+            _ workers: Int, _ transport: Transport = .ipv4, most: Int? = nil, _ handler: @escaping @Sendable (TCPStream) throws -> Void,
+            clients: (TCPServer) throws -> Void
+        ) throws -> ServeReport {
+            try FiberRuntime.run(.init(workers: workers)) {
+                let server = try TCPServer.bind(to: try transport.freshAddress)
+                return try withFiberGroup(of: ServeReport.self) { group in
+                    try group.spawnLocal { try server.serve(maxConnections: most, draining: .seconds(60), handler) }
+                    try clients(server)
+                    server.close()
+                    return try group.next()!
+                }
+            }
+        }
+
+        @Test(arguments: [1, 2, 4], Transport.all)
+        func server_servesOnEveryWorker(workers: Int, transport: Transport) throws {
+            let totals = Totals()
+            var counts: [TCPServer.WorkerConnections] = []
+            let report = try withServer(workers, transport) { stream in
+                totals.workers.bitwiseOr(1 << UInt(FiberRuntime.currentWorker!), ordering: .relaxed)
+                while try stream.readAvailable({ try stream.writeAll($0) }) {}
+                totals.served.add(1, ordering: .relaxed)
+            } clients: { server in
+                let streams = try (0..<60).map { _ in try TCPStream.connect(to: server.address) }
+                for (i, stream) in streams.enumerated() { try stream.writeAll([UInt8(i)]) }
+                for (i, stream) in streams.enumerated() { expect(try stream.read(upTo: 2) == [UInt8(i)]) }
+                counts = server.connections
+                for stream in streams { stream.close() }
+            }
+            #expect(report.connections == 60 && report.cancelled == 0)
+            #expect(totals.served.load(ordering: .relaxed) == 60)
+            #expect(totals.workers.load(ordering: .relaxed) == (1 << UInt(workers)) - 1)
+            #expect(counts.map(\.open).reduce(0, +) == 60 && counts.map(\.accepted).reduce(0, +) == 60)
+        }
+
+        @Test(arguments: [2, 4])
+        func connections_areSpreadEvenly(workers: Int) throws {
+            let count = 1_000
+            var counts: [TCPServer.WorkerConnections] = []
+            _ = try withServer(workers) { stream in
+                while try stream.readAvailable({ try stream.writeAll($0) }) {}
+            } clients: { server in
+                let streams = try (0..<count).map { _ in
+                    let stream = try TCPStream.connect(to: server.address)
+                    try stream.writeAll("x")
+                    return stream
+                }
+                for stream in streams { expect(try stream.read(upTo: 1).count == 1) }
+                counts = server.connections
+                for stream in streams { stream.close() }
+            }
+            let even = count / workers
+            #expect(counts.allSatisfy { abs($0.open - even) <= even / 10 }, "\(counts)")
+        }
+
+        @Test(arguments: [2, 4])
+        func limit_isKeptByAllWorkersTogether(workers: Int) throws {
+            let (open, most) = (SharedCounter(), SharedCounter())
+            let report = try withServer(workers, most: workers * 2) { stream in
+                open.add()
+                most.raise(to: open.value)
+                while try stream.readAvailable({ try stream.writeAll($0) }) {}
+                open.add(-1)
+            } clients: { server in
+                try withFiberGroup { group in
+                    for _ in 0..<40 {
+                        try group.spawnLocal {
+                            let stream = try TCPStream.connect(to: server.address)
+                            try stream.writeAll("x")
+                            expect(try stream.read(upTo: 1).count == 1)
+                            stream.close()
+                        }
+                    }
+                }
+            }
+            #expect(report.connections == 40)
+            #expect(most.value <= workers * 2)
+        }
+
+        @Test(arguments: [1, 3])
+        func openConnections_finishOrAreCancelled_whenTheServerIsClosed(workers: Int) throws {
+            let heard = SharedCounter()
+            let report = try FiberRuntime.run(.init(workers: workers)) {
+                let server = try TCPServer.bind(to: .loopback(port: 0))
+                return try withFiberGroup(of: ServeReport.self) { group in
+                    try group.spawnLocal {
+                        try server.serve(draining: .milliseconds(50), onError: { _ in heard.add() }) { stream in
+                            while try stream.readAvailable({ try stream.writeAll($0) }) {}
+                        }
+                    }
+                    let streams = try (0..<20).map { _ in
+                        let stream = try TCPStream.connect(to: server.address)
+                        try stream.writeAll("x")
+                        expect(try stream.read(upTo: 1).count == 1)
+                        return stream
+                    }
+                    server.close()
+                    server.close()
+                    for stream in streams.prefix(8) { stream.close() }
+                    // The others are still served, until their time is over.
+                    try streams[19].writeAll("y")
+                    expect(try streams[19].read(upTo: 1).count == 1)
+                    expect(failure { _ = try TCPStream.connect(to: server.address) }?.code == .refused)
+                    return try group.next()!
+                }
+            }
+            #expect(report == ServeReport(connections: 20, finished: 8, cancelled: 12))
+            #expect(heard.value == 0)
+        }
+
+        @Test func handlersErrors_areReported_andEndTheirConnectionAlone() throws {
+            let heard = SharedCounter()
+            try FiberRuntime.run(.init(workers: 2)) {
+                let server = try TCPServer.bind(to: .loopback(port: 0))
+                try withFiberGroup { group in
+                    try group.spawnLocal {
+                        try server.serve(onError: { _ in heard.add() }) { stream in
+                            if try stream.read(upTo: 1) == [0] { throw TestError(text: "zero") }
+                            try stream.writeAll("ok")
+                        }
+                    }
+                    for i in 0..<20 {
+                        let stream = try TCPStream.connect(to: server.address)
+                        try stream.writeAll([UInt8(i % 2)])
+                        expect(try stream.read(upTo: 2).isEmpty == (i % 2 == 0))
+                        stream.close()
+                    }
+                    server.close()
+                }
+            }
+            #expect(heard.value == 10)
+        }
+
+        @Test func server_leavesNoSockets_howeverItEnds() throws {
+            let before = openSockets
+            try FiberRuntime.run(.init(workers: 3)) {
+                do { _ = try TCPServer.bind(to: .loopback(port: 0)) }
+                let unused = try TCPServer.bind(to: .loopback(port: 0))
+                unused.close()
+                expect(try unused.serve { _ in }.connections == 0)
+                let server = try TCPServer.bind(to: .loopback(port: 0))
+                let serving = try Fiber.spawnLocal { try server.serve { _ = try $0.read(upTo: 1) } }
+                let clients = try (0..<20).map { _ in try TCPStream.connect(to: server.address) }
+                letOthersRun()
+                serving.cancel()
+                do {
+                    _ = try serving.join()
+                    expect(false, "it was cancelled")
+                } catch { expect(error is CancellationError) }
+                for client in clients { client.close() }
+            }
+            #expect(openSockets == before)
+        }
+
+        @Test func secondServer_isRefused_atTheSameAddress() throws {
+            try FiberRuntime.run(.init(workers: 2)) {
+                let server = try TCPServer.bind(to: .loopback(port: 0))
+                expect(failure { _ = try TCPServer.bind(to: server.address) }?.code == .addressInUse)
+                expect(failure { _ = try TCPListener.bind(to: server.address) }?.code == .addressInUse)
+                server.close()
+                try TCPServer.bind(to: server.address).close()
+            }
+        }
+    }
+}
