@@ -143,12 +143,29 @@ func timers(_ n: Int) throws {
     emit("timers_late", late / Double(n) / 1000, "us")
 }
 
-try FiberRuntime.run {
+/// Two fibers on two workers wake each other in turn.
+func crossPong(_ n: Int) throws {
+    let (ping, pong) = (FiberEvent(), FiberEvent())
+    let other = try Fiber.spawn(on: 1) {
+        for _ in 0..<n {
+            try ping.wait()
+            pong.signal()
+        }
+    }
+    for _ in 0..<n {
+        ping.signal()
+        try pong.wait()
+    }
+    try other.join()
+}
+
+try FiberRuntime.run(.init(workers: workload == "xpong" ? 2 : 1)) {
     switch workload {
     case "yield2": try timed(workload, flag("--n", 20_000_000)) { try yields(fibers: 2, $0) }
     case "yield1000": try timed(workload, flag("--n", 20_000_000)) { try yields(fibers: 1000, $0) }
     case "yieldnest": try timed(workload, flag("--n", 20_000_000), nestedYields)
     case "spawn": try timed(workload, flag("--n", 5_000_000)) { for _ in 0..<$0 { try Fiber.spawnLocal {}.join() } }
+    case "xpong": try timed(workload, flag("--n", 500_000), crossPong)
     case "park": try park(flag("--n", 1_000_000))
     case "timers": try timers(flag("--n", 100_000))
     default:
