@@ -99,7 +99,8 @@ extension NetTests {
                         // Whoever comes next may begin at once.
                         try withCancellationShield { try client.writeAll([UInt8(i)]) }
                     }
-                    for _ in 0..<Int.random(in: 0..<3_000, using: &random) where !sending.fiber.isFinished { Fiber.yield() }
+                    let turns = Int.random(in: 0..<(1 << Int.random(in: 1...12, using: &random)), using: &random)
+                    for _ in 0..<turns where !sending.fiber.isFinished { Fiber.yield() }
                     sending.cancel()
                     try? sending.join()
                     wanted += bytes[..<count] + [UInt8(i)]
