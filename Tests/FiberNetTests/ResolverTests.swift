@@ -620,6 +620,9 @@ extension NetTests {
         }
 
         @Test func answer_findsNobody_whenTheRuntimeHasEndedWithoutItsWaiter() throws {
+            // What an abandoned fiber owns leaks.
+            cfaults_leaks_begin()
+            defer { cfaults_leaks_end() }
             let service = NameService()
             service.know("dead", "192.0.2.1")
             let gate = service.hold("dead")
@@ -628,14 +631,11 @@ extension NetTests {
             var configuration = FiberRuntime.Configuration()
             configuration.shutdownLimit = .milliseconds(5)
             configuration.onWarning = { warnings.value.append($0) }
-            // What an abandoned fiber owns leaks.
-            cfaults_leaks_begin()
             try inRuntime(configuration) {
                 try Fiber.spawnLocal(name: "stubborn") { try withCancellationShield { _ = try resolver.resolve("dead", port: 80) } }
                 try waitUntil { gate.arrivals == 1 }
                 FiberRuntime.shutDown()
             }
-            cfaults_leaks_end()
             #expect(warnings.value.count == 2 && warnings.value[0].contains("stubborn"), "\(warnings.value)")
             gate.open()
             // The fiber's stack is no more; its look-up is, and ends well.

@@ -443,6 +443,10 @@ extension NetTests {
                         posix_spawn_file_actions_adddup2(&actions, fds[1], 1)
                         let arguments =
                             ["sh", "-c", "for f in /proc/self/fd/*; do readlink $f; done"].map { (text: String) in strdup(text) } + [nil]
+                        defer {
+                            posix_spawn_file_actions_destroy(&actions)
+                            arguments.forEach { free($0) }
+                        }
                         expect(posix_spawnp(&pid, "sh", &actions, nil, arguments, environ) == 0)
                         close(fds[1])
                         let reader = try DescriptorStream.adopt(FileDescriptor(rawValue: fds[0]), closing: true)
