@@ -2,6 +2,7 @@
 //
 // Any thread; the counts are atomic so that the monitor's thread may read them, and so that several workers may keep the same books.
 
+import Fibers
 import Synchronization
 
 /// One count.
@@ -58,7 +59,7 @@ enum Count {
 
 /// What went wrong. The first failure ends the run.
 enum Failures {
-    private static let list = Locked<[String]>([])
+    private static let list = Guarded<[String]>([])
 
     static func record(_ failure: String) {
         let isNew = list.withLock { list in

@@ -11,10 +11,10 @@ final class Crew: Sendable {
     let options: Options
     let wakingThread: WakingThread
     /// Of the servers of all workers. Complete before the first job begins.
-    let addresses = Locked<[SocketAddress]>([])
+    let addresses = Guarded<[SocketAddress]>([])
     /// Those that the servers have not seen yet, by the number that the client sends first.
-    let connections = Locked<[UInt64: Connection]>([:])
-    private let rounds = Locked<[Int: Round]>([:])
+    let connections = Guarded<[UInt64: Connection]>([:])
+    private let rounds = Guarded<[Int: Round]>([:])
     private let stopping = Atomic<Bool>(false)
 
     var isStopping: Bool { stopping.load(ordering: .relaxed) }
@@ -52,7 +52,7 @@ final class Crew: Sendable {
     /// Has as many threads as a round may have, and nothing else: the system keeps some of their stacks for the next ones.
     static func warmUp(_ options: Options) {
         let configuration = configuration(options)
-        let missing = Locked(configuration.blockingThreads)
+        let missing = Guarded(configuration.blockingThreads)
         do {
             try FiberRuntime.run(configuration) {
                 for _ in 0..<configuration.blockingThreads {

@@ -16,7 +16,7 @@ final class WakingThread: Sendable {
         var rung: [FiberEvent] = []
     }
 
-    private let state = Locked(State())
+    private let state = Guarded(State())
 
     /// Parks the calling fiber until the thread wakes it, until a deadline, or until it is cancelled; true when it was the thread.
     func wait(until deadline: Int64) -> Bool {
@@ -55,28 +55,4 @@ final class WakingThread: Sendable {
             if pause == 0 { sched_yield() } else { usleep(UInt32(random.next() % (100 << pause))) }
         }
     }
-}
-
-/// A value behind a lock: `Synchronization.Mutex`, but one that the thread sanitizer sees.
-final class Locked<Value>: @unchecked Sendable {
-    private var content: Value
-    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-
-    init(_ value: Value) {
-        content = value
-        pthread_mutex_init(mutex, nil)
-    }
-
-    deinit {
-        pthread_mutex_destroy(mutex)
-        mutex.deallocate()
-    }
-
-    func withLock<Result>(_ body: (inout Value) -> Result) -> Result {
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        return body(&content)
-    }
-
-    var value: Value { withLock { $0 } }
 }

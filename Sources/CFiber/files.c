@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "cfiber_files.h"
+#include "retry.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -12,12 +13,6 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-
-#define RETRY(type, call)                          \
-  type result;                                     \
-  do result = (call);                              \
-  while (result < 0 && errno == EINTR);            \
-  return result < 0 ? -errno : result
 
 static int kind_of(const struct stat *info) {
   switch (info->st_mode & S_IFMT) {

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "cfiber_system.h"
+#include "retry.h"
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -8,13 +9,6 @@
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <unistd.h>
-
-// A call that a signal interrupted before it did anything is made again.
-#define RETRY(type, call)                          \
-  type result;                                     \
-  do result = (call);                              \
-  while (result < 0 && errno == EINTR);            \
-  return result < 0 ? -errno : result
 
 ssize_t cfiber_send_vector(int fd, const struct iovec *vectors, size_t count) {
   struct msghdr message = {.msg_iov = (struct iovec *)vectors, .msg_iovlen = count};

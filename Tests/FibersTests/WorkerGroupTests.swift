@@ -4,10 +4,6 @@ import Fibers
 import Glibc
 import Testing
 
-private func onWorkers<Value>(_ count: Int, _ main: () throws -> Value) throws -> Value {
-    try runQuietly(.init(workers: count), main)
-}
-
 extension KernelTests {
     @Suite struct WorkerGroupTests {
         @Test(arguments: [1, 2, 4])
@@ -45,7 +41,7 @@ extension KernelTests {
 
         @Test(arguments: [2, 4])
         func limit_bounds_childrenOnAllWorkers(_ count: Int) throws {
-            let (running, most) = (Counter(), Locked(0))
+            let (running, most) = (Counter(), Guarded(0))
             try onWorkers(count) {
                 try withFiberGroup(limit: 3) { group in
                     for _ in 0..<300 {

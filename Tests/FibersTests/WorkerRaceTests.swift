@@ -6,10 +6,6 @@ import Glibc
 import Synchronization
 import Testing
 
-private func onWorkers<Value>(_ count: Int, _ main: () throws -> Value) throws -> Value {
-    try runQuietly(.init(workers: count), main)
-}
-
 /// Counts where it is let go of.
 private final class Trace: Sendable {
     private let (inFibers, elsewhere): (Counter, Counter)
@@ -31,7 +27,7 @@ extension KernelTests {
         /// Fibers of a worker go on before it looks at its messages, so one of them may have the handle of a fiber that is still on its way to it.
         @Test func join_waits_whenTheFiberIsStillOnItsWay_toTheCallersWorker() throws {
             let rounds = scaled(2_000, sanitized: 200)
-            let next = Locked<FiberHandle<String>?>(nil)
+            let next = Guarded<FiberHandle<String>?>(nil)
             var values: [String] = []
             var early = 0
             try onWorkers(2) {
@@ -62,7 +58,7 @@ extension KernelTests {
 
         @Test func cancel_isHeard_whenTheFiberIsStillOnItsWay_toTheCallersWorker() throws {
             let rounds = scaled(2_000, sanitized: 200)
-            let next = Locked<FiberHandle<Void>?>(nil)
+            let next = Guarded<FiberHandle<Void>?>(nil)
             let cancelled = Counter()
             try onWorkers(2) {
                 let canceller = try Fiber.spawn(on: 1) {

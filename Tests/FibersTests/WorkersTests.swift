@@ -14,30 +14,6 @@ final class Counter: Sendable {
     func add(_ amount: Int = 1) { number.add(amount, ordering: .acquiringAndReleasing) }
 }
 
-/// A value behind a lock that the thread sanitizer sees.
-final class Locked<Value>: @unchecked Sendable {
-    private var content: Value
-    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-
-    init(_ value: Value) {
-        content = value
-        pthread_mutex_init(mutex, nil)
-    }
-
-    deinit {
-        pthread_mutex_destroy(mutex)
-        mutex.deallocate()
-    }
-
-    func withLock<Result>(_ body: (inout Value) -> Result) -> Result {
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        return body(&content)
-    }
-
-    var value: Value { withLock { $0 } }
-}
-
 /// A thread that has been joined is in the kernel's books for a moment longer.
 func waitForThreads(_ count: Int) -> Bool {
     for _ in 0..<100_000 {
@@ -48,7 +24,7 @@ func waitForThreads(_ count: Int) -> Bool {
     return false
 }
 
-private func onWorkers<Value>(_ count: Int, _ main: () throws -> Value) throws -> Value {
+func onWorkers<Value>(_ count: Int, _ main: () throws -> Value) throws -> Value {
     try runQuietly(.init(workers: count), main)
 }
 
@@ -198,7 +174,7 @@ extension KernelTests {
         }
 
         @Test func unjoinedError_isReportedOnce() throws {
-            let heard = Locked<[String]>([])
+            let heard = Guarded<[String]>([])
             var configuration = FiberRuntime.Configuration(workers: 2)
             configuration.onUnhandledError = { error in heard.withLock { $0.append("\(error.error)") } }
             try FiberRuntime.run(configuration) { try Fiber.spawn(on: 1) { throw TestError(number: 3) } }
@@ -253,7 +229,7 @@ extension KernelTests {
         }
 
         @Test func run_returnsAndNamesThem_whenFibersOfAnotherWorkerIgnoreTheShutdown() throws {
-            let warnings = Locked<[String]>([])
+            let warnings = Guarded<[String]>([])
             let release = FiberEvent()
             var configuration = FiberRuntime.Configuration(workers: 2)
             configuration.onWarning = { text in warnings.withLock { $0.append(text) } }

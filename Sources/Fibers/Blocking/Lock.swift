@@ -26,13 +26,16 @@ package final class ThreadLock: @unchecked Sendable {
 /// A value behind a lock. `Synchronization.Mutex` would do, but the thread sanitizer does not see it.
 package final class Guarded<Value>: @unchecked Sendable {
     private let lock = ThreadLock()
-    private var value: Value
+    private var content: Value
 
-    package init(_ value: Value) { self.value = value }
+    package init(_ value: Value) { content = value }
 
     package func withLock<Result>(_ body: (inout Value) -> Result) -> Result {
-        lock.withLock { body(&value) }
+        lock.withLock { body(&content) }
     }
+
+    /// A copy of it.
+    package var value: Value { withLock { $0 } }
 }
 
 final class ThreadCondition: @unchecked Sendable {
