@@ -43,9 +43,10 @@ extension KernelTests {
         }
 
         /// Two sides that wake each other in turn, with delays at random, so that signals come before, while and after the other side parks, looks and sleeps.
-        @Test(arguments: [false, true])
-        func noSignalIsLost_whenSidesWakeEachOther(betweenWorkers: Bool) throws {
-            let rounds = scaled(50_000, sanitized: 5_000)
+        /// With more workers than processors none watches, so each signal ends a park.
+        @Test(arguments: [1, 2, 12])
+        func noSignalIsLost_whenSidesWakeEachOther(workers: Int) throws {
+            let rounds = scaled(50_000, sanitized: 5_000) * timesLonger
             let (ping, pong) = (FiberEvent(), FiberEvent())
             let total = Counter()
             @Sendable func delay(_ random: inout SeededGenerator) {
@@ -72,18 +73,48 @@ extension KernelTests {
                     try pong.wait()
                 }
             }
-            if betweenWorkers {
-                try FiberRuntime.run(.init(workers: 2)) {
+            if workers > 1 {
+                try FiberRuntime.run(.init(workers: workers)) {
                     let other = try Fiber.spawn(on: 1) { try answer { try ping.wait() } }
                     try ask()
                     try other.join()
                 }
             } else {
                 let thread = Thread { answer { while !ping.take() { sched_yield() } } }
-                try FiberRuntime.run { try ask() }
+                try FiberRuntime.run(.init(workers: 1)) { try ask() }
                 thread.join()
             }
             #expect(total.value == rounds)
+        }
+
+        /// The one side hardly ever parks, since the other's signal comes while it watches.
+        @Test func sleepersOfAWorker_wake_whileSignalsKeepItBusy() throws {
+            let (ping, pong) = (FiberEvent(), FiberEvent())
+            let limit = 30_000
+            var (rounds, ticks) = (0, 0)
+            try FiberRuntime.run(.init(workers: 2)) {
+                let other = try Fiber.spawn(on: 1) { () throws -> Void in
+                    while true {
+                        try ping.wait()
+                        for i in 0..<500 { _ = opaque(i) }
+                        pong.signal()
+                    }
+                }
+                let ticker = try Fiber.spawnLocal {
+                    while ticks < 20 {
+                        try Fiber.sleep(for: .milliseconds(1))
+                        ticks += 1
+                    }
+                }
+                while ticks < 20 && rounds < limit {
+                    ping.signal()
+                    try pong.wait()
+                    rounds += 1
+                }
+                other.cancel()
+                try ticker.join()
+            }
+            #expect(rounds < limit, "\(rounds) rounds")
         }
 
         /// Signals compete with deadlines; each is had by somebody.

@@ -7,13 +7,13 @@ extension KernelTests {
     @Suite struct LifeEndTests {
         @Test func handlerOfErrors_mayWaitUnderADeadline_andLeavesNoTimer() throws {
             let calls = Box(0)
-            try FiberRuntime.run(
-                .init(onUnhandledError: { _ in
-                    // Ends before its deadline, which stays in the queue of timers.
-                    try? withTimeout(.milliseconds(450)) { try Fiber.spawnLocal { Fiber.yield() }.join() }
-                    calls.value += 1
-                })
-            ) {
+            var configuration = trimmingSoon
+            configuration.onUnhandledError = { _ in
+                // Ends before its deadline, which stays in the queue of timers.
+                try? withTimeout(.milliseconds(450)) { try Fiber.spawnLocal { Fiber.yield() }.join() }
+                calls.value += 1
+            }
+            try FiberRuntime.run(configuration) {
                 for _ in 0..<200 { try Fiber.spawnLocal { throw TestError() } }
                 try sleepInSteps()
             }
@@ -30,7 +30,7 @@ extension KernelTests {
                 }
             }
             let calls = Box(0)
-            try FiberRuntime.run {
+            try FiberRuntime.run(trimmingSoon) {
                 for _ in 0..<200 { try Fiber.spawnLocal { Result(calls) } }
                 try sleepInSteps()
             }
@@ -62,7 +62,7 @@ extension KernelTests {
     }
 }
 
-/// Until surplus stacks have been given back, which takes 200 ms, and deadlines of 450 ms have come. In steps, since an idle worker drops the deadlines that nobody
+/// Until surplus stacks have been given back, which takes 200 ms with `trimmingSoon`, and deadlines of 450 ms have come. In steps, since an idle worker drops the deadlines that nobody
 /// wants any more, up to the first that somebody wants.
 private func sleepInSteps() throws {
     for _ in 0..<7 { try Fiber.sleep(for: .milliseconds(100)) }

@@ -108,11 +108,34 @@ extension KernelTests {
             #expect(zip(bounds, bounds.dropFirst()).allSatisfy { $0.high + 64 * 1024 <= $1.low })
         }
 
+        @Test func severalSlots_areGivenBack_eachForItself_whenTheKernelCannotDoAllAtOnce() throws {
+            let (page, count) = (Int(getpagesize()), 100)
+            var memory: UnsafeMutableRawPointer?
+            #expect(cfiber_map(2 * page * count, &memory) == 0)
+            let base = try #require(memory)
+            defer { _ = cfiber_unmap(base, 2 * page * count) }
+            var slots: [UnsafeMutableRawPointer?] = (0..<count).map { base + 2 * page * $0 }
+            func giveBack() -> Int32 {
+                memset(base, 1, 2 * page * count)
+                return cfiber_give_back_several(&slots, count, page, page)
+            }
+            func isAsExpected(_ i: Int) -> Bool {
+                let slot = base + 2 * page * i
+                return slot.load(as: UInt8.self) == 1 && slot.load(fromByteOffset: page, as: UInt8.self) == 0
+            }
+            #expect(giveBack() == 0)
+            #expect((0..<count).allSatisfy(isAsExpected))
+            // No address of anything: the call for several refuses all of its batch or ends in the middle.
+            slots[70] = base + 1
+            #expect(giveBack() == -EINVAL)
+            #expect((0..<count).allSatisfy { $0 == 70 || isAsExpected($0) })
+        }
+
         #if compiler(>=6.2)
             @Test(.enabled(if: !isSanitized, "sanitizers keep memory of their own"))
             func memory_isGivenBack_whenAWorkerIsIdleAfterManyFibers() async {
                 await #expect(processExitsWith: .success) {
-                    try FiberRuntime.run {
+                    try FiberRuntime.run(trimmingSoon) {
                         // Once in small, so that what is allocated for good is there.
                         try parkMany(100)
                         let before = Process.residentBytes
@@ -136,7 +159,9 @@ extension KernelTests {
             @Test(.enabled(if: !isSanitized, "sanitizers keep memory of their own"))
             func deepPages_areGivenBack_whenAWorkerIsIdle() async {
                 await #expect(processExitsWith: .success) {
-                    try FiberRuntime.run(.init(stackSize: 1 << 20)) {
+                    var configuration = trimmingSoon
+                    configuration.stackSize = 1 << 20
+                    try FiberRuntime.run(configuration) {
                         let before = Process.residentBytes
                         var handles = try (0..<20).map { _ in
                             try Fiber.spawnLocal {

@@ -16,6 +16,8 @@ int cfiber_guard(void *memory, size_t size, int method);
 int cfiber_guard_several(void *first, size_t stride, size_t count, size_t size);
 /// Gives the pages of the range back; it reads as zeros afterwards. Guards inside it stay.
 int cfiber_give_back(void *memory, size_t size);
+/// The same for a range in each of `count` slots, `offset` bytes behind their starts.
+int cfiber_give_back_several(void *const *slots, size_t count, size_t offset, size_t size);
 /// The number of bytes at the upper end of the range, up to and including its lowest page in memory. Pages swapped out do not count.
 size_t cfiber_resident_depth(const void *memory, size_t size);
 /// malloc, grown in place where possible: NULL when memory is short, and then `old` is still valid. Freed with `cfiber_free`.

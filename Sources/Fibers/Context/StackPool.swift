@@ -31,6 +31,8 @@ struct StackPool {
     /// How many stacks `mprotect` guards allow, from vm.max_map_count; no limit with page-table guards.
     private var mappingLimit = Int.max
     private var lastTrim: Int64 = 0
+    /// Nanoseconds between trims.
+    private let trimInterval: Int64
     /// Until the kernel has refused it once.
     private var carvesSeveral = true
 
@@ -45,12 +47,11 @@ struct StackPool {
     static let largestSlab = 4096
     /// Stacks that a trim leaves warm.
     static let keptWarm = 32
-    /// Nanoseconds between trims.
-    static let trimInterval: Int64 = 200_000_000
     /// Stacks that one trim gives back at most, so that it delays nobody by more than about a millisecond.
     static let trimBatch = 1024
 
-    init(stackSize: Int, guards: FiberRuntime.Configuration.Guards) {
+    init(stackSize: Int, guards: FiberRuntime.Configuration.Guards, trimInterval: Int64) {
+        self.trimInterval = trimInterval
         stride = stackSize
         guardSize = Self.guardBytes
         guardMethod = Int32(guards == .mprotect ? CFIBER_GUARD_MPROTECT : CFIBER_GUARD_INSTALL)
@@ -180,19 +181,17 @@ struct StackPool {
     // Giving memory back.
 
     /// When an idle worker should wake to trim; nil when there is nothing to trim.
-    var nextTrim: Int64? { warmCount > Self.keptWarm ? lastTrim + Self.trimInterval : nil }
+    var nextTrim: Int64? { warmCount > Self.keptWarm ? lastTrim + trimInterval : nil }
 
     /// Gives back the memory of stacks that nobody needed since the last trim, and the deep pages of some that stay. Called when the
     /// worker has nothing else to do.
     @inline(never)
     mutating func trim(now: Int64) {
-        guard now - lastTrim >= Self.trimInterval else { return }
+        guard now - lastTrim >= trimInterval else { return }
         let surplus = min(idleCount - Self.keptWarm, Self.trimBatch)
         // More to give back than one batch: go on soon.
-        lastTrim = surplus == Self.trimBatch ? now - Self.trimInterval + 1_000_000 : now
-        if surplus > 0 {
-            for _ in 0..<surplus { retire() }
-        }
+        lastTrim = surplus == Self.trimBatch ? now - trimInterval + 1_000_000 : now
+        if surplus > 0 { retire(surplus) }
         var fiber = warm
         for _ in 0..<Self.keptWarm {
             guard let some = fiber else { break }
@@ -202,15 +201,21 @@ struct StackPool {
         idleCount = surplus == Self.trimBatch ? idleCount - surplus : warmCount
     }
 
-    private mutating func retire() {
-        guard cold.reserveOne(), let fiber = warm else { return }
-        warm = fiber.next
-        warmCount -= 1
-        let low = UnsafeMutableRawPointer(fiber.pointee.context.stack_low!)
-        end(fiber)
+    private mutating func retire(_ count: Int) {
+        guard cold.reserve(count) else { return }
+        let first = cold.count
+        for _ in 0..<count {
+            guard let fiber = warm else { break }
+            warm = fiber.next
+            warmCount -= 1
+            let low = UnsafeMutableRawPointer(fiber.pointee.context.stack_low!)
+            end(fiber)
+            cold.append(low - guardSize)
+        }
         // A failure leaves the pages where they are, which costs memory and nothing else.
-        _ = cfiber_give_back(low, stride - guardSize)
-        cold.append(low - guardSize)
+        cold.base?.advanced(by: first).withMemoryRebound(to: UnsafeMutableRawPointer?.self, capacity: cold.count - first) {
+            _ = cfiber_give_back_several($0, cold.count - first, guardSize, stride - guardSize)
+        }
     }
 
     /// Forgets a record and its context.

@@ -14,7 +14,10 @@ import CFiber
 import Synchronization
 
 package final class SharedWaiter: @unchecked Sendable {
+    // The word has its cache line for itself: two processors that wait for each other's would otherwise take away each other's line by looking.
+    private let before: (UInt, UInt, UInt, UInt, UInt, UInt) = (0, 0, 0, 0, 0, 0)
     let state = Atomic<UInt>(0)
+    private let after: (UInt, UInt, UInt, UInt, UInt, UInt, UInt) = (0, 0, 0, 0, 0, 0, 0)
 
     package init() {}
 

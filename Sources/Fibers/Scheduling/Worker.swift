@@ -143,7 +143,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             pointee.isRootQueued = true
             pointee.ready.append(pointee.root)
         }
-        if cfiber_counter() &- pointee.lastPoll >= cfiber_counter_interval() {
+        if isPollDue {
             poll(timeout: 0)
             // The fiber stays as it is, with all that it owns, and never goes on. One whose life is over only has to say so.
             if _slowPath(pointee.abandonAt != .max && isOverdue), running.pointee.context.id != 0 { cfiber_switch(pointee.root.context) }
@@ -194,7 +194,14 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     }
 
     private func sleep() {
-        if pointee.watches > 0 && watchInbox() { return }
+        if pointee.watches > 0 {
+            // What is watched may come again and again, so timers and driver have their turn before.
+            if isPollDue {
+                poll(timeout: 0)
+                if !pointee.ready.isEmpty { return }
+            }
+            if watch() { return }
+        }
         pointee.pool.trim(now: now)
         let now = self.now
         var wake = Int64.max
@@ -212,14 +219,15 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         }
     }
 
-    /// Watches the inbox for some microseconds, where something has come from other workers as fast as that lately: to sleep and to be woken takes longer, and costs both
-    /// sides a system call. True when something has come. After a few times in vain it sleeps at once.
-    private func watchInbox() -> Bool {
+    /// Watches the inbox, and what a fiber waits for, for some microseconds, where something has come from other workers as fast as that lately: to sleep and to be
+    /// woken takes longer, and costs both sides a system call. True when something has come. After a few times in vain it does not watch any more.
+    @inline(__always)
+    func watch(for hasCome: () -> Bool = { false }) -> Bool {
         let begun = cfiber_counter()
         let limit = cfiber_counter_interval() / 25
         repeat {
             for _ in 0..<16 {
-                if !pointee.inbox.isEmpty {
+                if hasCome() || !pointee.inbox.isEmpty {
                     pointee.watches = Self.watchesInVain
                     return true
                 }
@@ -229,6 +237,13 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.watches &-= 1
         return false
     }
+
+    /// True when the running fiber may keep the worker busy with watching: nobody else is ready, and something has come from another worker soon lately.
+    @inline(__always)
+    var mayWatch: Bool { pointee.watches > 0 && pointee.ready.isEmpty && !isPollDue }
+
+    @inline(__always)
+    private var isPollDue: Bool { cfiber_counter() &- pointee.lastPoll >= cfiber_counter_interval() }
 
     /// Looks at timers and driver; blocks for at most `timeout` nanoseconds (negative: without end) when nothing has happened before.
     private func poll(timeout: Int64) {

@@ -38,7 +38,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         worker.initialize(
             to: WorkerState(
                 ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), driver: driver,
-                pool: StackPool(stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards),
+                pool: StackPool(
+                    stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards,
+                    trimInterval: Deadline.nanoseconds(runtime.configuration.trimInterval)),
                 runtime: runtime, home: UnsafeRawPointer(Unmanaged.passUnretained(runtime).toOpaque()), index: index, root: root,
                 overflowState: overflowState))
         require(

@@ -37,6 +37,9 @@ extension FiberRuntime {
         /// Hears of conditions that the runtime rides out but the operator should know, such as a lack of descriptors: one line each. By default standard error.
         public var onWarning: @Sendable (String) -> Void
 
+        /// How long stacks must not have been needed before their memory is given back: less makes a load that comes in waves pay for the same pages again and again.
+        package var trimInterval = Duration.seconds(1)
+
         /// Makes the driver of the runtime's worker, epoll's if nil: for tests that own the time.
         package var makeDriver: (@Sendable () throws(ResourceError) -> Driver)?
 

@@ -22,7 +22,8 @@ public final class FiberEvent: Sendable {
     /// Lets the fiber go on that waits or the next one that does. Never blocks, takes no lock, and may be called on any thread, also outside a runtime; not in a handler of an operating
     /// system's signal.
     public func signal() {
-        var state = waiter.state.load(ordering: .relaxed)
+        // Without a look first, which would fetch the word twice from another processor: once to read it, once to write it.
+        var state = Self.idle
         while true {
             // Also where a signal is there already: what the caller did before this call is seen by whoever has it.
             let next = state == Self.idle ? Self.signalled : state == Self.signalled ? Self.signalled : Self.idle
@@ -40,7 +41,10 @@ public final class FiberEvent: Sendable {
     public func wait() throws {
         let worker = Worker.here("FiberEvent.wait()")
         try worker.refuseIfCancelled()
-        if take() { return }
+        // Where another worker is about to signal, the fiber stays: to park it and to send it home takes longer than to wait.
+        if take() || (worker.mayWatch && worker.watch(for: { waiter.state.load(ordering: .relaxed) == Self.signalled }) && take()) {
+            return worker.chargeOperation()
+        }
         guard worker.beginPark(sharing: waiter, ifStill: Self.idle) else {
             // A signal has come in between, or another fiber waits.
             require(take(), "two fibers wait for one FiberEvent: give each its own, or let one wait and pass it on")
