@@ -60,6 +60,28 @@ extension NetTests {
             #expect(service.hosts == [])
         }
 
+        @Test func otherCalls_haveThreads_whileLookUpsWaitForServersThatDoNotAnswer() throws {
+            let service = NameService()
+            let resolver = service.resolver()
+            var configuration = FiberRuntime.Configuration()
+            configuration.blockingThreads = 4
+            let gates = (0..<20).map { service.hold("dead\($0).example.org") }
+            for i in gates.indices { service.know("dead\(i).example.org", "192.0.2.1") }
+            try FiberRuntime.run(configuration) {
+                let handles = try gates.indices.map { i in
+                    try Fiber.spawnLocal { try resolver.resolve("dead\(i).example.org", port: 1).count }
+                }
+                while service.hosts.count < 2 { try Fiber.sleep(for: .milliseconds(1)) }
+                for i in 0..<100 { expect(try withTimeout(.seconds(20)) { try withBlockingThread { i } } == i) }
+                expect(service.hosts.count == 2, "\(service.hosts)")
+                expect(FiberRuntime.blockingStatistics.queued == 18)
+                expect(FiberRuntime.blockingStatistics.threads <= 4)
+                for gate in gates { gate.open() }
+                for handle in handles { expect(try handle.join() == 1) }
+            }
+            #expect(Set(service.hosts).count == 20)
+        }
+
         @Test func localhost_isWhatTheSystemSays() throws {
             let (addresses, again, statistics) = try inRuntime {
                 let resolver = Resolver.default

@@ -125,6 +125,35 @@ extension KernelTests {
             #expect(inFibers.value == rounds)
         }
 
+        /// What such a fiber returns belongs to its worker, though a `Fiber` that names it is anybody's.
+        @Test func resultOfALocalFiber_isLetGoOfOnItsWorker_whenAnotherHasTheLastOfIt() throws {
+            final class Local {
+                let worker: Int?
+                let ends: Guarded<[Bool]>
+                init(_ ends: Guarded<[Bool]>) { (worker, self.ends) = (FiberRuntime.currentWorker, ends) }
+                deinit {
+                    let isAtHome = FiberRuntime.currentWorker == worker && Fiber.current != nil
+                    ends.withLock { $0.append(isAtHome) }
+                }
+            }
+            let rounds = scaled(500, sanitized: 50)
+            let ends = Guarded<[Bool]>([])
+            try onWorkers(3) {
+                for i in 0..<rounds {
+                    try Fiber.spawn(on: 1 + i % 2) {
+                        let fiber = try Fiber.spawnLocal { Local(ends) }.fiber
+                        try Fiber.spawn(on: i % 2 * 2) {
+                            while !fiber.isFinished { Fiber.yield() }
+                            for _ in 0..<i % 5 { Fiber.yield() }
+                            withExtendedLifetime(fiber) {}
+                        }
+                    }
+                }
+            }
+            #expect(ends.value.count == rounds)
+            #expect(ends.value.allSatisfy { $0 })
+        }
+
         /// Two calls that wait for one another: neither may wait in line behind the other for the one thread that is idle.
         @Test func blockingCalls_eachHaveAThread_whenWorkersMakeThemAtOnce() throws {
             let rounds = scaled(300, sanitized: 30)

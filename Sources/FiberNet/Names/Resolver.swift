@@ -21,7 +21,8 @@ import SystemPackage
 /// ```
 ///
 /// `getaddrinfo` goes by the machine's configuration (`/etc/hosts`, `/etc/nsswitch.conf`, `/etc/resolv.conf`) and blocks, so it runs on a thread for blocking calls; see
-/// `withBlockingThread`. Fibers that ask for the same name at the same time share one look-up. Numeric addresses are answered at once, without a thread or the cache.
+/// `withBlockingThread`. At most half of these threads look names up at a time, so names whose servers do not answer hold up other names at worst, and never files.
+/// Fibers that ask for the same name at the same time share one look-up. Numeric addresses are answered at once, without a thread or the cache.
 ///
 /// Each runtime has one, ``default``; make others for other configurations. It may be used by fibers of several workers and runtimes at a time.
 public final class Resolver: Sendable {

@@ -4,6 +4,7 @@
 //   * everything that changes is read and written with `mutex` held;
 //   * a job is in the queue, or with one thread, or over. Its fiber waits in `waiter`, and takes it back from the queue when the wait ends before the job has begun;
 //   * there are at most `limit` threads; one is made when a job comes, none is idle and there is room. So a job waits only while `limit` others run;
+//   * of these at most half run detached jobs, which nobody may be in a hurry to end: others have the rest for themselves;
 //   * a thread holds the pool, so that it may outlive its runtime, which happens when a job does not end; any other thread is joined.
 // Any thread, except `run` and `stop`, which are for the worker.
 
@@ -28,6 +29,9 @@ final class BlockingPool: @unchecked Sendable {
     private let work: ThreadCondition
     private let ended: ThreadCondition
     private var queue = JobQueue()
+    private var detached = JobQueue()
+    private var runningDetached = 0
+    private let detachedLimit: Int
     private var running: [ObjectIdentifier: BlockingJob] = [:]
     private var threads = 0
     private var idle = 0
@@ -43,6 +47,7 @@ final class BlockingPool: @unchecked Sendable {
     /// - Parameter idleLimit: nanoseconds after which an idle thread ends.
     init(limit: Int, idleLimit: Int64) {
         self.limit = limit
+        detachedLimit = max(1, limit / 2)
         self.idleLimit = idleLimit
         work = ThreadCondition(mutex)
         ended = ThreadCondition(mutex)
@@ -50,9 +55,11 @@ final class BlockingPool: @unchecked Sendable {
 
     var statistics: BlockingStatistics {
         mutex.withLock {
-            let oldest = queue.first.map { cfiber_now() - $0.queuedAt } ?? 0
+            let first = [queue.first, detached.first].compactMap { $0?.queuedAt }.min()
             return BlockingStatistics(
-                threads: threads, idle: idle, queued: queue.count, oldestWait: .nanoseconds(oldest), completed: completed)
+                threads: threads, idle: idle, queued: queue.count + detached.count,
+                oldestWait: .nanoseconds(first.map { cfiber_now() - $0 } ?? 0),
+                completed: completed)
         }
     }
 
@@ -62,7 +69,7 @@ final class BlockingPool: @unchecked Sendable {
         worker.beginPark(sharing: job.waiter)
         if enqueue(job) { startThread() }
         let outcome = worker.park(.blocking)
-        if outcome != .ready { mutex.withLock { queue.remove(job) } } else if let refusal = job.refusal { throw refusal }
+        if outcome != .ready { _ = takeBack(job) } else if let refusal = job.refusal { throw refusal }
         try worker.check(outcome)
     }
 
@@ -75,7 +82,7 @@ final class BlockingPool: @unchecked Sendable {
     func takeBack(_ job: BlockingJob) -> Bool {
         mutex.withLock {
             guard job.isQueued else { return false }
-            queue.remove(job)
+            if job.isDetached { detached.remove(job) } else { queue.remove(job) }
             return true
         }
     }
@@ -84,13 +91,32 @@ final class BlockingPool: @unchecked Sendable {
     private func enqueue(_ job: BlockingJob) -> Bool {
         // In one go: a thread that is idle now may have ended, or have got the job of another worker, by the time the job is in the queue.
         mutex.withLock {
-            let needsThread = idle <= queue.count && threads < limit
-            if needsThread { threads += 1 }
             job.queuedAt = cfiber_now()
-            queue.append(job)
+            if job.isDetached { detached.append(job) } else { queue.append(job) }
+            // Where too many of its kind run, one of these threads will take it.
+            guard !job.isDetached || detached.count <= detachedLimit - runningDetached else { return false }
+            let needsThread = idle < queue.count + mayRunDetached && threads < limit
+            if needsThread { threads += 1 }
             work.signal()
             return needsThread
         }
+    }
+
+    /// How many detached jobs of those in line may begin.
+    private var mayRunDetached: Int { min(detached.count, detachedLimit - runningDetached) }
+
+    /// The job that has waited longest of those that may begin.
+    private func takeNext() -> BlockingJob? {
+        guard mayRunDetached > 0, let waiting = detached.first else { return queue.popFirst() }
+        if let other = queue.first, other.queuedAt <= waiting.queuedAt { return queue.popFirst() }
+        runningDetached += 1
+        return detached.popFirst()
+    }
+
+    private func takeAll() -> [BlockingJob] {
+        var jobs: [BlockingJob] = []
+        while let job = queue.popFirst() ?? detached.popFirst() { jobs.append(job) }
+        return jobs
     }
 
     /// Starts a thread that has been counted. When there is none to be had, jobs wait for the others, or are refused if there is no other.
@@ -105,7 +131,7 @@ final class BlockingPool: @unchecked Sendable {
         var refused: [BlockingJob] = []
         mutex.withLock {
             threads -= 1
-            if threads == 0 { while let job = queue.popFirst() { refused.append(job) } }
+            if threads == 0 { refused = takeAll() }
         }
         for job in refused { job.refuse(.threads(-status, "starting a thread for a blocking call")) }
     }
@@ -116,12 +142,13 @@ final class BlockingPool: @unchecked Sendable {
         defer { mutex.unlock() }
         var idleSince = cfiber_now()
         while true {
-            if let job = queue.popFirst() {
+            if let job = takeNext() {
                 running[ObjectIdentifier(job)] = job
                 mutex.unlock()
                 job.perform()
                 mutex.lock()
                 running[ObjectIdentifier(job)] = nil
+                if job.isDetached { runningDetached -= 1 }
                 completed += 1
                 // With the mutex held: who goes on finds the job counted, and the runtime's end finds the thread idle.
                 job.waiter.unparkFromAnyThread(.ready)
@@ -150,10 +177,13 @@ final class BlockingPool: @unchecked Sendable {
     /// Takes jobs back that have not begun, ends idle threads, and waits for the others until a time in monotonic nanoseconds. Returns the names of the jobs that run
     /// on. No fiber waits any more.
     func stop(until deadline: Int64) -> [String] {
-        var dropped: [BlockingJob] = []
-        let left = mutex.withLock {
+        // What they have captured is let go of while the pool is not locked.
+        let dropped = mutex.withLock {
             isStopping = true
-            while let job = queue.popFirst() { dropped.append(job) }
+            return takeAll()
+        }
+        withExtendedLifetime(dropped) {}
+        let left = mutex.withLock {
             work.broadcast()
             while threads > 0 && cfiber_now() < deadline { ended.wait(until: deadline) }
             isAbandoned = true
@@ -169,7 +199,10 @@ final class BlockingJob: @unchecked Sendable {
     let name: String
     /// Until it has run.
     private var body: (() -> Void)?
+    /// Hears why the body will never run, if no fiber waits for it.
     private let refused: ((ResourceError) -> Void)?
+    /// No fiber's own.
+    fileprivate let isDetached: Bool
     /// Why it will not run. Set before the fiber is woken for that.
     fileprivate var refusal: ResourceError?
     fileprivate let waiter = SharedWaiter()
@@ -178,10 +211,11 @@ final class BlockingJob: @unchecked Sendable {
     fileprivate unowned(unsafe) var previous: BlockingJob?
     fileprivate var isQueued = false
 
-    /// - Parameter refused: hears why the body will never run, if no fiber waits for it.
+    /// - Parameter refused: given for one that is no fiber's own.
     init(name: String, refused: ((ResourceError) -> Void)? = nil, _ body: @escaping () -> Void) {
         self.name = name
         self.refused = refused
+        isDetached = refused != nil
         self.body = body
     }
 

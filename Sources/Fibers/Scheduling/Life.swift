@@ -31,7 +31,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Lets go of an object in a fiber of its own; here and now if there is none to be had.
     func release(_ object: AnyObject) {
         guard !pointee.isAbandoned, pointee.isActive || pointee.runtime.workers.activate(self),
-            let (_, place) = try? start(name: nil, { FiberCore.run($0, $1, Void.self) })
+            let (_, place) = try? start(name: nil, { FiberCore.run($0, $1, Void.self, staysHome: false) })
         else { return }
         place.initializeMemory(as: (() throws -> Void).self, to: { withExtendedLifetime(object) {} })
     }

@@ -30,8 +30,8 @@ extension FiberRuntime {
         public var shutdownLimit: Duration
         /// How stacks are guarded; `.automatic` unless a test wants to know.
         public var guards: Guards
-        /// Hears once of each error that a fiber threw and nobody joined. By default one line on standard error. Called on the worker; it must not throw,
-        /// and it may park.
+        /// Hears once of each error that a fiber threw and nobody joined. By default one line on standard error. Called where the last handle is let go of: as a rule in
+        /// a fiber, where it may park; outside if a thread of the program's own had the handle. It must not throw.
         public var onUnhandledError: @Sendable (UnhandledFiberError) -> Void
 
         /// Hears of conditions that the runtime rides out but the operator should know, such as a lack of descriptors: one line each. By default standard error.

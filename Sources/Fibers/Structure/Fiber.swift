@@ -79,7 +79,7 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     public static func spawnLocal<Value>(
         name: String? = nil, _ body: @escaping () throws -> Value
     ) throws(ResourceError) -> FiberHandle<Value> {
-        let (core, place) = try start(name: name) { FiberCore.run($0, $1, Value.self) }
+        let (core, place) = try start(name: name) { FiberCore.run($0, $1, Value.self, staysHome: true) }
         place.initializeMemory(as: (() throws -> Value).self, to: body)
         return FiberHandle(core: core)
     }
@@ -98,7 +98,7 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     public static func spawn<Value: Sendable>(
         name: String? = nil, on worker: Int? = nil, _ body: sending @escaping () throws -> Value
     ) throws(ResourceError) -> FiberHandle<Value> {
-        let core = try start(name: name, on: worker, { FiberCore.run($0, $1, Value.self) }) {
+        let core = try start(name: name, on: worker, { FiberCore.run($0, $1, Value.self, staysHome: false) }) {
             $0.initializeMemory(as: (() throws -> Value).self, to: body)
         }
         return FiberHandle(core: core)

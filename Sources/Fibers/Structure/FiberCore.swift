@@ -21,11 +21,24 @@ package final class FiberCore: @unchecked Sendable {
     @exclusivity(unchecked) @usableFromInline var word: UInt = 0
     /// Any other result, in a `ResultBox`, or the error as an `UndeliveredError`.
     @exclusivity(unchecked) @usableFromInline var object: AnyObject?
+    /// Such a result may be of use on the home worker only, and so is let go of there.
+    @exclusivity(unchecked) @usableFromInline var staysHome = false
 
     /// What fibers of other workers have to do with it.
     @exclusivity(unchecked) var remote: RemoteLife?
 
     init(home: Worker) { self.home = home }
+
+    /// Handles of a fiber whose result may not go to other workers do not either, but a `Fiber` may, and be the last to go.
+    deinit {
+        guard _slowPath(staysHome), object != nil, let here = Worker.current, here != home else { return }
+        let workers = here.pointee.runtime.workers
+        guard workers.contains(home) else { return }
+        // Nothing of it stays here: whoever lets go of it last must not be this thread.
+        let result = Unmanaged.passRetained(object.unsafelyUnwrapped)
+        object = nil
+        workers.send(Message { home, _ in home.release(result.takeRetainedValue()) }, to: home)
+    }
 
     /// Valid from spawn to the end of the life.
     var record: FiberPointer? {
@@ -47,8 +60,9 @@ package final class FiberCore: @unchecked Sendable {
     var isFinished: Bool { place.load(ordering: .acquiring) == 0 && id != 0 }
 
     /// Takes a body out of its place in the record, runs it, and keeps what it returns or throws.
+    /// - Parameter staysHome: unless the type of the result is `Sendable`.
     @inlinable
-    static func run<Value>(_ core: FiberCore, _ body: UnsafeMutableRawPointer, _: Value.Type) {
+    static func run<Value>(_ core: FiberCore, _ body: UnsafeMutableRawPointer, _: Value.Type, staysHome: Bool) {
         let body = body.assumingMemoryBound(to: (() throws -> Value).self).move()
         do {
             let value = try body()
@@ -57,6 +71,7 @@ package final class FiberCore: @unchecked Sendable {
                     withUnsafeMutableBytes(of: &core.word) { $0.copyMemory(from: bytes) }
                 }
             } else {
+                core.staysHome = staysHome
                 core.object = ResultBox(value)
             }
         } catch {

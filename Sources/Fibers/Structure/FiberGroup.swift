@@ -34,7 +34,7 @@ public final class FiberGroup<Value> {
     @inlinable
     @discardableResult
     public func spawnLocal(name: String? = nil, _ body: @escaping () throws -> Value) throws -> FiberHandle<Value> {
-        let (core, place) = try start(name, isDaemon: false) { FiberCore.run($0, $1, Value.self) }
+        let (core, place) = try start(name, isDaemon: false) { FiberCore.run($0, $1, Value.self, staysHome: true) }
         place.initializeMemory(as: (() throws -> Value).self, to: body)
         return FiberHandle(core: core)
     }
@@ -55,7 +55,7 @@ public final class FiberGroup<Value> {
     @discardableResult
     public func spawn(name: String? = nil, on worker: Int? = nil, _ body: sending @escaping () throws -> Value) throws -> FiberHandle<Value>
     where Value: Sendable {
-        let core = try start(name, on: worker, { FiberCore.run($0, $1, Value.self) }) {
+        let core = try start(name, on: worker, { FiberCore.run($0, $1, Value.self, staysHome: false) }) {
             $0.initializeMemory(as: (() throws -> Value).self, to: body)
         }
         return FiberHandle(core: core)
@@ -82,7 +82,7 @@ public final class FiberGroup<Value> {
     @inlinable
     @discardableResult
     public func spawnDaemon(name: String? = nil, _ body: @escaping () throws -> Void) throws -> FiberHandle<Void> {
-        let (core, place) = try start(name, isDaemon: true) { FiberCore.run($0, $1, Void.self) }
+        let (core, place) = try start(name, isDaemon: true) { FiberCore.run($0, $1, Void.self, staysHome: false) }
         place.initializeMemory(as: (() throws -> Void).self, to: body)
         return FiberHandle(core: core)
     }
@@ -114,7 +114,9 @@ public final class FiberGroup<Value> {
 
     /// Starts a child in a slot that was taken by `reserve`; gives it back when that fails.
     package func spawnReserved(name: String?, _ body: @escaping () throws -> Value) throws {
-        let (_, place) = try start(name, in: group("FiberGroup.spawnReserved"), isDaemon: false) { FiberCore.run($0, $1, Value.self) }
+        let (_, place) = try start(name, in: group("FiberGroup.spawnReserved"), isDaemon: false) {
+            FiberCore.run($0, $1, Value.self, staysHome: true)
+        }
         place.initializeMemory(as: (() throws -> Value).self, to: body)
     }
 
@@ -122,7 +124,7 @@ public final class FiberGroup<Value> {
     package func spawnReserved(name: String?, on index: Int, _ body: sending @escaping () throws -> Value) throws where Value: Sendable {
         let group = group("FiberGroup.spawnReserved")
         let worker = Worker.here("FiberGroup.spawnReserved")
-        send(name, to: worker.target(index), in: group, mayBeRefused: true, { FiberCore.run($0, $1, Value.self) }) {
+        send(name, to: worker.target(index), in: group, mayBeRefused: true, { FiberCore.run($0, $1, Value.self, staysHome: false) }) {
             $0.initializeMemory(as: (() throws -> Value).self, to: body)
         }
     }
