@@ -160,6 +160,23 @@ extension KernelTests {
             #expect(warnings.value.count == 1 && warnings.value[0].contains("endless"), "\(warnings.value)")
         }
 
+        /// Fibers of another runtime may wait for what it would have brought.
+        @Test func queuedCallOfNobody_isRefused_whenTheRuntimeEnds() throws {
+            let gate = Gate()
+            let (refused, ran) = (Counter(), Counter())
+            let opener = Thread {
+                while refused.value == 0 && ran.value == 0 { usleep(200) }
+                gate.open()
+            }
+            try FiberRuntime.run(.init(blockingThreads: 1)) {
+                _ = DetachedCall(name: "first", refused: { _ in refused.add() }) { gate.wait() }
+                while gate.waiting.load(ordering: .relaxed) == 0 { Fiber.yield() }
+                _ = DetachedCall(name: "second", refused: { _ in refused.add() }) { ran.add() }
+            }
+            opener.join()
+            #expect(refused.value == 1 && ran.value == 0)
+        }
+
         @Test func callsEndWell_orNeverBegin_whenTheRuntimeHasEndedWithoutTheirFibers() throws {
             let before = Process.threads
             let gate = Gate()

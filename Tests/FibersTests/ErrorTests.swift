@@ -102,10 +102,11 @@ extension KernelTests {
                     list.initialize(to: WaitList())
                     let address = UInt(bitPattern: list)
                     let woken = Box(0)
-                    let configuration = FiberRuntime.Configuration(onUnhandledError: { _ in
+                    var configuration = trimmingSoon
+                    configuration.onUnhandledError = { _ in
                         let list = UnsafeMutablePointer<WaitList>(bitPattern: address)!
                         if Worker.current!.park(in: list, .other, until: deadline) == .ready { woken.value += 1 }
-                    })
+                    }
                     try FiberRuntime.run(configuration) {
                         let before = Process.status("RssAnon")
                         for _ in 0..<1000 { try Fiber.spawnLocal { throw TestError() } }

@@ -117,6 +117,54 @@ extension KernelTests {
             #expect(rounds < limit, "\(rounds) rounds")
         }
 
+        /// Whoever takes a signal first has it; the fiber waits for the next.
+        @Test(arguments: [1, 2])
+        func wait_goesOn_whenAThreadTakesSignalsAway(workers: Int) throws {
+            let rounds = scaled(20_000, sanitized: 2_000)
+            let event = FiberEvent()
+            let (sent, taken, isOver) = (Counter(), Counter(), Counter())
+            let taker = Thread {
+                while isOver.value == 0 { if event.take() { taken.add() } }
+            }
+            let sender = Thread {
+                while isOver.value == 0 {
+                    event.signal()
+                    sent.add()
+                }
+            }
+            try FiberRuntime.run(.init(workers: workers)) {
+                for _ in 0..<rounds { try event.wait() }
+            }
+            isOver.add()
+            taker.join()
+            sender.join()
+            #expect(taken.value + rounds <= sent.value)
+        }
+
+        /// A fiber that always finds a signal, and works long for each.
+        @Test func neighbours_goOn_whileAFiberNeverHasToWait() throws {
+            let event = FiberEvent()
+            var (rounds, ticks) = (0, 0)
+            try FiberRuntime.run {
+                let ticker = try Fiber.spawnLocal {
+                    while ticks < 5 {
+                        try Fiber.sleep(for: .milliseconds(1))
+                        ticks += 1
+                    }
+                }
+                while ticks < 5 && rounds < 2_000 {
+                    event.signal()
+                    try event.wait()
+                    let begun = cfiber_now()
+                    while cfiber_now() - begun < 200_000 {}
+                    rounds += 1
+                }
+                try ticker.join()
+            }
+            // It looks around after 32 of them.
+            #expect(rounds < 1_000, "\(rounds) rounds")
+        }
+
         /// Signals compete with deadlines; each is had by somebody.
         @Test func noSignalIsLost_whenWaitsTimeOut() throws {
             let rounds = scaled(4_000, sanitized: 500)

@@ -152,7 +152,7 @@ private func parkUntilRefused(atMost: Int) throws -> (count: Int, error: Resourc
         }
     }
 
-    private func limitAddressSpace(to bytes: rlim_t) throws {
+    func limitAddressSpace(to bytes: rlim_t) throws {
         var limit = rlimit()
         getrlimit(Int32(RLIMIT_AS.rawValue), &limit)
         limit.rlim_cur = min(bytes, limit.rlim_max)

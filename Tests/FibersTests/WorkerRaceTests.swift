@@ -125,6 +125,38 @@ extension KernelTests {
             #expect(inFibers.value == rounds)
         }
 
+        /// The sender may be slow to return from `spawn`, and must have nothing left then that was sent.
+        @Test func captures_areLetGoOfByTheFiber_howeverSlowTheSenderIs() throws {
+            final class Captured: Sendable {
+                let home: Int
+                let elsewhere: Counter
+                init(_ home: Int, _ elsewhere: Counter) { (self.home, self.elsewhere) = (home, elsewhere) }
+                deinit { if FiberRuntime.currentWorker != home { elsewhere.add() } }
+            }
+            let rounds = scaled(20_000, sanitized: 2_000)
+            let (elsewhere, ends) = (Counter(), Counter())
+            try onWorkers(3) {
+                for i in 0..<rounds {
+                    let home = 1 + i % 2
+                    if i % 3 == 0 {
+                        try Fiber.spawn(on: home) { [captured = Captured(home, elsewhere)] in
+                            withExtendedLifetime(captured) {}
+                            ends.add()
+                        }
+                    } else {
+                        try withFiberGroup { group in
+                            try group.spawn(on: home) { [captured = Captured(home, elsewhere)] in
+                                withExtendedLifetime(captured) {}
+                                ends.add()
+                            }
+                        }
+                    }
+                }
+            }
+            #expect(ends.value == rounds)
+            #expect(elsewhere.value == 0)
+        }
+
         /// What such a fiber returns belongs to its worker, though a `Fiber` that names it is anybody's.
         @Test func resultOfALocalFiber_isLetGoOfOnItsWorker_whenAnotherHasTheLastOfIt() throws {
             final class Local {
@@ -132,7 +164,9 @@ extension KernelTests {
                 let ends: Guarded<[Bool]>
                 init(_ ends: Guarded<[Bool]>) { (worker, self.ends) = (FiberRuntime.currentWorker, ends) }
                 deinit {
-                    let isAtHome = FiberRuntime.currentWorker == worker && Fiber.current != nil
+                    // Not by `Fiber.current`: at the end of the fiber whose result this is there is none any more.
+                    let isInFiber = Worker.current.map { $0.running.pointee.context.id != 0 } ?? false
+                    let isAtHome = FiberRuntime.currentWorker == worker && isInFiber
                     ends.withLock { $0.append(isAtHome) }
                 }
             }
@@ -218,5 +252,36 @@ extension KernelTests {
             }
             #expect(met.value == 1)
         }
+
+        #if compiler(>=6.2)
+            @Test(.enabled(if: !isSanitized, "sanitizers need the address space themselves"))
+            func refusedFibers_areLetGoOfInFibers_whenAnotherWorkerHasNoStackForThem() async {
+                await #expect(processExitsWith: .success) {
+                    let (inFibers, elsewhere, begun, unhandled) = (Counter(), Counter(), Counter(), Counter())
+                    var configuration = FiberRuntime.Configuration(workers: 2)
+                    // As its documentation says, it may wait.
+                    configuration.onUnhandledError = { _ in
+                        try? Fiber.sleep(for: .milliseconds(1))
+                        unhandled.add()
+                    }
+                    try FiberRuntime.run(configuration) {
+                        try Fiber.spawn(on: 1) {}.join()
+                        try limitAddressSpace(to: rlim_t(Process.status("VmSize") + 64 << 20))
+                        for _ in 0..<600 {
+                            try Fiber.spawn(on: 1) { [trace = Trace(inFibers, elsewhere)] in
+                                begun.add()
+                                try? Fiber.sleep(for: .seconds(1_000))
+                                withExtendedLifetime(trace) {}
+                            }
+                        }
+                        try Fiber.sleep(for: .milliseconds(1))
+                        while begun.value < 200 { Fiber.yield() }
+                        FiberRuntime.shutDown()
+                    }
+                    #expect(unhandled.value + begun.value == 600 && unhandled.value >= 300, "\(unhandled.value), \(begun.value)")
+                    #expect(inFibers.value == 600 && elsewhere.value == 0, "\(inFibers.value), \(elsewhere.value)")
+                }
+            }
+        #endif
     }
 }

@@ -304,6 +304,25 @@ extension KernelTests {
                 }
             }
 
+            @Test func blockingThreads_mayUseAllCPUs_whenWorkersAreBound() async {
+                await #expect(processExitsWith: .success) {
+                    var cpus = cfiber_cpus()
+                    _ = cfiber_allowed_cpus(&cpus)
+                    let counts = try FiberRuntime.run(.init(workers: 2, pinsWorkers: true)) {
+                        try (0..<2).map { index in
+                            try Fiber.spawn(on: index) {
+                                try withBlockingThread {
+                                    var mine = cfiber_cpus()
+                                    _ = cfiber_allowed_cpus(&mine)
+                                    return mine.count
+                                }
+                            }
+                        }.map { try $0.join() }
+                    }
+                    #expect(counts == [cpus.count, cpus.count])
+                }
+            }
+
             @Test func spawn_stopsAndSaysWhatToDo_whenThereIsNoSuchWorker() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
                     try FiberRuntime.run(.init(workers: 2)) { _ = try Fiber.spawn(on: 2) {} }

@@ -2,8 +2,8 @@
 
      Tests/Models/check          (spin -a wake.pml && cc -O2 -o pan pan.c && ./pan)
 
-   One worker with one fiber, which waits again and again; two threads that signal it; and deadlines and cancellations on the worker, which may come at any
-   time. Modelled, step by step, as in
+   One worker with one fiber, which waits again and again; two threads that signal it; another that takes a signal and gives it back; and deadlines and cancellations
+   on the worker, which may come at any time. Modelled, step by step, as in
      Sources/Fibers/Parking/SharedWaiter.swift    the claim: one compare-and-swap takes the fiber out of the waiter's word
      Sources/Fibers/Sync/FiberEvent.swift         the word: nothing, signalled, or the fiber
      Sources/Fibers/Scheduling/Inbox.swift        push, the flag `sleeping`, and the eventfd
@@ -54,7 +54,29 @@ inline push() {
   fi
 }
 
-/* FiberEvent.signal, on another thread or worker. */
+/* FiberEvent.signal, on another thread or worker: it guesses that there is nothing, and goes on with what it finds. */
+inline signal(state, done) {
+  state = IDLE;
+  done = false;
+  do
+  :: !done ->
+     atomic {
+       if
+       :: word == state ->
+          if
+          :: state == IDLE -> word = SIGNALLED
+          :: state == SIGNALLED -> skip
+          :: state == FIBER -> word = IDLE; claims++; assert(claims == 1)
+          fi;
+          done = true
+       :: else -> state = word
+       fi
+     }
+  :: done -> break
+  od;
+  if :: state == FIBER -> push() :: else fi
+}
+
 proctype Signaller() {
   byte state, sent = 0;
   bool done;
@@ -62,27 +84,20 @@ proctype Signaller() {
   :: sent < SIGNALS ->
      sent++;
      written++;
-     state = word;
-     done = false;
-     do
-     :: !done ->
-        atomic {
-          if
-          :: word == state ->
-             if
-             :: state == IDLE -> word = SIGNALLED
-             :: state == SIGNALLED -> skip
-             :: state == FIBER -> word = IDLE; claims++; assert(claims == 1)
-             fi;
-             done = true
-          :: else -> state = word
-          fi
-        }
-     :: done -> break
-     od;
-     if :: state == FIBER -> push() :: else fi
+     signal(state, done)
   :: else -> break
   od
+}
+
+/* FiberEvent.take on another thread, which passes on what it has taken. */
+proctype Taker() {
+  byte state;
+  bool done;
+  if
+  :: atomic { word == SIGNALLED -> word = IDLE };
+     signal(state, done)
+  :: true
+  fi
 }
 
 /* The worker's root and its one fiber. */
@@ -92,7 +107,8 @@ proctype Worker() {
   do
   :: seen == TOTAL -> break
   :: else ->
-     /* FiberEvent.wait: take, or put the fiber into the word and park. */
+     /* FiberEvent.wait: take, or put the fiber into the word and park. To watch the word before that changes nothing. */
+again:
      if
      :: atomic { word == SIGNALLED -> word = IDLE }
      :: word != SIGNALLED ->
@@ -118,10 +134,10 @@ proctype Worker() {
               fi
            od;
            ready = false
-        :: word == SIGNALLED ->
-           /* A signal has come in between: it is taken. */
+        :: word != IDLE ->
+           /* A signal has come in between. Whoever takes it, it may be gone again by now. */
            parked = false;
-           word = IDLE
+           goto again
         fi
      fi;
      seen = written
@@ -129,7 +145,7 @@ proctype Worker() {
 }
 
 init {
-  atomic { run Worker(); run Signaller(); run Signaller() }
+  atomic { run Worker(); run Signaller(); run Signaller(); run Taker() }
   (_nr_pr == 1);
   assert(seen == TOTAL && word != FIBER && !inbox)
 }

@@ -44,9 +44,15 @@ final class BlockingPool: @unchecked Sendable {
     private let limit: Int
     private let idleLimit: Int64
 
-    /// - Parameter idleLimit: nanoseconds after which an idle thread ends.
-    init(limit: Int, idleLimit: Int64) {
+    /// Where threads may run, which inherit less from a worker that is bound to a CPU.
+    private let cpus: cfiber_cpus?
+
+    /// - Parameters:
+    ///   - idleLimit: nanoseconds after which an idle thread ends.
+    ///   - cpus: what threads are bound to; nil for what the worker is bound to that starts them.
+    init(limit: Int, idleLimit: Int64, cpus: cfiber_cpus? = nil) {
         self.limit = limit
+        self.cpus = cpus
         detachedLimit = max(1, limit / 2)
         self.idleLimit = idleLimit
         work = ThreadCondition(mutex)
@@ -138,6 +144,7 @@ final class BlockingPool: @unchecked Sendable {
 
     /// The life of a thread.
     private func serve() {
+        if var cpus { _ = cfiber_unpin(&cpus) }
         mutex.lock()
         defer { mutex.unlock() }
         var idleSince = cfiber_now()
@@ -182,7 +189,8 @@ final class BlockingPool: @unchecked Sendable {
             isStopping = true
             return takeAll()
         }
-        withExtendedLifetime(dropped) {}
+        // Fibers of another runtime may wait for a look-up that was begun in this one.
+        for job in dropped { job.refuse(.threads(ECANCELED, "making a blocking call for a runtime that has ended")) }
         let left = mutex.withLock {
             work.broadcast()
             while threads > 0 && cfiber_now() < deadline { ended.wait(until: deadline) }

@@ -101,7 +101,7 @@ struct StackPool {
         return (slot + stride - Self.recordSpace - colour).bindMemory(to: FiberRecord.self, capacity: 1)
     }
 
-    static let colours = 14
+    static let colours = 13
     static let colourStep = 128
     static let recordSpace = (MemoryLayout<FiberRecord>.stride + 63) & ~63
 

@@ -28,12 +28,19 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return fiber.body
     }
 
-    /// Lets go of an object in a fiber of its own; here and now if there is none to be had.
+    /// Lets go of an object in a fiber of its own: now, or when there is a stack for one; at the end of the worker if there never is.
     func release(_ object: AnyObject) {
+        pointee.leftovers.append(object)
+        releaseLeftovers()
+    }
+
+    func releaseLeftovers() {
         guard !pointee.isAbandoned, pointee.isActive || pointee.runtime.workers.activate(self),
             let (_, place) = try? start(name: nil, { FiberCore.run($0, $1, Void.self, staysHome: false) })
         else { return }
-        place.initializeMemory(as: (() throws -> Void).self, to: { withExtendedLifetime(object) {} })
+        let objects = pointee.leftovers
+        pointee.leftovers = []
+        place.initializeMemory(as: (() throws -> Void).self, to: { withExtendedLifetime(objects) {} })
     }
 
     @inline(__always)

@@ -60,24 +60,22 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return core
     }
 
-    /// Sends a fiber to its worker; `place` puts its body into the record.
-    func send(
-        _ core: FiberCore, _ departure: Departure, _ runner: @escaping FiberBodyRunner, _ place: @escaping (UnsafeMutableRawPointer) -> Void
-    ) {
-        let message = Message(about: core) { home, core in home.receive(core.unsafelyUnwrapped, departure, runner, place) }
+    /// Sends a fiber to its worker.
+    func send(_ core: FiberCore, _ departure: Departure, _ runner: @escaping FiberBodyRunner, _ body: any Departing) {
+        let message = Message(about: core) { home, core in home.receive(core.unsafelyUnwrapped, departure, runner, body) }
         core.home.pointee.arriving.add(1, ordering: .relaxed)
         pointee.runtime.workers.send(message, to: core.home)
     }
 
     private func receive(
-        _ core: FiberCore, _ departure: Departure, _ runner: @escaping FiberBodyRunner, _ place: (UnsafeMutableRawPointer) -> Void
+        _ core: FiberCore, _ departure: Departure, _ runner: @escaping FiberBodyRunner, _ body: any Departing
     ) {
         var refusal: (any Error)?
         if pointee.isAbandoned {
             refusal = CancellationError()
         } else {
             do throws(ResourceError) {
-                place(try start(core, name: departure.name, locals: departure.locals, runner))
+                body.move(to: try start(core, name: departure.name, locals: departure.locals, runner))
                 let fiber = core.record.unsafelyUnwrapped
                 if departure.deadline != .max { fiber.bound(by: departure.deadline) }
                 if departure.isCancelled { cancel(fiber.base) }
@@ -86,6 +84,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             }
         }
         if let refusal {
+            release(body.takenOut())
             core.object = UndeliveredError(refusal, of: core, name: departure.name, isDelivered: refusal is CancellationError)
             core.record = nil
             endRemote(core, wasCancelled: refusal is CancellationError, fromOutside: true, wasRefused: true)
@@ -145,7 +144,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Cancels a fiber wherever it is.
     func cancel(_ core: FiberCore) {
-        if core.isFinished { return }
+        // From a worker whose fibers were left behind: others may be gone, and theirs with them.
+        if core.isFinished || pointee.isAbandoned { return }
         if core.home == self && !core.isOnItsWay {
             if let record = core.record { cancel(record.base) }
             return

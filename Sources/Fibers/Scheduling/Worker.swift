@@ -24,8 +24,11 @@ package struct WorkerState: ~Copyable {
     let inbox: Inbox
     /// The same, for those who need not keep it: counting references would be two more writes to memory that the owner watches.
     let lentInbox: Unmanaged<Inbox>
-    /// Messages that have arrived and wait for the root.
-    var messages: [Message] = []
+    /// Messages that have arrived and wait for the root, of which the first `delivered` have been delivered and are gone.
+    var messages: [Message?] = []
+    var delivered = 0
+    /// What shall be let go of in a fiber, and waits for a stack.
+    var leftovers: [AnyObject] = []
     /// The root stands in the ready queue.
     var isRootQueued = false
     var timers = TimerQueue()
@@ -41,6 +44,8 @@ package struct WorkerState: ~Copyable {
     var isAbandoned = false
     /// How often it may yet watch its inbox in vain before it sleeps.
     var watches: Int32 = 0
+    /// How many wakes that come soon after falling asleep it takes to make it watch again, and how many are missing.
+    var wakesToWatch: (wanted: Int32, missing: Int32) = (1, 1)
     /// What the time counter showed after the last look at the driver.
     var lastPoll: UInt64 = 0
     /// The fibers' ids that are left of a block that is this worker's.
@@ -72,6 +77,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     static var tickLength: Int32 { 64 }
     static var ioBudgetLength: Int32 { 32 }
     private static var watchesInVain: Int32 { 4 }
+    private static var mostWakesToWatch: Int32 { 1024 }
+    private static var messagesAtATime: Int32 { 64 }
 
     /// The worker of the calling thread.
     @inline(__always)
@@ -112,6 +119,16 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     @inline(__always)
     private func takeTurns() {
+        guard let next = pointee.ready.popFirst() else { return takeTurnsWithTheWorld() }
+        pointee.ready.append(running)
+        cfiber_switch(next.context)
+    }
+
+    /// Nobody else is ready, as far as is known: a fiber that yields now and then may compute for long in between.
+    @inline(never)
+    private func takeTurnsWithTheWorld() {
+        guard isPollDue else { return }
+        endTick()
         guard let next = pointee.ready.popFirst() else { return }
         pointee.ready.append(running)
         cfiber_switch(next.context)
@@ -139,7 +156,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.budget = Self.tickLength
         collectInbox()
         // Messages are for the root, which takes its turn like a fiber.
-        if _slowPath(!pointee.messages.isEmpty && !pointee.isRootQueued) {
+        if _slowPath(hasMessages && !pointee.isRootQueued) {
             pointee.isRootQueued = true
             pointee.ready.append(pointee.root)
         }
@@ -158,6 +175,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             pointee.ioBudget = Self.ioBudgetLength
             // A deadline must come to a fiber that never has to wait, too.
             _ = isCancelled
+            if isPollDue { endTick() }
             yield()
         }
     }
@@ -171,6 +189,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             if _slowPath(pointee.abandonAt != .max && !pointee.isAbandoned && isOverdue) { abandonFibers() }
             collectInbox()
             deliverMessages()
+            if !pointee.leftovers.isEmpty && pointee.pool.warmCount > 0 { releaseLeftovers() }
             if !pointee.isAbandoned, let next = pointee.ready.popFirst() {
                 cfiber_switch(next.context)
                 pointee.isRootQueued = false
@@ -181,15 +200,29 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 workers.noteEnd()
             }
             if workers.haveEnded { return }
-            sleep()
+            if hasMessages {
+                if isPollDue { poll(timeout: 0) }
+            } else {
+                sleep()
+            }
         }
     }
 
+    @inline(__always)
+    private var hasMessages: Bool { pointee.delivered < pointee.messages.count }
+
+    /// Delivers some of the messages, in order; the others have to wait for fibers, timers and driver.
     private func deliverMessages() {
-        while !pointee.messages.isEmpty {
-            let messages = pointee.messages
-            pointee.messages = []
-            for message in messages { message.arrive(at: self) }
+        var left = Self.messagesAtATime
+        while hasMessages && left > 0 {
+            let message = pointee.messages[pointee.delivered].take()
+            pointee.delivered &+= 1
+            left -= 1
+            message.unsafelyUnwrapped.arrive(at: self)
+        }
+        if !hasMessages && pointee.delivered > 0 {
+            pointee.delivered = 0
+            pointee.messages.removeAll(keepingCapacity: pointee.messages.count <= 1024)
         }
     }
 
@@ -198,6 +231,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             // What is watched may come again and again, so timers and driver have their turn before.
             if isPollDue {
                 poll(timeout: 0)
+                pointee.pool.trim(now: now)
                 if !pointee.ready.isEmpty { return }
             }
             if watch() { return }
@@ -208,19 +242,28 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if let deadline = pointee.timers.earliest(after: now) { wake = deadline }
         if !pointee.isAbandoned { wake = Swift.min(wake, pointee.abandonAt) }
         if let trim = pointee.pool.nextTrim { wake = Swift.min(wake, trim) }
-        guard pointee.inbox.beginSleep() else { return }
+        guard pointee.inbox.beginSleep() else {
+            // Something may come again and again.
+            if isPollDue { poll(timeout: 0) }
+            return
+        }
         pointee.statistics.sleeps &+= 1
         let begun = cfiber_counter()
         poll(timeout: wake == .max ? -1 : Swift.max(0, wake &- now))
         pointee.inbox.endSleep()
         // Woken by another worker before falling asleep had paid.
         if pointee.runtime.workers.mayWatch, !pointee.inbox.isEmpty, pointee.lastPoll &- begun < cfiber_counter_interval() / 4 {
-            pointee.watches = Self.watchesInVain
+            pointee.wakesToWatch.missing &-= 1
+            if pointee.wakesToWatch.missing <= 0 {
+                pointee.watches = Self.watchesInVain
+                pointee.wakesToWatch.missing = pointee.wakesToWatch.wanted
+            }
         }
     }
 
     /// Watches the inbox, and what a fiber waits for, for some microseconds, where something has come from other workers as fast as that lately: to sleep and to be
-    /// woken takes longer, and costs both sides a system call. True when something has come. After a few times in vain it does not watch any more.
+    /// woken takes longer, and costs both sides a system call. True when something has come. After a few times in vain it does not watch any more until it has been woken as
+    /// fast again, and each time that this was in vain, too, twice as often.
     @inline(__always)
     func watch(for hasCome: () -> Bool = { false }) -> Bool {
         let begun = cfiber_counter()
@@ -229,12 +272,17 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             for _ in 0..<16 {
                 if hasCome() || !pointee.inbox.isEmpty {
                     pointee.watches = Self.watchesInVain
+                    pointee.wakesToWatch = (1, 1)
                     return true
                 }
                 cfiber_relax()
             }
         } while cfiber_counter() &- begun < limit
         pointee.watches &-= 1
+        if pointee.watches == 0 {
+            let wanted = min(pointee.wakesToWatch.wanted &* 2, Self.mostWakesToWatch)
+            pointee.wakesToWatch = (wanted, wanted)
+        }
         return false
     }
 

@@ -17,7 +17,8 @@ extension FiberRuntime {
         /// environment variable `FIBERS_WORKERS` says. At most 1,024.
         public var workers: Int?
         /// Binds each worker to a CPU of its own as long as there are enough, in turn of those that the process may use; the calling thread is set free again at the end. Off by default:
-        /// it pays where nothing else runs on these CPUs.
+        /// it pays where nothing else runs on these CPUs. Threads for blocking calls and child processes are not bound; threads that fibers start themselves inherit what their
+        /// worker is bound to.
         public var pinsWorkers: Bool
         /// Bytes of address space for each stack, 64 KiB of which are its guard: a power of two, at least 128 KiB. 256 KiB by default. Only pages that
         /// are touched cost memory, so a large value is cheap; the address space of a process holds 128 TiB.

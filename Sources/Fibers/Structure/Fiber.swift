@@ -98,25 +98,23 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     public static func spawn<Value: Sendable>(
         name: String? = nil, on worker: Int? = nil, _ body: sending @escaping () throws -> Value
     ) throws(ResourceError) -> FiberHandle<Value> {
-        let core = try start(name: name, on: worker, { FiberCore.run($0, $1, Value.self, staysHome: false) }) {
-            $0.initializeMemory(as: (() throws -> Value).self, to: body)
-        }
+        let core = try start(name: name, on: worker, { FiberCore.run($0, $1, Value.self, staysHome: false) }, SentBody(consume body))
         return FiberHandle(core: core)
     }
 
     @usableFromInline
     static func start(
-        name: String?, on index: Int?, _ runner: @escaping FiberBodyRunner, _ place: @escaping (UnsafeMutableRawPointer) -> Void
+        name: String?, on index: Int?, _ runner: @escaping FiberBodyRunner, _ body: any Departing
     ) throws(ResourceError) -> FiberCore {
         let worker = Worker.here("Fiber.spawn")
         let target = worker.target(index)
         if target == worker {
             let (core, memory) = try worker.start(name: name, runner)
-            place(memory)
+            body.move(to: memory)
             return core
         }
         let core = worker.makeCore(on: target, RemoteLife())
-        worker.send(core, Departure(name: name, locals: worker.running.pointee.locals), runner, place)
+        worker.send(core, Departure(name: name, locals: worker.running.pointee.locals), runner, body)
         return core
     }
 

@@ -21,9 +21,6 @@ package final class FiberCore: @unchecked Sendable {
     @exclusivity(unchecked) @usableFromInline var word: UInt = 0
     /// Any other result, in a `ResultBox`, or the error as an `UndeliveredError`.
     @exclusivity(unchecked) @usableFromInline var object: AnyObject?
-    /// Such a result may be of use on the home worker only, and so is let go of there.
-    @exclusivity(unchecked) @usableFromInline var staysHome = false
-
     /// What fibers of other workers have to do with it.
     @exclusivity(unchecked) var remote: RemoteLife?
 
@@ -31,7 +28,7 @@ package final class FiberCore: @unchecked Sendable {
 
     /// Handles of a fiber whose result may not go to other workers do not either, but a `Fiber` may, and be the last to go.
     deinit {
-        guard _slowPath(staysHome), object != nil, let here = Worker.current, here != home else { return }
+        guard _slowPath(object != nil), let here = Worker.current, here != home, object is any StayingHome else { return }
         let workers = here.pointee.runtime.workers
         guard workers.contains(home) else { return }
         // Nothing of it stays here: whoever lets go of it last must not be this thread.
@@ -71,12 +68,17 @@ package final class FiberCore: @unchecked Sendable {
                     withUnsafeMutableBytes(of: &core.word) { $0.copyMemory(from: bytes) }
                 }
             } else {
-                core.staysHome = staysHome
-                core.object = ResultBox(value)
+                core.object = box(value, staysHome)
             }
         } catch {
             core.object = UndeliveredError(error, of: core)
         }
+    }
+
+    /// Not in `run`, whose frame stays on the stack for all of a life.
+    @inlinable
+    static func box<Value>(_ value: Value, _ staysHome: Bool) -> AnyObject {
+        staysHome ? LocalResultBox(value) : ResultBox(value)
     }
 
     @inlinable
@@ -96,11 +98,49 @@ package final class FiberCore: @unchecked Sendable {
 
 /// A result that is not trivial or larger than a word.
 @usableFromInline
-final class ResultBox<Value> {
-    @usableFromInline let value: Value
+class ResultBox<Value> {
+    @usableFromInline final let value: Value
 
     @inlinable
     init(_ value: Value) { self.value = value }
+}
+
+/// One that may be of use on the home worker only, and so is let go of there.
+@usableFromInline
+final class LocalResultBox<Value>: ResultBox<Value>, StayingHome {
+    @inlinable
+    override init(_ value: Value) { super.init(value) }
+}
+
+@usableFromInline
+protocol StayingHome: AnyObject {}
+
+/// The body of a life on its way to another worker. It is taken out there, so the sender has nothing of it left to let go of, however slow it is to return.
+@usableFromInline
+protocol Departing: AnyObject, Sendable {
+    /// Puts the body into its place in a record.
+    func move(to place: UnsafeMutableRawPointer)
+    /// The body in something that is nobody else's.
+    func takenOut() -> AnyObject
+}
+
+@usableFromInline
+final class SentBody<Value>: Departing, @unchecked Sendable {
+    @usableFromInline var body: (() throws -> Value)?
+
+    @inlinable
+    init(_ body: sending @escaping () throws -> Value) { self.body = consume body }
+
+    @usableFromInline
+    init(takenFrom other: SentBody) { body = other.body.take() }
+
+    @inlinable
+    func move(to place: UnsafeMutableRawPointer) {
+        place.initializeMemory(as: (() throws -> Value).self, to: body.take().unsafelyUnwrapped)
+    }
+
+    @inlinable
+    func takenOut() -> AnyObject { SentBody(takenFrom: self) }
 }
 
 /// Starts the body of a life; specialised where the type of its result is known.

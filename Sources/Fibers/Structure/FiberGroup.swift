@@ -55,15 +55,13 @@ public final class FiberGroup<Value> {
     @discardableResult
     public func spawn(name: String? = nil, on worker: Int? = nil, _ body: sending @escaping () throws -> Value) throws -> FiberHandle<Value>
     where Value: Sendable {
-        let core = try start(name, on: worker, { FiberCore.run($0, $1, Value.self, staysHome: false) }) {
-            $0.initializeMemory(as: (() throws -> Value).self, to: body)
-        }
+        let core = try start(name, on: worker, { FiberCore.run($0, $1, Value.self, staysHome: false) }, SentBody(consume body))
         return FiberHandle(core: core)
     }
 
     @usableFromInline
     func start(
-        _ name: String?, on index: Int?, _ runner: @escaping FiberBodyRunner, _ place: @escaping (UnsafeMutableRawPointer) -> Void
+        _ name: String?, on index: Int?, _ runner: @escaping FiberBodyRunner, _ body: any Departing
     ) throws -> FiberCore {
         let group = group("FiberGroup.spawn")
         let worker = Worker.here("FiberGroup.spawn")
@@ -71,10 +69,10 @@ public final class FiberGroup<Value> {
         let target = worker.target(index)
         if target == worker {
             let (core, memory) = try start(name, in: group, isDaemon: false, runner)
-            place(memory)
+            body.move(to: memory)
             return core
         }
-        return send(name, to: target, in: group, mayBeRefused: false, runner, place)
+        return send(name, to: target, in: group, mayBeRefused: false, runner, body)
     }
 
     /// Starts a child that serves the others: when they and the group's body have ended, it is cancelled. It counts for no limit, and its error ends the group like any other.
@@ -124,20 +122,20 @@ public final class FiberGroup<Value> {
     package func spawnReserved(name: String?, on index: Int, _ body: sending @escaping () throws -> Value) throws where Value: Sendable {
         let group = group("FiberGroup.spawnReserved")
         let worker = Worker.here("FiberGroup.spawnReserved")
-        send(name, to: worker.target(index), in: group, mayBeRefused: true, { FiberCore.run($0, $1, Value.self, staysHome: false) }) {
-            $0.initializeMemory(as: (() throws -> Value).self, to: body)
-        }
+        send(
+            name, to: worker.target(index), in: group, mayBeRefused: true, { FiberCore.run($0, $1, Value.self, staysHome: false) },
+            SentBody(consume body))
     }
 
     /// Sends a child to another worker, in a slot that was taken.
     @discardableResult
     private func send(
         _ name: String?, to target: Worker, in group: GroupPointer, mayBeRefused: Bool, _ runner: @escaping FiberBodyRunner,
-        _ place: @escaping (UnsafeMutableRawPointer) -> Void
+        _ body: any Departing
     ) -> FiberCore {
         let worker = Worker.here("FiberGroup.spawn")
         let core = worker.makeCore(on: target, RemoteLife(group: group, on: worker, mayBeRefused: mayBeRefused))
-        worker.send(core, group.adoptRemote(core, name: name, locals: worker.running.pointee.locals), runner, place)
+        worker.send(core, group.adoptRemote(core, name: name, locals: worker.running.pointee.locals), runner, body)
         return core
     }
 

@@ -21,7 +21,11 @@ public final class FiberRuntime: Sendable {
 
     private init(_ configuration: Configuration) {
         self.configuration = configuration
-        blocking = BlockingPool(limit: configuration.blockingThreads, idleLimit: 10_000_000_000)
+        var cpus = cfiber_cpus()
+        // Those that the calling thread may use as long as it is not bound to one of them.
+        let isBoundLater = configuration.pinsWorkers && cfiber_allowed_cpus(&cpus) == 0
+        blocking = BlockingPool(
+            limit: configuration.blockingThreads, idleLimit: 10_000_000_000, cpus: isBoundLater ? cpus : nil)
     }
 
     /// Starts a runtime, runs `main` as its first fiber on the calling thread, and returns what that returns or throws what it throws, after **all** fibers have ended.

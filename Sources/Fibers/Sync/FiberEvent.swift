@@ -41,15 +41,16 @@ public final class FiberEvent: Sendable {
     public func wait() throws {
         let worker = Worker.here("FiberEvent.wait()")
         try worker.refuseIfCancelled()
-        // Where another worker is about to signal, the fiber stays: to park it and to send it home takes longer than to wait.
-        if take() || (worker.mayWatch && worker.watch(for: { waiter.state.load(ordering: .relaxed) == Self.signalled }) && take()) {
-            return worker.chargeOperation()
-        }
-        guard worker.beginPark(sharing: waiter, ifStill: Self.idle) else {
-            // A signal has come in between, or another fiber waits.
-            require(take(), "two fibers wait for one FiberEvent: give each its own, or let one wait and pass it on")
-            return
-        }
+        repeat {
+            // Where another worker is about to signal, the fiber stays: to park it and to send it home takes longer than to wait.
+            if take() || (worker.mayWatch && worker.watch(for: { waiter.state.load(ordering: .relaxed) == Self.signalled }) && take()) {
+                return worker.chargeOperation()
+            }
+            require(
+                waiter.state.load(ordering: .relaxed) <= Self.signalled,
+                "two fibers wait for one FiberEvent: give each its own, or let one wait and pass it on")
+            // Else a signal has come in between, which somebody else may have taken again.
+        } while !worker.beginPark(sharing: waiter, ifStill: Self.idle)
         try worker.check(worker.park(.event))
     }
 
