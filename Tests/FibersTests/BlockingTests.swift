@@ -94,6 +94,29 @@ extension KernelTests {
             #expect((limit == 1 ? served : served.sorted()) == Array(0..<20))
         }
 
+        @Test(arguments: [false, true])
+        func threads_end_whenFewerAreNeeded(forATrickleOfCalls isTrickling: Bool) throws {
+            var configuration = FiberRuntime.Configuration(workers: 1, blockingThreads: 8)
+            configuration.blockingIdleLimit = .milliseconds(60)
+            let gate = Gate()
+            let (most, turns) = try FiberRuntime.run(configuration) {
+                let calls = try (0..<8).map { _ in try Fiber.spawnLocal { try withBlockingThread { gate.wait() } } }
+                while gate.waiting.load(ordering: .relaxed) < 8 { Fiber.yield() }
+                let most = FiberRuntime.blockingStatistics.threads
+                gate.open()
+                for call in calls { try call.join() }
+                var turns = 0
+                while FiberRuntime.blockingStatistics.threads > (isTrickling ? 2 : 0) && turns < 1_000 {
+                    if isTrickling { try withBlockingThread {} }
+                    try Fiber.sleep(for: .milliseconds(5))
+                    turns += 1
+                }
+                return (most, turns)
+            }
+            #expect(most == 8)
+            #expect(turns < 1_000)
+        }
+
         @Test func idleThread_isUsedAgain() throws {
             let threads = try FiberRuntime.run {
                 for _ in 0..<100 { try withBlockingThread {} }

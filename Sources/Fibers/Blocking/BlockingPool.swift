@@ -43,12 +43,17 @@ final class BlockingPool: @unchecked Sendable {
     private var isAbandoned = false
     private let limit: Int
     private let idleLimit: Int64
+    /// Threads end by how many were idle at least, all the time from one look to the next: jobs that come one by one wake the threads in turn, so that each has
+    /// something to do now and then though one would do.
+    private var nextLook: Int64 = 0
+    private var leastIdle = 0
+    private var surplus = 0
 
     /// Where threads may run, which inherit less from a worker that is bound to a CPU.
     private let cpus: cfiber_cpus?
 
     /// - Parameters:
-    ///   - idleLimit: nanoseconds after which an idle thread ends.
+    ///   - idleLimit: nanoseconds after which threads end that were not needed all that time.
     ///   - cpus: what threads are bound to; nil for what the worker is bound to that starts them.
     init(limit: Int, idleLimit: Int64, cpus: cfiber_cpus? = nil) {
         self.limit = limit
@@ -147,9 +152,9 @@ final class BlockingPool: @unchecked Sendable {
         if var cpus { _ = cfiber_unpin(&cpus) }
         mutex.lock()
         defer { mutex.unlock() }
-        var idleSince = cfiber_now()
         while true {
             if let job = takeNext() {
+                leastIdle = min(leastIdle, idle)
                 running[ObjectIdentifier(job)] = job
                 mutex.unlock()
                 job.perform()
@@ -159,18 +164,31 @@ final class BlockingPool: @unchecked Sendable {
                 completed += 1
                 // With the mutex held: who goes on finds the job counted, and the runtime's end finds the thread idle.
                 job.waiter.unparkFromAnyThread(.ready)
-                idleSince = cfiber_now()
-            } else if isStopping || cfiber_now() - idleSince >= idleLimit {
+            } else if isStopping || isSurplus() {
                 break
             } else {
                 idle += 1
-                work.wait(until: idleSince + idleLimit)
+                work.wait(until: nextLook)
                 idle -= 1
             }
         }
         threads -= 1
         if isAbandoned { pthread_detach(pthread_self()) } else { finished.append(pthread_self()) }
         if threads == 0 { ended.signal() }
+    }
+
+    /// True for a thread that has nothing to do and may end.
+    private func isSurplus() -> Bool {
+        let now = cfiber_now()
+        if now >= nextLook {
+            surplus = leastIdle
+            leastIdle = idle + 1
+            nextLook = now + idleLimit
+        }
+        guard surplus > 0 else { return false }
+        surplus -= 1
+        leastIdle -= 1
+        return true
     }
 
     private func joinFinished() {

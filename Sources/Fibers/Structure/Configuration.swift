@@ -40,6 +40,8 @@ extension FiberRuntime {
 
         /// How long stacks must not have been needed before their memory is given back: less makes a load that comes in waves pay for the same pages again and again.
         package var trimInterval = Duration.seconds(1)
+        /// How long threads for blocking calls must not have been needed before they end.
+        package var blockingIdleLimit = Duration.seconds(10)
 
         /// Makes the driver of the runtime's worker, epoll's if nil: for tests that own the time.
         package var makeDriver: (@Sendable () throws(ResourceError) -> Driver)?

@@ -25,7 +25,8 @@ public final class FiberRuntime: Sendable {
         // Those that the calling thread may use as long as it is not bound to one of them.
         let isBoundLater = configuration.pinsWorkers && cfiber_allowed_cpus(&cpus) == 0
         blocking = BlockingPool(
-            limit: configuration.blockingThreads, idleLimit: 10_000_000_000, cpus: isBoundLater ? cpus : nil)
+            limit: configuration.blockingThreads, idleLimit: Deadline.nanoseconds(configuration.blockingIdleLimit),
+            cpus: isBoundLater ? cpus : nil)
     }
 
     /// Starts a runtime, runs `main` as its first fiber on the calling thread, and returns what that returns or throws what it throws, after **all** fibers have ended.
