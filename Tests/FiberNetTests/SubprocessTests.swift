@@ -182,6 +182,18 @@ extension NetTests {
             }
         }
 
+        @Test func pipeExample_feedsAProgramThatHasClosedItsOutput() throws {
+            let bytes = letters(1_000_000)
+            let path = freshPath()
+            defer { unlink(path) }
+            try inRuntime(seconds: 60) {
+                let script = "exec >&-; sleep 0.2; cat >\(path); exit 3"
+                let result = try Subprocess.run(.init(try pipeExample(), ["sh", "-c", script]), input: bytes)
+                expect(result.status == .exited(3), "\(result.status) \(Self.text(result.errors))")
+                expect(same(try content(of: path), bytes))
+            }
+        }
+
         @Test func pipeExample_servesClients() throws {
             let path = try makeFile(letters(300_000))
             defer { unlink(path) }
