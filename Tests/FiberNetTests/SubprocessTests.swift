@@ -288,6 +288,19 @@ extension NetTests {
             }
         }
 
+        @Test func run_returns_whenWhatTheProgramLeavesBehind_holdsItsInput() throws {
+            try inRuntime(seconds: 60) {
+                // A shell gives what it runs in the background no input unless it is told to, and not by the number 0.
+                let script = Self.sh("exec 3<&0; sleep 5 <&3 >/dev/null 2>&1 & echo $!")
+                let result = try Subprocess.run(script, input: pattern(1_000_000))
+                guard let left = Int32(Self.text(result.output).dropLast()) else { throw TestError(text: Self.text(result.output)) }
+                // It runs still, and holds the input: what has ended has no arguments any more.
+                expect(try !content(of: "/proc/\(left)/cmdline").isEmpty)
+                expect(Glibc.kill(left, SIGKILL) == 0)
+                expect(result.status.isSuccess)
+            }
+        }
+
         @Test func run_throws_whenThereIsMoreOutputThanTheLimit() throws {
             try inRuntime(seconds: 60) {
                 let out = expect(.limitExceeded) { _ = try Subprocess.run(.init("yes"), outputLimit: 100_000) }
