@@ -1,11 +1,13 @@
 #define _GNU_SOURCE
 #include "cfiber_files.h"
+#include "cfiber_system.h"
 #include "retry.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/sendfile.h>
@@ -89,6 +91,20 @@ int cfiber_unshare(int fd, int kind, int *restore, int *flags) {
   close(*restore);
   *restore = -1;
   return status;
+}
+
+int cfiber_duplicate_for_child(int fd) {
+  int flags = fcntl(fd, F_GETFL);
+  if (flags >= 0 && (flags & O_NONBLOCK) && cfiber_kind(fd) == CFIBER_KIND_FIFO) {
+    char path[32], target[5];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    // A FIFO has a path, and opening it might wait for its other end; a pipe is open at once.
+    if (readlink(path, target, sizeof target) == sizeof target && memcmp(target, "pipe:", sizeof target) == 0) {
+      int own = open_again(path, (flags & (O_ACCMODE | O_APPEND)) | O_CLOEXEC, 0);
+      if (own >= 0) return own;
+    }
+  }
+  return cfiber_duplicate(fd);
 }
 
 int cfiber_pipe(int *reader, int *writer, int nonblocking_reader, int nonblocking_writer) {

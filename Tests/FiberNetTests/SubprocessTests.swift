@@ -112,14 +112,47 @@ extension NetTests {
 
         @Test func streamsOfOneProgram_canBeAnothers() throws {
             try inRuntime {
-                let first = try Subprocess.spawn(Self.sh("echo b; echo a"), output: .pipe)
+                let first = try Subprocess.spawn(Self.sh("echo b; sleep 0.1; echo a"), output: .pipe)
                 let second = try first.output!.withFileDescriptor { fd in
-                    // The program wants a descriptor that blocks.
-                    _ = fcntl(fd.rawValue, F_SETFL, 0)
-                    return try Subprocess.spawn(.init("sort"), input: .descriptor(fd), output: .pipe)
+                    try Subprocess.spawn(.init("sort"), input: .descriptor(fd), output: .pipe)
                 }
                 expect(try second.output!.readToEnd() == Array("a\nb\n".utf8))
                 expect(try first.wait().isSuccess && second.wait().isSuccess)
+            }
+        }
+
+        @Test func pipes_blockForTheChild_andNotForUs() throws {
+            try inRuntime {
+                let input = try Pipe.make(), output = try Pipe.make()
+                let cat = try input.reader.withFileDescriptor { reader in
+                    try output.writer.withFileDescriptor { writer in
+                        try Subprocess.spawn(.init("cat"), input: .descriptor(reader), output: .descriptor(writer))
+                    }
+                }
+                for fd in try [input.reader.fd, output.writer.fd] { expect(fcntl(fd, F_GETFL) & O_NONBLOCK != 0) }
+                input.reader.close()
+                output.writer.close()
+                let bytes = pattern(1_000_000)
+                // The program has to wait for its input, and then for room.
+                try Fiber.sleep(for: .milliseconds(50))
+                let writing = try Fiber.spawnLocal {
+                    do { try input.writer.writeAll(bytes) } catch let error as IOError where error.code == .reset {}
+                    input.writer.close()
+                }
+                try Fiber.sleep(for: .milliseconds(50))
+                expect(same(try output.reader.readToEnd(), bytes))
+                try writing.join()
+                expect(try cat.wait().isSuccess)
+            }
+        }
+
+        @Test func fifoThatNobodyWrites_isGivenToAChild_withoutWaiting() throws {
+            let path = try makeFIFO()
+            defer { unlink(path) }
+            try inRuntime {
+                let fifo = try DescriptorStream.open(path)
+                let child = try fifo.withFileDescriptor { try Subprocess.spawn(.init("true"), input: .descriptor($0)) }
+                expect(try child.wait().isSuccess)
             }
         }
 

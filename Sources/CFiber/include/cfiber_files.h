@@ -27,6 +27,8 @@ int cfiber_open(const char *path, int flags, mode_t permissions, int *kind);
 int cfiber_unshare(int fd, int kind, int *restore, int *flags);
 int cfiber_set_flags(int fd, int flags);
 int cfiber_set_nonblocking(int fd);
+/// A second descriptor, close-on-exec, as a program expects it: to a pipe that is non-blocking, one that blocks.
+int cfiber_duplicate_for_child(int fd);
 /// The two ends of a pipe, close-on-exec; non-blocking where asked for.
 int cfiber_pipe(int *reader, int *writer, int nonblocking_reader, int nonblocking_writer);
 

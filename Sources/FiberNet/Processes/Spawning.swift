@@ -148,7 +148,7 @@ final class ChildStreams: Sendable {
     }
 
     private func addCopy(of descriptor: FileDescriptor) throws(IOError) {
-        let copy = cfiber_duplicate(descriptor.rawValue)
+        let copy = cfiber_duplicate_for_child(descriptor.rawValue)
         if copy < 0 { throw IOError(Int(copy), "spawn", subject: "descriptor \(descriptor.rawValue)") }
         add(copy)
     }

@@ -53,7 +53,8 @@ public final class Subprocess {
         case null
         /// From ``Subprocess/input``.
         case pipe
-        /// From a descriptor, which stays the caller's. The child shares what is open with it, and most programs expect that not to be non-blocking.
+        /// From a descriptor, which stays the caller's. A pipe that is non-blocking, as those of this library are, blocks for the child alone. Anything
+        /// else the child shares as it is, and most programs expect that not to be non-blocking.
         case descriptor(FileDescriptor)
     }
 
@@ -65,7 +66,7 @@ public final class Subprocess {
         case null
         /// To ``Subprocess/output`` or ``Subprocess/errors``.
         case pipe
-        /// To a descriptor, which stays the caller's. The child shares what is open with it, and most programs expect that not to be non-blocking.
+        /// To a descriptor, which stays the caller's; otherwise as ``Input/descriptor(_:)``.
         case descriptor(FileDescriptor)
         /// For standard error: to where the child's standard output goes.
         case standardOutput
