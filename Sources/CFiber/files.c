@@ -52,6 +52,9 @@ static int open_again(const char *path, int flags, mode_t permissions) { RETRY(i
 int cfiber_open(const char *path, int flags, mode_t permissions, int *kind) {
   // Without O_NONBLOCK opening a FIFO waits for somebody at the other end, and opening a serial line for a carrier.
   int fd = open_again(path, flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, permissions);
+  // Somebody has a lease on the file: the kernel has asked for it, and opens the file when it has been given back or its time is up.
+  struct stat info;
+  if (fd == -EAGAIN && stat(path, &info) == 0 && S_ISREG(info.st_mode)) fd = open_again(path, flags | O_CLOEXEC | O_NOCTTY, permissions);
   if (fd < 0) return fd;
   *kind = cfiber_kind(fd);
   int status = *kind < 0 ? *kind : 0;

@@ -243,6 +243,25 @@ extension NetTests {
             try inRuntime { _ = expect(.unsupported) { _ = try File.open(path, .readWrite) } }
         }
 
+        @Test func open_waits_whenSomebodyHasALease() throws {
+            let path = try makeFile([1, 2, 3])
+            defer { unlink(path) }
+            let fd = open(path, O_RDWR | O_CLOEXEC)
+            defer { close(fd) }
+            // Macros that Swift does not read; SIGURG, in place of SIGIO, is ignored. Not every file system has leases.
+            let (setLease, getLease, setSignal): (Int32, Int32, Int32) = (1024, 1025, 10)
+            guard fcntl(fd, setSignal, SIGURG) == 0 && fcntl(fd, setLease, Int32(F_WRLCK)) == 0 else { return }
+            try inRuntime {
+                defer { _ = fcntl(fd, setLease, Int32(F_UNLCK)) }
+                let opening = try Fiber.spawnLocal { try File.open(path).size() }
+                try waitUntil { fcntl(fd, getLease) != Int32(F_WRLCK) }
+                letOthersRun()
+                expect(!opening.fiber.isFinished)
+                expect(fcntl(fd, setLease, Int32(F_UNLCK)) == 0)
+                expect(try opening.join() == 3)
+            }
+        }
+
         // Ends.
 
         @Test func callsAfterClose_throwClosed() throws {

@@ -19,7 +19,8 @@ enum {
 int cfiber_kind(int fd);
 /// What a path names: a kind, where only FIFOs and sockets are told from files. May block.
 int cfiber_path_kind(const char *path);
-/// Opens without waiting for a peer, close-on-exec, and without making a terminal the process's own. Says what it has opened. May block.
+/// Opens without waiting for a peer, close-on-exec, and without making a terminal the process's own. Says what it has opened. May block, also for
+/// whoever has a lease on a file.
 int cfiber_open(const char *path, int flags, mode_t permissions, int *kind);
 /// The flags of what is open, which all share that have it open.
 int cfiber_flags(int fd);
