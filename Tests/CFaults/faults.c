@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -175,6 +176,13 @@ void *reallocarray(void *old, size_t items, size_t size) {
     return NULL;
   }
   return __libc_realloc(old, bytes);
+}
+
+char *strdup(const char *text) {
+  if (fails(CFAULTS_STRDUP)) return NULL;
+  size_t size = strlen(text) + 1;
+  char *copy = malloc(size);
+  return copy == NULL ? NULL : memcpy(copy, text, size);
 }
 
 void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset) {

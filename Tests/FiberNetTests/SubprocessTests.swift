@@ -1,5 +1,6 @@
 // Child processes: what they get, how they end, and that nothing is left of them.
 
+import CFaults
 import CFiber
 import FiberNet
 import Fibers
@@ -71,6 +72,22 @@ extension NetTests {
                 expect(.system) { _ = try Subprocess.spawn(.init("true", ["a\0"])) }
                 expect(.system) { _ = try Subprocess.spawn(.init("true", environment: ["A=B": ""])) }
                 expect(.notFound) { _ = try Subprocess.run(.init("/nowhere/program"), input: [1]) }
+            }
+        }
+
+        @Test(.enabled(if: cfaults_available() != 0)) func spawn_throwsResources_whenThereIsNoMemoryForAnArgument() throws {
+            var configuration = FiberRuntime.Configuration()
+            configuration.blockingThreads = 1
+            try inRuntime(configuration) {
+                let command = Subprocess.Command("sh", ["-c", "exit 3"], environment: ["A": "1", "B": "2"])
+                for i in 1...5 {
+                    // The only thread.
+                    try withBlockingThread { cfaults_arm(CFAULTS_STRDUP, i, ENOMEM, 0) }
+                    let error = expect(.resources) { _ = try Subprocess.spawn(command) }
+                    expect(error?.subject == "sh" && error?.errno == .noMemory, "\(i): \(String(describing: error))")
+                    try withBlockingThread { _ = cfaults_disarm() }
+                }
+                expect(try Subprocess.spawn(command).wait() == .exited(3))
             }
         }
 
