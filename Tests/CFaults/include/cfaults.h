@@ -42,6 +42,14 @@ void cfaults_arm(cfaults_call call, size_t n, int error, int repeat);
 /// Ends that, and returns how many calls of the kind were made since.
 size_t cfaults_disarm(void);
 
+// Slow disks.
+
+/// Holds up the next pwrite, whichever thread makes it, until it is let go; only where `cfaults_available`.
+void cfaults_hold_write(void);
+/// Non-zero while one is held.
+int cfaults_holds_write(void);
+void cfaults_release_write(void);
+
 // Clocks.
 
 /// Shifts the time of day that the calling thread reads (clock_gettime, gettimeofday, time) against the real one; 0 ends it.
