@@ -151,12 +151,13 @@ public final class DescriptorStream: Endpoint {
         return result
     }
 
-    /// Reads some bytes, at most `limit`; none at the end of the stream.
+    /// Reads some bytes, at most `limit` and at most 1 MiB at once; none at the end of the stream.
     /// - Note: parks
     public func read(upTo limit: Int, timeout: Duration? = nil) throws(IOError) -> [UInt8] {
         if limit <= 0 { return [] }
         if let file { return try reading(file, upTo: limit, timeout) }
         var failure = 0
+        let limit = min(limit, 1 << 20)
         let deadline = Deadline.after(timeout)
         let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
             let result = receive(buffer.baseAddress!, limit, until: deadline)
