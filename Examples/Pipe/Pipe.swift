@@ -45,7 +45,7 @@ struct PipeThrough {
     ) throws -> Subprocess.Status {
         try withSubprocess(command, input: .pipe, output: .pipe) { child in
             guard let input = child.input, let output = child.output else { return try child.wait() }
-            try withFiberGroup { group in
+            return try withFiberGroup { group in
                 // A program that does not want all of its input ends while this one still waits for more.
                 try group.spawnDaemon(name: "feeder") {
                     defer { input.close() }
@@ -54,8 +54,9 @@ struct PipeThrough {
                     } catch let error as IOError where error.code == .reset {}
                 }
                 while case let bytes = try output.read(upTo: 64 * 1024), !bytes.isEmpty { try sink(bytes) }
+                // One that has closed its output may go on reading: it is fed until it has ended.
+                return try child.wait()
             }
-            return try child.wait()
         }
     }
 }

@@ -1,16 +1,19 @@
 #define _GNU_SOURCE
 #include "cfiber_files.h"
+#include "cfiber_system.h"
 #include "retry.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -49,6 +52,9 @@ static int open_again(const char *path, int flags, mode_t permissions) { RETRY(i
 int cfiber_open(const char *path, int flags, mode_t permissions, int *kind) {
   // Without O_NONBLOCK opening a FIFO waits for somebody at the other end, and opening a serial line for a carrier.
   int fd = open_again(path, flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, permissions);
+  // Somebody has a lease on the file: the kernel has asked for it, and opens the file when it has been given back or its time is up.
+  struct stat info;
+  if (fd == -EAGAIN && stat(path, &info) == 0 && S_ISREG(info.st_mode)) fd = open_again(path, flags | O_CLOEXEC | O_NOCTTY, permissions);
   if (fd < 0) return fd;
   *kind = cfiber_kind(fd);
   int status = *kind < 0 ? *kind : 0;
@@ -61,42 +67,55 @@ int cfiber_open(const char *path, int flags, mode_t permissions, int *kind) {
 
 int cfiber_set_flags(int fd, int flags) { return fcntl(fd, F_SETFL, flags) == 0 ? 0 : -errno; }
 
-int cfiber_set_nonblocking(int fd) {
+int cfiber_flags(int fd) {
   int flags = fcntl(fd, F_GETFL);
-  return flags < 0 ? -errno : cfiber_set_flags(fd, flags | O_NONBLOCK);
+  return flags < 0 ? -errno : flags;
 }
 
-int cfiber_unshare(int fd, int kind, int *restore, int *flags) {
-  *restore = -1;
-  *flags = fcntl(fd, F_GETFL);
-  if (*flags < 0) return -errno;
-  if (kind == CFIBER_KIND_FILE || kind == CFIBER_KIND_SOCKET || (*flags & O_NONBLOCK)) return fd;
+static int set_nonblocking(int fd) {
+  int flags = cfiber_flags(fd);
+  return flags < 0 ? flags : cfiber_set_flags(fd, flags | O_NONBLOCK);
+}
+
+int cfiber_reopen(int fd, int kind) {
+  int flags = cfiber_flags(fd);
+  if (flags < 0 || (flags & O_NONBLOCK)) return flags < 0 ? flags : -EALREADY;
   // Only what opens the same thing once more: the master of a pseudo-terminal would open another terminal, and other devices another something.
   unsigned number;
-  if (kind == CFIBER_KIND_FIFO || (isatty(fd) && ioctl(fd, TIOCGPTN, &number) != 0)) {
-    char path[32];
+  if (kind != CFIBER_KIND_FIFO && (!isatty(fd) || ioctl(fd, TIOCGPTN, &number) == 0)) return -ENOTSUP;
+  char path[32];
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  return open_again(path, (flags & (O_ACCMODE | O_APPEND)) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
+}
+
+int cfiber_may_share(int fd, int other) {
+  long order = syscall(SYS_kcmp, getpid(), getpid(), 0 /* KCMP_FILE */, fd, other);
+  if (order >= 0) return order == 0;
+  struct stat info, other_info;
+  if (fstat(fd, &info) != 0 || fstat(other, &other_info) != 0) return 0;
+  return info.st_dev == other_info.st_dev && info.st_ino == other_info.st_ino;
+}
+
+int cfiber_duplicate_for_child(int fd) {
+  int flags = cfiber_flags(fd);
+  if (flags >= 0 && (flags & O_NONBLOCK) && cfiber_kind(fd) == CFIBER_KIND_FIFO) {
+    char path[32], target[5];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    int own = open_again(path, (*flags & (O_ACCMODE | O_APPEND)) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0);
-    if (own >= 0) {
-      close(fd);
-      return own;
+    // A FIFO has a path, and opening it might wait for its other end; a pipe is open at once.
+    if (readlink(path, target, sizeof target) == sizeof target && memcmp(target, "pipe:", sizeof target) == 0) {
+      int own = open_again(path, (flags & (O_ACCMODE | O_APPEND)) | O_CLOEXEC, 0);
+      if (own >= 0) return own;
     }
   }
-  *restore = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-  if (*restore < 0) return -errno;
-  int status = cfiber_set_flags(fd, *flags | O_NONBLOCK);
-  if (status == 0) return fd;
-  close(*restore);
-  *restore = -1;
-  return status;
+  return cfiber_duplicate(fd);
 }
 
 int cfiber_pipe(int *reader, int *writer, int nonblocking_reader, int nonblocking_writer) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) return -errno;
   // The ends are two descriptions, so that each has a flag of its own.
-  int status = nonblocking_reader ? cfiber_set_nonblocking(ends[0]) : 0;
-  if (status == 0 && nonblocking_writer) status = cfiber_set_nonblocking(ends[1]);
+  int status = nonblocking_reader ? set_nonblocking(ends[0]) : 0;
+  if (status == 0 && nonblocking_writer) status = set_nonblocking(ends[1]);
   if (status < 0) {
     close(ends[0]);
     close(ends[1]);

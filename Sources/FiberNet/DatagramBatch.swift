@@ -43,10 +43,14 @@ public final class DatagramBatch {
 
     /// - Parameters:
     ///   - capacity: how many datagrams, 1 to 1,024, which is what the kernel takes at once.
-    ///   - datagramSize: bytes for each, at least 1. ``UDPSocket/maximumSize`` is enough for UDP over IPv4; of memory that is not used only address space is taken.
+    ///   - datagramSize: bytes for each, at least 1; with all datagrams at most 1 GiB. ``UDPSocket/maximumSize`` is enough for UDP over IPv4; of memory that is not used only address space is taken.
     public init(capacity: Int, datagramSize: Int) {
         require(1...1024 ~= capacity, "a DatagramBatch holds 1 to 1,024 datagrams, not \(capacity)")
         require(1...(1 << 30) ~= datagramSize, "datagramSize of a DatagramBatch is 1 byte to 1 GiB, not \(datagramSize)")
+        require(
+            capacity * datagramSize <= 1 << 30,
+            "a DatagramBatch takes at most 1 GiB, and \(capacity) datagrams of \(datagramSize) bytes take more: make it for fewer, or for shorter ones"
+        )
         self.capacity = capacity
         self.datagramSize = datagramSize
         headers = .allocate(capacity: capacity)

@@ -83,12 +83,13 @@ public final class TCPStream: Endpoint {
         return result
     }
 
-    /// Reads some bytes, at most `limit`; none at the end of the stream.
+    /// Reads some bytes, at most `limit` and at most 1 MiB at once; none at the end of the stream.
     /// - Note: parks
     public func read(upTo limit: Int, timeout: Duration? = nil) throws(IOError) -> [UInt8] {
         var failure = 0
-        let bytes = [UInt8](unsafeUninitializedCapacity: max(0, limit)) { buffer, count in
-            guard buffer.count > 0 else { return }
+        let limit = min(max(0, limit), 1 << 20)
+        let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
+            guard limit > 0 else { return }
             let result = driver.receive(descriptor, buffer.baseAddress!, limit, until: Deadline.after(timeout))
             if result < 0 { failure = result } else { count = result }
         }

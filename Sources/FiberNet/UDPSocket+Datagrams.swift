@@ -28,9 +28,18 @@ extension UDPSocket {
     }
 
     /// Receives one datagram, of which it keeps at most `limit` bytes; otherwise as ``receive(into:timeout:)-(MutableRawSpan,_)``.
+    ///
+    /// - Parameters:
+    ///   - limit: bytes. None over UDP is longer than 65,535; for a Unix socket it is at most 1 GiB, since memory for so many is taken.
+    ///   - timeout: how long to wait; nil for ever.
     /// - Note: parks
     public func receive(upTo limit: Int, timeout: Duration? = nil) throws(IOError) -> Datagram {
-        let limit = max(0, limit)
+        let isUnix = address.family == .unix
+        require(
+            !isUnix || limit <= 1 << 30,
+            "UDPSocket.receive(upTo:) takes memory for the whole limit, and \(limit) bytes are more than 1 GiB: give it the length that the senders keep to"
+        )
+        let limit = max(0, isUnix ? limit : min(limit, 65_535))
         var received: (result: Int, info: DatagramInfo?) = (0, nil)
         let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
             received = receive(buffer.baseAddress, limit, timeout)

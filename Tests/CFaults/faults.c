@@ -6,8 +6,10 @@
 #include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -88,6 +90,12 @@ void cfaults_stop_clock(void) {
 }
 
 void cfaults_release_clock(void) { clock_is_stopped = 0; }
+
+// 0: nothing; 1: the next one is to be held; 2: one is held.
+static atomic_int hold;
+void cfaults_hold_write(void) { atomic_store(&hold, 1); }
+int cfaults_holds_write(void) { return atomic_load(&hold) == 2; }
+void cfaults_release_write(void) { atomic_store(&hold, 0); }
 
 void __lsan_disable(void) __attribute__((weak));
 void __lsan_enable(void) __attribute__((weak));
@@ -175,6 +183,20 @@ void *reallocarray(void *old, size_t items, size_t size) {
     return NULL;
   }
   return __libc_realloc(old, bytes);
+}
+
+char *strdup(const char *text) {
+  if (fails(CFAULTS_STRDUP)) return NULL;
+  size_t size = strlen(text) + 1;
+  char *copy = malloc(size);
+  return copy == NULL ? NULL : memcpy(copy, text, size);
+}
+
+ssize_t pwrite(int fd, const void *bytes, size_t size, off_t offset) {
+  int next = 1;
+  if (atomic_compare_exchange_strong(&hold, &next, 2))
+    while (atomic_load(&hold) == 2) usleep(100);
+  return syscall(SYS_pwrite64, fd, bytes, size, offset);
 }
 
 void *mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset) {

@@ -296,6 +296,17 @@ extension NetTests {
                 }
             }
 
+            @Test func memoryBeyondMeasure_stopsTheProgram_withARemedy() async throws {
+                let batch = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                    _ = DatagramBatch(capacity: 1024, datagramSize: 1 << 30)
+                }
+                expectMessage(batch, "make it for fewer")
+                let datagram = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                    try inRuntime { _ = try UDPSocket.pair().0.receive(upTo: .max) }
+                }
+                expectMessage(datagram, "give it the length")
+            }
+
             @Test func fullBatch_stopsTheProgram_whenMoreIsAppended() async {
                 await #expect(processExitsWith: .failure) {
                     let batch = DatagramBatch(capacity: 1, datagramSize: 10)

@@ -135,6 +135,18 @@ extension NetTests {
             }
         }
 
+        @Test(arguments: Transport.tcp)
+        func receive_takesAnyLimit_overUDP(transport: Transport) throws {
+            try withNet(transport) { net in
+                let server = try net.receiver(), client = try net.client(of: server)
+                for limit in [Int.max, 3, -1] {
+                    try client.send("bytes")
+                    let received = try server.receive(upTo: limit)
+                    expect(received.bytes == Array("bytes".utf8.prefix(max(0, limit))) && received.isTruncated == (limit < 5), "\(limit)")
+                }
+            }
+        }
+
         // Senders.
 
         @Test func sender_isNil_whenTheUnixSocketHasNoName() throws {

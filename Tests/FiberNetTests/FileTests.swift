@@ -243,6 +243,25 @@ extension NetTests {
             try inRuntime { _ = expect(.unsupported) { _ = try File.open(path, .readWrite) } }
         }
 
+        @Test func open_waits_whenSomebodyHasALease() throws {
+            let path = try makeFile([1, 2, 3])
+            defer { unlink(path) }
+            let fd = open(path, O_RDWR | O_CLOEXEC)
+            defer { close(fd) }
+            // Macros that Swift does not read; SIGURG, in place of SIGIO, is ignored. Not every file system has leases.
+            let (setLease, getLease, setSignal): (Int32, Int32, Int32) = (1024, 1025, 10)
+            guard fcntl(fd, setSignal, SIGURG) == 0 && fcntl(fd, setLease, Int32(F_WRLCK)) == 0 else { return }
+            try inRuntime {
+                defer { _ = fcntl(fd, setLease, Int32(F_UNLCK)) }
+                let opening = try Fiber.spawnLocal { try File.open(path).size() }
+                try waitUntil { fcntl(fd, getLease) != Int32(F_WRLCK) }
+                letOthersRun()
+                expect(!opening.fiber.isFinished)
+                expect(fcntl(fd, setLease, Int32(F_UNLCK)) == 0)
+                expect(try opening.join() == 3)
+            }
+        }
+
         // Ends.
 
         @Test func callsAfterClose_throwClosed() throws {
@@ -264,6 +283,45 @@ extension NetTests {
                 expect(.closed) { _ = try file.lines().next() }
             }
             #expect(try content(of: path) == [1, 2, 3])
+        }
+
+        @Test(.enabled(if: cfaults_available() != 0)) func writeThatIsAbandoned_isOver_beforeLaterCallsBegin() throws {
+            let path = try makeFile(Array("0123456789".utf8))
+            defer { unlink(path) }
+            try inRuntime {
+                defer { cfaults_release_write() }
+                let file = try File.open(path, .readWrite)
+                let calls: [(String, () throws -> Void)] = [
+                    ("new3456789", { try file.writeAll(Array("new".utf8), at: 0) }),
+                    ("old", { try file.truncate(to: 3) }),
+                    (
+                        "NEW",
+                        {
+                            try file.seek(to: 0)
+                            try file.writeAll("NEW")
+                        }
+                    ),
+                    ("old", { try file.sync() }),
+                ]
+                for (content, call) in calls {
+                    cfaults_hold_write()
+                    let old = try Fiber.spawnLocal { try file.writeAll(Array("old".utf8), at: 0) }
+                    try waitUntil { cfaults_holds_write() != 0 }
+                    old.cancel()
+                    expect(thrown { try old.join() } is CancellationError)
+                    let later = try Fiber.spawnLocal { try call() }
+                    try Fiber.sleep(for: .milliseconds(20))
+                    expect(!later.fiber.isFinished, content)
+                    // Reading does not wait, nor does a write that is taken back.
+                    expect(try file.read(upTo: 1, at: 0).count == 1)
+                    let takenBack = thrown { try withTimeout(.milliseconds(1)) { try file.writeAll([1], at: 1) } }
+                    expect(takenBack is TimeoutError, "\(String(describing: takenBack))")
+                    cfaults_release_write()
+                    try later.join()
+                    try letPoolSettle()
+                    expect(try File.readAll(path) == Array(content.utf8), "\(content)")
+                }
+            }
         }
 
         @Test(arguments: Ending.allCases)

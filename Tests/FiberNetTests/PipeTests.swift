@@ -328,6 +328,28 @@ extension NetTests {
             }
         }
 
+        @Test func whatCannotBeOpenedAgain_staysNonBlocking_asLongAsAStreamUsesIt() throws {
+            let counter = cfiber_wake_create()
+            try #require(counter >= 0 && fcntl(counter, F_SETFL, 0) == 0)
+            defer { close(counter) }
+            try inRuntime {
+                for third in [false, true] {
+                    let first = try DescriptorStream.adopt(FileDescriptor(rawValue: counter), closing: false)
+                    let number = third ? fcntl(counter, F_DUPFD_CLOEXEC, 0) : counter
+                    let second = try DescriptorStream.adopt(FileDescriptor(rawValue: number), closing: third)
+                    first.close()
+                    expect(.timedOut) { _ = try second.read(upTo: 8, timeout: .milliseconds(1)) }
+                    expect(fcntl(counter, F_GETFL) & O_NONBLOCK != 0)
+                    second.close()
+                    expect(fcntl(counter, F_GETFL) & O_NONBLOCK == 0)
+                }
+                // What somebody else has made so stays so.
+                expect(fcntl(counter, F_SETFL, O_NONBLOCK) == 0)
+                try DescriptorStream.adopt(FileDescriptor(rawValue: counter), closing: false).close()
+                expect(fcntl(counter, F_GETFL) & O_NONBLOCK != 0)
+            }
+        }
+
         @Test func adoptedSocket_isReadAndWritten_andStaysAsItIs() throws {
             var pair: [Int32] = [-1, -1]
             try #require(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0, &pair) == 0)

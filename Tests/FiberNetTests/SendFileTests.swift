@@ -111,6 +111,23 @@ extension NetTests {
             }
         }
 
+        @Test func smallFile_takesOneCallOfThePool() throws {
+            let path = try makeFile(pattern(1000))
+            defer { unlink(path) }
+            try withNet(.ipv4) { net in
+                let (client, server) = try net.pair()
+                let file = try File.open(path)
+                for range in [nil, 0..<1000, 0..<2000, 10..<20] {
+                    try letPoolSettle()
+                    let before = FiberRuntime.blockingStatistics.completed
+                    let count = try client.send(file, range: range)
+                    try letPoolSettle()
+                    expect(FiberRuntime.blockingStatistics.completed - before == 1, "\(String(describing: range))")
+                    expect(try server.readExactly(count).count == count)
+                }
+            }
+        }
+
         @Test func timeoutOfTheCall_isHeeded() throws {
             let path = try makeFile(pattern(16 << 20))
             defer { unlink(path) }

@@ -30,6 +30,18 @@ extension NetTests {
             }
         }
 
+        @Test func read_givesWhatIsThere_howeverMuchIsAskedFor() throws {
+            try inRuntime {
+                let (a, b) = try TCPStream.pair()
+                try a.writeAll("few")
+                expect(try b.read(upTo: .max) == Array("few".utf8))
+                expect(try b.read(upTo: 0).isEmpty && b.read(upTo: -1).isEmpty)
+                let pipe = try Pipe.make()
+                try pipe.writer.writeAll("few")
+                expect(try pipe.reader.read(upTo: .max) == Array("few".utf8))
+            }
+        }
+
         @Test(arguments: Transport.all)
         func read_waits_untilBytesCome(transport: Transport) throws {
             try withNet(transport) { net in

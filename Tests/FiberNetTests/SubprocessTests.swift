@@ -1,5 +1,6 @@
 // Child processes: what they get, how they end, and that nothing is left of them.
 
+import CFaults
 import CFiber
 import FiberNet
 import Fibers
@@ -74,6 +75,22 @@ extension NetTests {
             }
         }
 
+        @Test(.enabled(if: cfaults_available() != 0)) func spawn_throwsResources_whenThereIsNoMemoryForAnArgument() throws {
+            var configuration = FiberRuntime.Configuration()
+            configuration.blockingThreads = 1
+            try inRuntime(configuration) {
+                let command = Subprocess.Command("sh", ["-c", "exit 3"], environment: ["A": "1", "B": "2"])
+                for i in 1...5 {
+                    // The only thread.
+                    try withBlockingThread { cfaults_arm(CFAULTS_STRDUP, i, ENOMEM, 0) }
+                    let error = expect(.resources) { _ = try Subprocess.spawn(command) }
+                    expect(error?.subject == "sh" && error?.errno == .noMemory, "\(i): \(String(describing: error))")
+                    try withBlockingThread { _ = cfaults_disarm() }
+                }
+                expect(try Subprocess.spawn(command).wait() == .exited(3))
+            }
+        }
+
         // Standard streams.
 
         @Test func streams_goWhereTheyAreSent() throws {
@@ -112,14 +129,47 @@ extension NetTests {
 
         @Test func streamsOfOneProgram_canBeAnothers() throws {
             try inRuntime {
-                let first = try Subprocess.spawn(Self.sh("echo b; echo a"), output: .pipe)
+                let first = try Subprocess.spawn(Self.sh("echo b; sleep 0.1; echo a"), output: .pipe)
                 let second = try first.output!.withFileDescriptor { fd in
-                    // The program wants a descriptor that blocks.
-                    _ = fcntl(fd.rawValue, F_SETFL, 0)
-                    return try Subprocess.spawn(.init("sort"), input: .descriptor(fd), output: .pipe)
+                    try Subprocess.spawn(.init("sort"), input: .descriptor(fd), output: .pipe)
                 }
                 expect(try second.output!.readToEnd() == Array("a\nb\n".utf8))
                 expect(try first.wait().isSuccess && second.wait().isSuccess)
+            }
+        }
+
+        @Test func pipes_blockForTheChild_andNotForUs() throws {
+            try inRuntime {
+                let input = try Pipe.make(), output = try Pipe.make()
+                let cat = try input.reader.withFileDescriptor { reader in
+                    try output.writer.withFileDescriptor { writer in
+                        try Subprocess.spawn(.init("cat"), input: .descriptor(reader), output: .descriptor(writer))
+                    }
+                }
+                for fd in try [input.reader.fd, output.writer.fd] { expect(fcntl(fd, F_GETFL) & O_NONBLOCK != 0) }
+                input.reader.close()
+                output.writer.close()
+                let bytes = pattern(1_000_000)
+                // The program has to wait for its input, and then for room.
+                try Fiber.sleep(for: .milliseconds(50))
+                let writing = try Fiber.spawnLocal {
+                    do { try input.writer.writeAll(bytes) } catch let error as IOError where error.code == .reset {}
+                    input.writer.close()
+                }
+                try Fiber.sleep(for: .milliseconds(50))
+                expect(same(try output.reader.readToEnd(), bytes))
+                try writing.join()
+                expect(try cat.wait().isSuccess)
+            }
+        }
+
+        @Test func fifoThatNobodyWrites_isGivenToAChild_withoutWaiting() throws {
+            let path = try makeFIFO()
+            defer { unlink(path) }
+            try inRuntime {
+                let fifo = try DescriptorStream.open(path)
+                let child = try fifo.withFileDescriptor { try Subprocess.spawn(.init("true"), input: .descriptor($0)) }
+                expect(try child.wait().isSuccess)
             }
         }
 
@@ -179,6 +229,18 @@ extension NetTests {
                     expect(try child.output!.readToEnd() == Array(bytes[..<10]))
                     expect(try child.wait().isSuccess)
                 }
+            }
+        }
+
+        @Test func pipeExample_feedsAProgramThatHasClosedItsOutput() throws {
+            let bytes = letters(1_000_000)
+            let path = freshPath()
+            defer { unlink(path) }
+            try inRuntime(seconds: 60) {
+                let script = "exec >&-; sleep 0.2; cat >\(path); exit 3"
+                let result = try Subprocess.run(.init(try pipeExample(), ["sh", "-c", script]), input: bytes)
+                expect(result.status == .exited(3), "\(result.status) \(Self.text(result.errors))")
+                expect(same(try content(of: path), bytes))
             }
         }
 
@@ -273,6 +335,19 @@ extension NetTests {
                     }
                     expect(error is TimeoutError, "\(script): \(String(describing: error))")
                 }
+            }
+        }
+
+        @Test func run_returns_whenWhatTheProgramLeavesBehind_holdsItsInput() throws {
+            try inRuntime(seconds: 60) {
+                // A shell gives what it runs in the background no input unless it is told to, and not by the number 0.
+                let script = Self.sh("exec 3<&0; sleep 5 <&3 >/dev/null 2>&1 & echo $!")
+                let result = try Subprocess.run(script, input: pattern(1_000_000))
+                guard let left = Int32(Self.text(result.output).dropLast()) else { throw TestError(text: Self.text(result.output)) }
+                // It runs still, and holds the input: what has ended has no arguments any more.
+                expect(try !content(of: "/proc/\(left)/cmdline").isEmpty)
+                expect(Glibc.kill(left, SIGKILL) == 0)
+                expect(result.status.isSuccess)
             }
         }
 

@@ -225,6 +225,15 @@ func expect(_ code: IOError.Code?, sourceLocation: SourceLocation = #_sourceLoca
     return nil
 }
 
+#if compiler(>=6.2)
+    /// Expects words on standard error of a process that stopped itself.
+    func expectMessage(_ result: ExitTest.Result?, _ words: String, sourceLocation: SourceLocation = #_sourceLocation) {
+        guard let result else { return }
+        let text = String(decoding: result.standardErrorContent, as: UTF8.self)
+        #expect(text.contains(words), "\(text)", sourceLocation: sourceLocation)
+    }
+#endif
+
 // MARK: Threads
 
 /// A thread outside any runtime.

@@ -19,14 +19,19 @@ enum {
 int cfiber_kind(int fd);
 /// What a path names: a kind, where only FIFOs and sockets are told from files. May block.
 int cfiber_path_kind(const char *path);
-/// Opens without waiting for a peer, close-on-exec, and without making a terminal the process's own. Says what it has opened. May block.
+/// Opens without waiting for a peer, close-on-exec, and without making a terminal the process's own. Says what it has opened. May block, also for
+/// whoever has a lease on a file.
 int cfiber_open(const char *path, int flags, mode_t permissions, int *kind);
-/// Makes a descriptor, which the caller owns, non-blocking without changing what other processes see, where that is possible: returns it, or another
-/// one in its place, and the first is closed then. Where it is not possible the flag is set on what is shared, `restore` is a second descriptor for
-/// it and `flags` what to restore; else `restore` is -1. Afterwards the first descriptor is the caller's only if that is returned. May block.
-int cfiber_unshare(int fd, int kind, int *restore, int *flags);
+/// The flags of what is open, which all share that have it open.
+int cfiber_flags(int fd);
 int cfiber_set_flags(int fd, int flags);
-int cfiber_set_nonblocking(int fd);
+/// Opens what is blocking once more, so that the new descriptor can be non-blocking alone. An error where the system refuses that or would open
+/// something else. May block.
+int cfiber_reopen(int fd, int kind);
+/// Whether two descriptors share what is open. Where the system does not tell, 1 if they may: if both lead to the same thing.
+int cfiber_may_share(int fd, int other);
+/// A second descriptor, close-on-exec, as a program expects it: to a pipe that is non-blocking, one that blocks.
+int cfiber_duplicate_for_child(int fd);
 /// The two ends of a pipe, close-on-exec; non-blocking where asked for.
 int cfiber_pipe(int *reader, int *writer, int nonblocking_reader, int nonblocking_writer);
 

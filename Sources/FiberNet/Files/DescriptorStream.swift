@@ -4,7 +4,7 @@
 //   * the driver has a number of this object's own, which shares what is open with others at most; it is taken out of epoll before it is closed,
 //     which closing alone would not do while somebody else has the same thing open;
 //   * what epoll refuses is never waited for: `file` is set then, and the pool reads and writes;
-//   * the flag O_NONBLOCK of something that other processes use is set only where there is no other way, and restored at the end.
+//   * the flag O_NONBLOCK of something that other processes use is set only where there is no other way, and restored at the end; see `SharedFlags`.
 // Owner worker only.
 
 import CFiber
@@ -28,8 +28,8 @@ public final class DescriptorStream: Endpoint {
     private let name: String
     /// Reads nothing before somebody has opened it for writing, which is not the end.
     private let awaitsWriter: Bool
-    /// What is shared and was made non-blocking: a descriptor for it and the flags that it had.
-    private var restoration: (fd: Int32, flags: Int32)?
+    /// What is shared and was made non-blocking.
+    private var shared: [SharedFlags] = []
 
     /// Takes all descriptors over, also when it fails. Those of pipes and terminals must be non-blocking.
     init(_ adopted: Adopted, name: String, awaitsWriter: Bool = false) throws(IOError) {
@@ -44,7 +44,7 @@ public final class DescriptorStream: Endpoint {
             if second < 0 { shortage = second } else { file = File(second, path: name) }
         }
         self.file = file
-        if adopted.restore >= 0 { restoration = (adopted.restore, adopted.flags) }
+        shared = adopted.shared
         if shortage < 0 {
             adopted.discard()
             throw IOError(Int(shortage), "open", subject: name)
@@ -52,7 +52,7 @@ public final class DescriptorStream: Endpoint {
         do {
             try super.init(adopted.fd, exact: true, driver: Worker.here("DescriptorStream").pointee.driver, "open")
         } catch {
-            if adopted.restore >= 0 { restore(adopted.restore, adopted.flags) }
+            SharedFlags.end(adopted.shared)
             throw error
         }
     }
@@ -107,8 +107,8 @@ public final class DescriptorStream: Endpoint {
     ///
     /// One that is not stays its owner's, and works as before for other processes that share it. For that a pipe, FIFO or terminal is opened a second
     /// time, by `/proc/self/fd`, so that the stream's own descriptor can be non-blocking alone. Where the system refuses that (another user's
-    /// terminal, devices other than terminals), what is shared is made non-blocking, and is as before once the stream has been closed; a process that
-    /// is killed before leaves it so. Sockets and files need neither.
+    /// terminal, devices other than terminals), what is shared is made non-blocking, and is as before once this stream and all others for it have been
+    /// closed; a process that is killed before leaves it so. Sockets and files need neither.
     ///
     /// - Parameters:
     ///   - descriptor: an open descriptor, for reading, writing or both.
@@ -151,12 +151,13 @@ public final class DescriptorStream: Endpoint {
         return result
     }
 
-    /// Reads some bytes, at most `limit`; none at the end of the stream.
+    /// Reads some bytes, at most `limit` and at most 1 MiB at once; none at the end of the stream.
     /// - Note: parks
     public func read(upTo limit: Int, timeout: Duration? = nil) throws(IOError) -> [UInt8] {
         if limit <= 0 { return [] }
         if let file { return try reading(file, upTo: limit, timeout) }
         var failure = 0
+        let limit = min(limit, 1 << 20)
         let deadline = Deadline.after(timeout)
         let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
             let result = receive(buffer.baseAddress!, limit, until: deadline)
@@ -287,16 +288,9 @@ public final class DescriptorStream: Endpoint {
             _ = cfiber_close(fd)
         }
         _ = file?.file.close()
-        if let (fd, flags) = restoration {
-            restoration = nil
-            restore(fd, flags)
-        }
+        SharedFlags.end(shared)
+        shared = []
     }
-}
-
-private func restore(_ fd: Int32, _ flags: Int32) {
-    _ = cfiber_set_flags(fd, flags)
-    _ = cfiber_close(fd)
 }
 
 /// Descriptors for a stream, with nobody to look after them yet.
@@ -304,19 +298,20 @@ struct Adopted: Sendable {
     /// Or a negative errno.
     var fd: Int32
     var kind: Int32
-    var restore: Int32 = -1
-    var flags: Int32 = 0
+    /// What had to be made non-blocking for it.
+    var shared: [SharedFlags] = []
 
     /// Takes `fd` over, also when it fails. May block.
     static func make(_ fd: Int32, isShared: Bool) -> Adopted {
         var adopted = Adopted(fd: fd, kind: cfiber_kind(fd))
-        var status = adopted.kind
-        if status >= 0 {
-            if isShared {
-                let unshared = cfiber_unshare(fd, adopted.kind, &adopted.restore, &adopted.flags)
-                if unshared >= 0 { adopted.fd = unshared } else { status = unshared }
-            } else if adopted.kind == CFIBER_KIND_FIFO || adopted.kind == CFIBER_KIND_OTHER {
-                status = cfiber_set_nonblocking(fd)
+        var status = min(adopted.kind, 0)
+        if adopted.kind == CFIBER_KIND_FIFO || adopted.kind == CFIBER_KIND_OTHER {
+            let own = isShared ? cfiber_reopen(fd, adopted.kind) : -1
+            if own >= 0 {
+                _ = cfiber_close(fd)
+                adopted.fd = own
+            } else {
+                status = SharedFlags.makeNonBlocking(fd, restoring: isShared, &adopted.shared)
             }
         }
         if status < 0 {
@@ -327,7 +322,7 @@ struct Adopted: Sendable {
     }
 
     func discard() {
-        if restore >= 0 { FiberNet.restore(restore, flags) }
+        SharedFlags.end(shared)
         _ = cfiber_close(fd)
     }
 

@@ -18,7 +18,8 @@ import Synchronization
 ///
 /// In a cancelled fiber each call throws at once. When the fiber is cancelled during a call, the call is taken back if it has not begun. A read that
 /// runs takes no bytes: the position in the file is moved back behind it. A write that runs may still write what it has in hand, at most 1 MiB, and
-/// no more; the bytes that are written for certain are in ``IOError/bytesTransferred``.
+/// no more; the bytes that are written for certain are in ``IOError/bytesTransferred``. Writing, ``truncate(to:)`` and ``sync(dataOnly:)`` wait for
+/// that before they begin, so that it never undoes what comes later; another `File`, of the same file, does not wait.
 ///
 /// A file is closed by ``close()``, or when the last reference goes, on the thread where that happens; closing the last descriptor of a large deleted
 /// file takes its time, so close it.
@@ -142,8 +143,8 @@ public final class File: Sendable {
     /// - Note: parks
     public func writeAll(_ bytes: [UInt8]) throws(IOError) {
         try finish(
-            try PoolCall.perform("write", path) { [file] call in
-                file.useInTurn(call) { fd in
+            try PoolCall.perform("write", path, changing: file) { [file] call in
+                file.changeInTurn(call) { fd in
                     _ = call.deliver(.write(fd, bytes, at: nil, for: call))
                 } orClosed: {
                     _ = call.deliver(.closed)
@@ -157,8 +158,12 @@ public final class File: Sendable {
     public func writeAll(_ bytes: [UInt8], at offset: Int) throws(IOError) {
         require(offset >= 0, "File.writeAll(_:at:) takes an offset from the beginning of the file, not \(offset)")
         try finish(
-            try PoolCall.perform("write", path) { [file] call in
-                _ = call.deliver(file.use { Transfer.write($0, bytes, at: Int64(offset), for: call) } ?? .closed)
+            try PoolCall.perform("write", path, changing: file) { [file] call in
+                file.change(call) { fd in
+                    _ = call.deliver(.write(fd, bytes, at: Int64(offset), for: call))
+                } orClosed: {
+                    _ = call.deliver(.closed)
+                }
             })
     }
 
@@ -178,13 +183,25 @@ public final class File: Sendable {
 
     /// Makes the file so many bytes long, by cutting it or by adding zeros. The position stays.
     /// - Note: parks
-    public func truncate(to size: Int) throws(IOError) { _ = try number("ftruncate") { Int64(cfiber_truncate($0, Int64(size))) } }
+    public func truncate(to size: Int) throws(IOError) {
+        let result: Int32 = try PoolCall.perform("ftruncate", path, changing: file) { [file] call in
+            file.change(call) { fd in
+                _ = call.deliver(cfiber_truncate(fd, Int64(size)))
+            } orClosed: {
+                _ = call.deliver(Int32(IOCode.closed))
+            }
+        }
+        if result < 0 { throw IOError(file: Int(result), "ftruncate", path) }
+    }
 
     /// Waits until the disk has what was written.
     /// - Parameter dataOnly: not the times of the file and other things that reading it again does not need (`fdatasync`).
     /// - Note: parks
     public func sync(dataOnly: Bool = false) throws(IOError) {
-        _ = try number(dataOnly ? "fdatasync" : "fsync") { Int64(cfiber_sync($0, dataOnly ? 1 : 0)) }
+        _ = try number(dataOnly ? "fdatasync" : "fsync") { [file] fd in
+            file.settle()
+            return Int64(cfiber_sync(fd, dataOnly ? 1 : 0))
+        }
     }
 
     /// Where ``read(upTo:)`` and `writeAll` go on, in bytes from the beginning.

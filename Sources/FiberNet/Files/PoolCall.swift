@@ -48,14 +48,16 @@ final class PoolCall<Value: Sendable>: Sendable {
     }
 
     /// Makes the call and waits for its value. `body` must deliver one. A value that was there when the fiber was cancelled is returned. Parks.
+    /// - Parameter file: what the call changes by ``OpenFile/change(_:_:orClosed:)``, if it does.
     static func perform(
-        _ operation: String, _ subject: String?, _ body: @escaping @Sendable (PoolCall<Value>) -> Void
+        _ operation: String, _ subject: String?, changing file: OpenFile? = nil, _ body: @escaping @Sendable (PoolCall<Value>) -> Void
     ) throws(IOError) -> Value {
         let call = PoolCall<Value>()
         do {
             try withBlockingThread(name: operation) { body(call) }
         } catch {
             if let value = call.take() { return value }
+            file?.abandon(call)
             let transferred = call.progress.load(ordering: .acquiring)
             if let shortage = error as? ResourceError {
                 throw IOError(.resources, errno: Errno(rawValue: shortage.errno), operation: operation, subject: subject)

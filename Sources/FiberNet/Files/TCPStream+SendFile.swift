@@ -39,18 +39,17 @@ extension TCPStream {
         var sent = 0
         var result = 0
         while result == 0 && sent < range.count {
-            let (count, status) = try piece(
-                from: file.file, to: socket, at: range.lowerBound + sent, upTo: range.count - sent, before: sent, file.path)
+            let wanted = min(range.count - sent, Self.pieceSize)
+            let (count, status) = try piece(of: wanted, from: file.file, to: socket, at: range.lowerBound + sent, before: sent, file.path)
             sent += count
+            // What is short without an error ends where the file does.
+            if status == 0 && (count < wanted || sent == range.count) { return sent }
             if status == -Int(EAGAIN) {
                 result = driver.wait(descriptor, .write, until: deadline)
             } else {
                 result = status
             }
-            if result == 0 && count == 0 && status == 0 { return sent }
-            if result == 0 && deadline != Deadline.never && Worker.here("TCPStream.send").now >= deadline && sent < range.count {
-                result = IOCode.timedOut
-            }
+            if result == 0 && deadline != Deadline.never && Worker.here("TCPStream.send").now >= deadline { result = IOCode.timedOut }
             if result == 0 && !descriptor.isOpen { result = IOCode.closed }
         }
         if result < 0 { throw IOError(file: result, "sendfile", file.path, bytesTransferred: sent) }
@@ -60,12 +59,11 @@ extension TCPStream {
     /// How many bytes go before others hear of it. Short enough that a cancellation does not wait for long.
     private static var pieceSize: Int { 1 << 20 }
 
-    /// Sends as much as the kernel takes now. Bytes, and 0 or a negative errno.
+    /// Sends as much as the kernel takes now. Bytes, and 0 or a negative errno; with 0 fewer than `size` only where the file ends.
     private func piece(
-        from file: OpenFile, to socket: OpenFile, at offset: Int, upTo limit: Int, before: Int, _ path: String
+        of size: Int, from file: OpenFile, to socket: OpenFile, at offset: Int, before: Int, _ path: String
     ) throws(IOError) -> (Int, Int) {
         let outcome = PieceOutcome()
-        let size = min(limit, Self.pieceSize)
         var failure: IOError?
         do {
             _ = try PoolCall<Int>.perform("sendfile", path) { call in

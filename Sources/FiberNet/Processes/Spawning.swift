@@ -32,6 +32,8 @@ struct Spawned: Sendable {
     static func spawn(_ command: Subprocess.Command, _ streams: [Int32]) -> Spawned {
         let arguments = CStrings([command.program] + command.arguments)
         let environment = command.environment.map { CStrings($0.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }) }
+        // A list that ends early would be taken for the whole.
+        guard arguments.isComplete && environment?.isComplete != false else { return Spawned(id: -ENOMEM) }
         var process: Int32 = -1
         let id = command.program.withCString { program in
             withOptionalCString(command.directory) { directory in
@@ -88,6 +90,9 @@ private final class CStrings {
         for (i, text) in strings.enumerated() { (pointers + i).initialize(to: strdup(text)) }
         (pointers + count).initialize(to: nil)
     }
+
+    /// False when there was no memory for one of them.
+    var isComplete: Bool { !(0..<count).contains { pointers[$0] == nil } }
 
     deinit {
         for i in 0..<count { free(pointers[i]) }
@@ -148,7 +153,7 @@ final class ChildStreams: Sendable {
     }
 
     private func addCopy(of descriptor: FileDescriptor) throws(IOError) {
-        let copy = cfiber_duplicate(descriptor.rawValue)
+        let copy = cfiber_duplicate_for_child(descriptor.rawValue)
         if copy < 0 { throw IOError(Int(copy), "spawn", subject: "descriptor \(descriptor.rawValue)") }
         add(copy)
     }

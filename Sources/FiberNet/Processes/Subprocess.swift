@@ -53,7 +53,8 @@ public final class Subprocess {
         case null
         /// From ``Subprocess/input``.
         case pipe
-        /// From a descriptor, which stays the caller's. The child shares what is open with it, and most programs expect that not to be non-blocking.
+        /// From a descriptor, which stays the caller's. A pipe that is non-blocking, as those of this library are, blocks for the child alone. Anything
+        /// else the child shares as it is, and most programs expect that not to be non-blocking.
         case descriptor(FileDescriptor)
     }
 
@@ -65,7 +66,7 @@ public final class Subprocess {
         case null
         /// To ``Subprocess/output`` or ``Subprocess/errors``.
         case pipe
-        /// To a descriptor, which stays the caller's. The child shares what is open with it, and most programs expect that not to be non-blocking.
+        /// To a descriptor, which stays the caller's; otherwise as ``Input/descriptor(_:)``.
         case descriptor(FileDescriptor)
         /// For standard error: to where the child's standard output goes.
         case standardOutput
@@ -242,8 +243,8 @@ extension Subprocess {
     /// Runs a program to its end: feeds it all of `input`, and collects what it writes to standard output and standard error.
     ///
     /// A program that ends without reading all of its input is none the worse for it. The call returns when the program has ended and nobody has its
-    /// output open any more, which may be a process that it has left behind. When the fiber is cancelled, or there is too much output, the program is
-    /// killed.
+    /// output open any more, which may be a process that it has left behind; what of the input nobody has taken by then is dropped. When the fiber is
+    /// cancelled, or there is too much output, the program is killed.
     ///
     /// - Parameters:
     ///   - command: what to run.
@@ -255,19 +256,21 @@ extension Subprocess {
     public static func run(_ command: Command, input: [UInt8] = [], outputLimit: Int = 1 << 24) throws -> Completed {
         try withSubprocess(command, input: input.isEmpty ? .null : .pipe, output: .pipe, errors: .pipe) { child in
             var (output, errors): ([UInt8], [UInt8]) = ([], [])
-            try withFiberGroup { group in
+            let status = try withFiberGroup { group in
                 if let stream = child.input {
-                    try group.spawnLocal(name: "input of a program") {
+                    // What the program has left behind may hold its input open and never read it, so nobody waits for the feeder.
+                    try group.spawnDaemon(name: "input of a program") {
+                        defer { stream.close() }
                         do { try stream.writeAll(input) } catch let error as IOError where error.code == .reset {}
-                        stream.close()
                     }
                 }
                 try group.spawnLocal(name: "errors of a program") {
                     errors = try child.collect(child.errors, "standard error", outputLimit)
                 }
                 output = try child.collect(child.output, "standard output", outputLimit)
+                return try child.wait()
             }
-            return Completed(status: try child.wait(), output: output, errors: errors)
+            return Completed(status: status, output: output, errors: errors)
         }
     }
 

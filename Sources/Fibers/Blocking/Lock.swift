@@ -38,11 +38,11 @@ package final class Guarded<Value>: @unchecked Sendable {
     package var value: Value { withLock { $0 } }
 }
 
-final class ThreadCondition: @unchecked Sendable {
+package final class ThreadCondition: @unchecked Sendable {
     private let lock: ThreadLock
     private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
 
-    init(_ lock: ThreadLock) {
+    package init(_ lock: ThreadLock) {
         self.lock = lock
         pthread_cond_init(condition, nil)
     }
@@ -53,10 +53,10 @@ final class ThreadCondition: @unchecked Sendable {
     }
 
     func signal() { pthread_cond_signal(condition) }
-    func broadcast() { pthread_cond_broadcast(condition) }
+    package func broadcast() { pthread_cond_broadcast(condition) }
 
     /// Lets go of the lock, waits for a signal until a time in monotonic nanoseconds, and takes it again. May return early.
-    func wait(until deadline: Int64) {
+    package func wait(until deadline: Int64) {
         _ = cfiber_condition_wait(condition, lock.mutex, deadline)
     }
 }

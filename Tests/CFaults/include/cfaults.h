@@ -27,6 +27,7 @@ typedef enum cfaults_call {
   CFAULTS_MPROTECT,
   CFAULTS_MINCORE,
   CFAULTS_REALLOCARRAY,
+  CFAULTS_STRDUP,
   CFAULTS_EPOLL_CREATE,
   CFAULTS_EPOLL_CTL,
   CFAULTS_EPOLL_WAIT,  // epoll_pwait2
@@ -40,6 +41,14 @@ typedef enum cfaults_call {
 void cfaults_arm(cfaults_call call, size_t n, int error, int repeat);
 /// Ends that, and returns how many calls of the kind were made since.
 size_t cfaults_disarm(void);
+
+// Slow disks.
+
+/// Holds up the next pwrite, whichever thread makes it, until it is let go; only where `cfaults_available`.
+void cfaults_hold_write(void);
+/// Non-zero while one is held.
+int cfaults_holds_write(void);
+void cfaults_release_write(void);
 
 // Clocks.
 
