@@ -107,8 +107,9 @@ package class Driver {
         fatalError("a driver implements sendDatagrams")
     }
     /// Accepts a connection: its descriptor, non-blocking. Connections that were given up before they were accepted are passed over; while descriptors are
-    /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Parks.
-    package func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
+    /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Where no connection is there it waits for one, or returns
+    /// `-EAGAIN` if it is not to. Parks.
+    package func accept(_ d: Descriptor, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
         fatalError("a driver implements accept")
     }
     /// Connects. 0 once connected. Parks.

@@ -396,26 +396,27 @@ final class EpollDriver: Driver {
         return Int32(name.loadUnaligned(as: sa_family_t.self)) == AF_UNIX
     }
 
-    override func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
+    override func accept(_ d: Descriptor, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
         let turn = takeTurn(d, .reading, deadline)
         if turn != 0 { return turn }
-        let result = acceptInTurn(d, onShortage, deadline)
+        let result = acceptInTurn(d, waits, onShortage, deadline)
         endTurn(d, .reading)
         if result >= 0 { worker.chargeOperation() }
         return result
     }
 
-    private func acceptInTurn(_ d: Descriptor, _ onShortage: (Int32) -> Void, _ deadline: Int64) -> Int {
+    private func acceptInTurn(_ d: Descriptor, _ waits: Bool, _ onShortage: (Int32) -> Void, _ deadline: Int64) -> Int {
         var pause: Int64 = 0
         var givenUp = 0
         while true {
             guard d.isOpen else { return IOCode.closed }
-            if d.registration.pointee.readable {
+            if d.registration.pointee.readable || !waits {
                 let fd = cfiber_accept(d.registration.pointee.fd, nil, nil)
                 switch -fd {
                 case EAGAIN:
                     d.registration.pointee.readable = false
                     d.registration.pointee.flags.remove(.short)
+                    if !waits { return Int(fd) }
                 case ECONNABORTED, EPROTO, EPERM, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH:
                     // Linux passes pending network errors of the new connection on; the listener is well. Unless it goes on and on: then it is the call itself
                     // that is refused.
