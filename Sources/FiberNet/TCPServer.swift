@@ -69,6 +69,8 @@ public final class TCPServer: Sendable {
                 let copy = cfiber_duplicate(first)
                 if copy < 0 {
                     for fd in descriptors { _ = cfiber_close(fd) }
+                    // The listener that would have removed it has given it away.
+                    if let path = bound.path { unlink(path) }
                     throw IOError(Int(copy), "bind", subject: address.description)
                 }
                 descriptors.append(copy)
