@@ -125,7 +125,8 @@ public final class TCPServer: Sendable {
         }
     }
 
-    /// Accepts connections on all workers and runs `handler` in a fiber for each, until the server is closed; then lets those that are open finish. Once in the life of a server.
+    /// Accepts connections on all workers and runs `handler` in a fiber for each, until the server is closed; then lets those that are open finish. Once in the life of a server,
+    /// which is closed when this returns or throws.
     ///
     /// Otherwise as ``TCPListener/serve(maxConnections:draining:onError:_:)``.
     ///
@@ -150,6 +151,11 @@ public final class TCPServer: Sendable {
             expected: Phase.bound.rawValue, desired: Phase.serving.rawValue, ordering: .acquiringAndReleasing)
         require(isFirst || now == Phase.closed.rawValue, "TCPServer.serve was called twice: bind another server for that")
         if !isFirst { return ServeReport(connections: 0, finished: 0, cancelled: 0) }
+        // Also where a worker never had its part: nobody would accept what comes there.
+        defer {
+            close()
+            for worker in workers { worker.socket.close() }
+        }
         let slots = maxConnections.map { ConnectionSlots($0, workers: workers.count) }
         return try withFiberGroup(of: ServeReport.self) { group in
             for index in workers.indices {

@@ -268,6 +268,25 @@ extension NetTests {
             #expect(openSockets == before)
         }
 
+        @Test(arguments: Transport.all)
+        func clients_areRefused_whenServingHasFailed_beforeAllWorkersBegan(transport: Transport) throws {
+            try inRuntime(.init(workers: 3)) {
+                let server = try TCPServer.bind(to: try transport.freshAddress)
+                let waiting = try TCPStream.connect(to: server.address)
+                let serving = try Fiber.spawnLocal { try server.serve { _ in } }
+                serving.cancel()
+                expect(thrown { _ = try serving.join() } is CancellationError)
+                // Neither served nor left to wait.
+                let error = failure { expect(try waiting.read(upTo: 1).isEmpty) }
+                expect(error == nil || error?.code == .reset)
+                expect(failure { _ = try TCPStream.connect(to: server.address) } != nil)
+                expect(try server.serve { _ in } == ServeReport(connections: 0, finished: 0, cancelled: 0))
+                // The address is free.
+                try TCPServer.bind(to: server.address).close()
+                waiting.close()
+            }
+        }
+
         @Test func secondServer_isRefused_atTheSameAddress() throws {
             try FiberRuntime.run(.init(workers: 2)) {
                 let server = try TCPServer.bind(to: .loopback(port: 0))
