@@ -134,8 +134,9 @@ public final class TCPServer: Sendable {
     ///   - maxConnections: how many connections are served at a time, at least 1, on all workers together: however they are spread, a connection waits in the kernel's queues only
     ///     while there are so many. Nil for any number, up to the limit on descriptors.
     ///   - limit: how long connections may take to finish once the server was closed.
-    ///   - onError: hears what handlers throw, in the fiber of the connection. Nil reports that to `FiberRuntime.Configuration.onUnhandledError`, except that the peer has
-    ///     reset its connection.
+    ///   - onError: hears what handlers throw, in the fiber of the connection, and of connections that were closed because the worker that accepted them had no fiber for them. Nil
+    ///     reports that to `FiberRuntime.Configuration.onUnhandledError`, except that the peer has reset its connection. That a worker had no fiber for a connection that another
+    ///     had handed to it is reported there in any case.
     ///   - handler: gets the connection, which is closed when it returns or throws.
     /// - Returns: how many connections there were, and how they ended.
     /// - Throws: `CancellationError` or `TimeoutError` when the calling fiber is cancelled; ``IOError`` when a listener fails, and then all connections were cancelled.
