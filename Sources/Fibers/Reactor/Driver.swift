@@ -6,6 +6,8 @@
 //     neither the number nor its next owner;
 //   * an operation parks the calling fiber at most until its deadline, and has no half-effect when it fails. In a cancelled fiber it fails at once, also where
 //     it need not park, so that cancellation reaches those who always find something to do;
+//   * an operation that has made a system call without parking is charged, however it ended, so that a loop over an error or the end of a stream lets others run and meets its
+//     deadline, too;
 //   * operations return a count (or a descriptor) >= 0, a negative errno, or one of the codes of `IOCode`.
 // A class and not a protocol with many conformances behind an existential: an operation costs one indirect call and no reference counting.
 // Owner worker only.
@@ -55,6 +57,13 @@ package class Driver {
     deinit {
         buffers.pointee.destroy()
         buffers.deallocate()
+    }
+
+    /// What every operation on a closed descriptor returns, whoever calls it. It is charged like those that make a system call.
+    @inline(never)
+    package final func refuseClosed() -> Int {
+        Worker.current?.chargeOperation()
+        return IOCode.closed
     }
 
     /// Closes what is still open. No fiber waits any more, and no operation but `close` follows.
