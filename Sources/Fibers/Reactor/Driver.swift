@@ -128,6 +128,30 @@ package class Driver {
     /// Waits until the kernel says that a descriptor is readable or writable, for code that makes its own system calls. 0 then. Parks.
     package func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int { fatalError("a driver implements wait") }
 
+    /// Waits as `wait` for a descriptor of somebody else's, by a number of its own for the same thing: epoll takes each number once, and what is registered is closed when the worker
+    /// stops. Also -EMFILE, -EBADF or -ENOMEM. Parks.
+    package final func wait(forDescriptor foreign: Int32, _ direction: Direction, until deadline: Int64) -> Int {
+        let worker = Worker.here("a wait for a descriptor")
+        // Also where it comes no further than the next line.
+        if worker.refusesOperation() { return IOCode.cancelled }
+        let second = cfiber_duplicate(foreign)
+        guard second >= 0 else {
+            worker.chargeOperation()
+            return Int(second)
+        }
+        guard let registered = register(second, exact: true) else {
+            _ = cfiber_close(second)
+            return -Int(ENOMEM)
+        }
+        let result = wait(registered, direction, until: deadline)
+        // Closing alone would not end the registration, since the thing stays open under its first number.
+        if registered.isOpen {
+            release(registered)
+            _ = cfiber_close(second)
+        }
+        return result
+    }
+
     /// Monotonic nanoseconds.
     package func now() -> Int64 { cfiber_now() }
 
