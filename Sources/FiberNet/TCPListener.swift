@@ -27,7 +27,7 @@ public final class TCPListener: Endpoint {
     public static func bind(to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false) throws(IOError) -> TCPListener {
         let driver = Worker.here("TCPListener.bind").pointee.driver
         let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
-        if fd < 0 { throw IOError(Int(fd), "socket") }
+        if fd < 0 { throw IOError(Int(fd), "socket for", subject: address.description) }
         let listener = try TCPListener(fd, exact: true, driver: driver, "bind")
         if address.family != .unix {
             try listener.setOption(.reuseAddress, to: true)

@@ -24,7 +24,7 @@ public final class TCPStream: Endpoint {
         let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
         if fd < 0 {
             worker.chargeOperation()
-            throw IOError(Int(fd), "socket")
+            throw IOError(Int(fd), "socket for", subject: address.description)
         }
         let stream = try TCPStream(fd, exact: address.family == .unix, driver: driver, "connect")
         if address.family != .unix { try stream.setOption(.noDelay, to: true) }

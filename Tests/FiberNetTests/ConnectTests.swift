@@ -22,6 +22,32 @@ extension NetTests {
             }
         }
 
+        #if compiler(>=6.2)
+            @Test func connect_namesTheAddress_whenNoDescriptorIsLeft() async {
+                await #expect(processExitsWith: .success) {
+                    try FiberRuntime.run {
+                        var limit = rlimit()
+                        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        let usual = limit.rlim_cur
+                        let next = dup(0)
+                        close(next)
+                        limit.rlim_cur = rlim_t(next)
+                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        let error = failure { _ = try TCPStream.connect(to: .loopback(port: 9)) }
+                        let ofHost = thrown { _ = try TCPStream.connect(host: "127.0.0.1", port: 9) } as? ConnectError
+                        let ofListener = failure { _ = try TCPListener.bind(to: .loopback(port: 9)) }
+                        limit.rlim_cur = usual
+                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        for error in [error, ofHost?.attempts.first?.error, ofListener] {
+                            #expect(error?.code == .resources && error?.subject == "127.0.0.1:9")
+                        }
+                        #expect(ofHost?.description.contains("socket for 127.0.0.1:9") == true)
+                        #expect(ofHost?.description.contains("ulimit -n") == true)
+                    }
+                }
+            }
+        #endif
+
         @Test func connect_throwsRefused_whenTheFileIsLeftOfAnEarlierListener() throws {
             try inRuntime {
                 let path = freshPath()
