@@ -31,7 +31,12 @@ public final class TCPStream: Endpoint {
         var pause = Duration.milliseconds(1)
         while true {
             let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1, until: deadline) }
-            if result == 0 { return stream }
+            if result == 0 {
+                guard address.family != .unix, stream.isItsOwnPeer else { return stream }
+                // Without a trace: while one is left nobody could listen there.
+                stream.reset()
+                throw IOError(-Int(ECONNREFUSED), "connect to", subject: address.description)
+            }
             // A Unix listener with a full queue answers EAGAIN, and nothing tells when there is room.
             let isFull = result == -Int(EAGAIN) && address.family == .unix
             let rest = deadline - min(deadline, worker.now)
@@ -63,6 +68,13 @@ public final class TCPStream: Endpoint {
     /// The address of the other end.
     public func peerAddress() throws(IOError) -> SocketAddress {
         try address("getpeername", cfiber_peer_address)
+    }
+
+    /// True when both ends are this one. Where nobody listens on a port of this machine, the system may choose that very port for the one that connects, and TCP lets it meet
+    /// itself.
+    package var isItsOwnPeer: Bool {
+        guard let local = try? localAddress() else { return false }
+        return local == (try? peerAddress())
     }
 
     // Reading.

@@ -22,6 +22,24 @@ extension NetTests {
             }
         }
 
+        @Test(arguments: Transport.tcp)
+        func stream_isFoundToBeItsOwnPeer_whereItIs(transport: Transport) throws {
+            try withNet(transport) { net in
+                // What the system does by chance when it chooses the port of a socket that connects.
+                let fd = socket(transport == .ipv4 ? AF_INET : AF_INET6, Int32(SOCK_STREAM.rawValue), 0)
+                expect(try transport.freshAddress.withSockaddr { bind(fd, $0, $1) } == 0)
+                let driver = Worker.here("the test").pointee.driver
+                let alone = net.keep(try TCPStream(fd, exact: false, driver: driver, "connect"))
+                expect(try alone.localAddress().withSockaddr { connect(fd, $0, $1) } == 0)
+                _ = fcntl(fd, F_SETFL, O_NONBLOCK)
+                try alone.writeAll("x")
+                expect(try alone.read(upTo: 1) == Array("x".utf8))
+                expect(alone.isItsOwnPeer)
+                let (client, server) = try net.pair()
+                expect(!client.isItsOwnPeer && !server.isItsOwnPeer)
+            }
+        }
+
         #if compiler(>=6.2)
             @Test func connect_namesTheAddress_whenNoDescriptorIsLeft() async {
                 await #expect(processExitsWith: .success) {
