@@ -145,8 +145,13 @@ extension SocketAddress: CustomStringConvertible {
         }
     }
 
+    /// The port that digits name as they are written in an address, without sign and leading zeros.
+    static func number(_ digits: ArraySlice<UInt8>) -> UInt16? {
+        isDecimal(digits) ? UInt16(String(decoding: digits, as: UTF8.self)) : nil
+    }
+
     private static func port(_ digits: ArraySlice<UInt8>) throws(Malformed) -> UInt16 {
-        guard isDecimal(digits), let port = UInt16(String(decoding: digits, as: UTF8.self)) else {
+        guard let port = number(digits) else {
             throw Malformed(
                 "the port \(quoted(digits)) is not a number from 0 to 65535 (no sign, no leading zero); write \"127.0.0.1:80\"")
         }

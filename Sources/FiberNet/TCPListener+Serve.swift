@@ -61,20 +61,20 @@ extension TCPListener {
             maxConnections ?? 1 > 0, "serve(maxConnections:) takes at least 1, not \(maxConnections ?? 1): with none it would never accept")
         return try withoutActuallyEscaping(handler) { handler in
             let report = onError ?? reportUnhandled
-            return try serve(maxConnections: maxConnections, draining: limit, report) { group, stream in
+            return try serve(maxConnections: maxConnections, draining: limit, report, next: next) { group, stream in
                 // The stream is closed with its last reference if there is no fiber for it.
                 try group.spawnReserved(name: "connection") { serveConnection(stream, report, handler) }
             }
         }
     }
 
-    /// The same; `spawn` makes a fiber of the group for a connection, in a slot that was reserved.
+    /// The same; `next` accepts a connection, or returns nil once the listener has been closed, and `spawn` makes a fiber of the group for it, in a slot that was reserved.
     func serve(
-        maxConnections: Int?, draining limit: Duration, _ report: (any Error) -> Void,
+        maxConnections: Int?, draining limit: Duration, _ report: (any Error) -> Void, next: () throws -> TCPStream?,
         spawn: (FiberGroup<Void>, TCPStream) throws -> Void
     ) throws -> ServeReport {
         try withFiberGroup(limit: maxConnections) { group in
-            let connections = try accept(into: group, report, spawn)
+            let connections = try accept(into: group, report, next, spawn)
             let open = group.count
             do { try withTimeout(limit) { try group.waitForAll() } } catch is TimeoutError {}
             let left = group.count
@@ -85,7 +85,8 @@ extension TCPListener {
 
     /// Spawns a fiber for each connection until the listener is closed, and returns how many.
     private func accept(
-        into group: FiberGroup<Void>, _ report: (any Error) -> Void, _ spawn: (FiberGroup<Void>, TCPStream) throws -> Void
+        into group: FiberGroup<Void>, _ report: (any Error) -> Void, _ next: () throws -> TCPStream?,
+        _ spawn: (FiberGroup<Void>, TCPStream) throws -> Void
     ) throws -> Int {
         serving.append(group)
         defer { serving.removeAll { $0 === group } }
@@ -93,7 +94,7 @@ extension TCPListener {
         // A slot first: connections that there is no room for stay in the kernel's queue.
         while try group.reserve() {
             do {
-                guard let stream = try accepted(orGiveUp: group.cancelReservation) else { break }
+                guard let stream = try accepted(by: next, orGiveUp: group.cancelReservation) else { break }
                 connections += 1
                 try spawn(group, stream)
             } catch let error where error is ResourceError || (error as? IOError)?.code == .resources {
@@ -108,7 +109,7 @@ extension TCPListener {
 
 extension TCPListener {
     /// The next connection; otherwise calls `giveUp` before it returns nil or throws.
-    private func accepted(orGiveUp giveUp: () -> Void) throws -> TCPStream? {
+    private func accepted(by next: () throws -> TCPStream?, orGiveUp giveUp: () -> Void) throws -> TCPStream? {
         var isTaken = false
         defer { if !isTaken { giveUp() } }
         let stream = try next()

@@ -27,7 +27,7 @@ public final class TCPListener: Endpoint {
     public static func bind(to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false) throws(IOError) -> TCPListener {
         let driver = Worker.here("TCPListener.bind").pointee.driver
         let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
-        if fd < 0 { throw IOError(Int(fd), "socket") }
+        if fd < 0 { throw IOError(Int(fd), "socket for", subject: address.description) }
         let listener = try TCPListener(fd, exact: true, driver: driver, "bind")
         if address.family != .unix {
             try listener.setOption(.reuseAddress, to: true)
@@ -88,8 +88,16 @@ public final class TCPListener: Endpoint {
     /// - Throws: ``IOError`` with `closed`, `timedOut` or `system`.
     /// - Note: parks
     public func accept(timeout: Duration? = nil) throws(IOError) -> TCPStream {
-        let result = driver.accept(
-            descriptor, onShortage: warnOfShortage, until: Deadline.after(timeout))
+        try stream(driver.accept(descriptor, waits: true, onShortage: warnOfShortage, until: Deadline.after(timeout)))
+    }
+
+    /// Accepts a connection that is there; nil where none is. Parks only while descriptors are short.
+    func acceptNow() throws(IOError) -> TCPStream? {
+        let result = driver.accept(descriptor, waits: false, onShortage: warnOfShortage, until: Deadline.never)
+        return result == -Int(EAGAIN) ? nil : try stream(result)
+    }
+
+    private func stream(_ result: Int) throws(IOError) -> TCPStream {
         if result < 0 { throw IOError(result, "accept") }
         return try TCPStream(Int32(result), exact: address.family == .unix, driver: driver, "accept")
     }

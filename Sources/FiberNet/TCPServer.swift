@@ -3,6 +3,7 @@
 // Invariants:
 //   * a listener's descriptor belongs to its `ListeningSocket`, so that any thread can end its listening at once; the listener of a worker has it on loan;
 //   * `open` counts a connection from when a worker is chosen for it until its handler has ended, so those who choose see what others have chosen;
+//   * a slot of `ConnectionSlots` is held for a connection from before it is accepted until its handler has ended, and never while there is none to accept;
 //   * a connection that is handed over is nobody's object on the way: a number in a `Handover`, which closes it if it never arrives.
 
 import CFiber
@@ -68,6 +69,8 @@ public final class TCPServer: Sendable {
                 let copy = cfiber_duplicate(first)
                 if copy < 0 {
                     for fd in descriptors { _ = cfiber_close(fd) }
+                    // The listener that would have removed it has given it away.
+                    if let path = bound.path { unlink(path) }
                     throw IOError(Int(copy), "bind", subject: address.description)
                 }
                 descriptors.append(copy)
@@ -122,16 +125,18 @@ public final class TCPServer: Sendable {
         }
     }
 
-    /// Accepts connections on all workers and runs `handler` in a fiber for each, until the server is closed; then lets those that are open finish. Once in the life of a server.
+    /// Accepts connections on all workers and runs `handler` in a fiber for each, until the server is closed; then lets those that are open finish. Once in the life of a server,
+    /// which is closed when this returns or throws.
     ///
     /// Otherwise as ``TCPListener/serve(maxConnections:draining:onError:_:)``.
     ///
     /// - Parameters:
-    ///   - maxConnections: how many connections are served at a time, at least one for each worker, each of which takes an equal part; others wait in the kernel's queues. Nil for any
-    ///     number, up to the limit on descriptors.
+    ///   - maxConnections: how many connections are served at a time, at least 1, on all workers together: however they are spread, a connection waits in the kernel's queues only
+    ///     while there are so many. Nil for any number, up to the limit on descriptors.
     ///   - limit: how long connections may take to finish once the server was closed.
-    ///   - onError: hears what handlers throw, in the fiber of the connection. Nil reports that to `FiberRuntime.Configuration.onUnhandledError`, except that the peer has
-    ///     reset its connection.
+    ///   - onError: hears what handlers throw, in the fiber of the connection, and of connections that were closed because the worker that accepted them had no fiber for them. Nil
+    ///     reports that to `FiberRuntime.Configuration.onUnhandledError`, except that the peer has reset its connection. That a worker had no fiber for a connection that another
+    ///     had handed to it is reported there in any case.
     ///   - handler: gets the connection, which is closed when it returns or throws.
     /// - Returns: how many connections there were, and how they ended.
     /// - Throws: `CancellationError` or `TimeoutError` when the calling fiber is cancelled; ``IOError`` when a listener fails, and then all connections were cancelled.
@@ -141,19 +146,21 @@ public final class TCPServer: Sendable {
         maxConnections: Int? = nil, draining limit: Duration = .seconds(10), onError: (@Sendable (any Error) -> Void)? = nil,
         _ handler: @escaping @Sendable (TCPStream) throws -> Void
     ) throws -> ServeReport {
-        let count = workers.count
         require(
-            maxConnections ?? count >= count,
-            "serve(maxConnections:) takes at least one for each of the \(count) workers, not \(maxConnections ?? 0): with none a worker would never accept"
-        )
+            maxConnections ?? 1 > 0, "serve(maxConnections:) takes at least 1, not \(maxConnections ?? 1): with none it would never accept")
         let (isFirst, now) = phase.compareExchange(
             expected: Phase.bound.rawValue, desired: Phase.serving.rawValue, ordering: .acquiringAndReleasing)
         require(isFirst || now == Phase.closed.rawValue, "TCPServer.serve was called twice: bind another server for that")
         if !isFirst { return ServeReport(connections: 0, finished: 0, cancelled: 0) }
+        // Also where a worker never had its part: nobody would accept what comes there.
+        defer {
+            close()
+            for worker in workers { worker.socket.close() }
+        }
+        let slots = maxConnections.map { ConnectionSlots($0, workers: workers.count) }
         return try withFiberGroup(of: ServeReport.self) { group in
             for index in workers.indices {
-                let most = maxConnections.map { $0 / count + (index < $0 % count ? 1 : 0) }
-                try group.spawn(name: "serve", on: index) { try self.serve(on: index, most, limit, onError, handler) }
+                try group.spawn(name: "serve", on: index) { try self.serve(on: index, slots, limit, onError, handler) }
             }
             var total = ServeReport(connections: 0, finished: 0, cancelled: 0)
             while let report = try group.next() { total = total + report }
@@ -163,7 +170,7 @@ public final class TCPServer: Sendable {
 
     /// The part of one worker, in a fiber there.
     private func serve(
-        on index: Int, _ most: Int?, _ limit: Duration, _ onError: (@Sendable (any Error) -> Void)?,
+        on index: Int, _ slots: ConnectionSlots?, _ limit: Duration, _ onError: (@Sendable (any Error) -> Void)?,
         _ handler: @escaping @Sendable (TCPStream) throws -> Void
     ) throws -> ServeReport {
         let own = workers[index]
@@ -174,35 +181,60 @@ public final class TCPServer: Sendable {
             try group.spawnDaemon(name: "close") {
                 try own.stop.wait()
                 listener.giveBack()
+                slots?.lookAgain(index)
             }
             let report = onError ?? reportUnhandled
             let isUnix = address.family == .unix
-            return try listener.serve(maxConnections: most, draining: limit, report) { group, stream in
+            return try listener.serve(maxConnections: nil, draining: limit, report, next: { try next(listener, index, slots) }) {
+                group, stream in
                 own.accepted.add(1, ordering: .relaxed)
                 let target = self.worker(from: index)
                 let place = self.workers[target]
                 place.open.add(1, ordering: .relaxed)
+                let leave: @Sendable () -> Void = {
+                    place.open.subtract(1, ordering: .relaxed)
+                    slots?.give()
+                }
                 let session: @Sendable (TCPStream) -> Void = { stream in
-                    defer { place.open.subtract(1, ordering: .relaxed) }
+                    defer { leave() }
                     serveConnection(stream, report, handler)
                 }
                 guard target != index else {
                     do { try group.spawnReserved(name: "connection") { session(stream) } } catch {
-                        place.open.subtract(1, ordering: .relaxed)
+                        leave()
                         throw error
                     }
                     return
                 }
                 own.handedOver.add(1, ordering: .relaxed)
-                let handover = Handover(try stream.relinquish(), for: place)
+                let handover = Handover(try stream.relinquish(), leave)
                 try group.spawnReserved(name: "connection", on: target) {
                     let driver = Worker.here("serve").pointee.driver
                     do { session(try TCPStream(handover.take(), exact: isUnix, driver: driver, "accept")) } catch {
-                        place.open.subtract(1, ordering: .relaxed)
+                        leave()
                         report(error)
                     }
                 }
             }
+        }
+    }
+
+    /// The next connection of a worker, with a slot where they are counted; nil once it does not listen any more.
+    private func next(_ listener: TCPListener, _ index: Int, _ slots: ConnectionSlots?) throws -> TCPStream? {
+        guard let slots else { return try listener.next() }
+        while true {
+            do {
+                // First somebody to serve, then a slot: who waits for connections keeps none from those who have one.
+                try listener.waitReadable()
+                guard try slots.take(index, while: { listener.isOpen }) else { return nil }
+                // Another worker may have been faster, at a Unix socket.
+                var isUsed = false
+                defer { if !isUsed { slots.give() } }
+                if let stream = try listener.acceptNow() {
+                    isUsed = true
+                    return stream
+                }
+            } catch let error as IOError where error.code == .closed { return nil }
         }
     }
 
@@ -253,12 +285,12 @@ private final class ListeningSocket: @unchecked Sendable {
 /// A descriptor on its way from one worker to another.
 private final class Handover: Sendable {
     private let number: Atomic<Int32>
-    /// Where it has been counted.
-    private let place: TCPServer.WorkerPlace
+    /// Takes it out of the counts.
+    private let leave: @Sendable () -> Void
 
-    init(_ number: Int32, for place: TCPServer.WorkerPlace) {
+    init(_ number: Int32, _ leave: @escaping @Sendable () -> Void) {
         self.number = Atomic(number)
-        self.place = place
+        self.leave = leave
     }
 
     func take() -> Int32 { number.exchange(-1, ordering: .acquiringAndReleasing) }
@@ -268,6 +300,6 @@ private final class Handover: Sendable {
         guard number >= 0 else { return }
         // Nobody has taken it.
         _ = cfiber_close(number)
-        place.open.subtract(1, ordering: .relaxed)
+        leave()
     }
 }

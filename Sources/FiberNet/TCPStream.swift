@@ -18,18 +18,28 @@ public final class TCPStream: Endpoint {
     /// - Note: parks
     public static func connect(to address: SocketAddress, timeout: Duration? = nil) throws(IOError) -> TCPStream {
         let deadline = Deadline.after(timeout)
-        let driver = Worker.here("TCPStream.connect").pointee.driver
+        let worker = Worker.here("TCPStream.connect")
+        if worker.refusesOperation() { throw IOError(IOCode.cancelled, "connect to", subject: address.description) }
+        let driver = worker.pointee.driver
         let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
-        if fd < 0 { throw IOError(Int(fd), "socket") }
+        if fd < 0 {
+            worker.chargeOperation()
+            throw IOError(Int(fd), "socket for", subject: address.description)
+        }
         let stream = try TCPStream(fd, exact: address.family == .unix, driver: driver, "connect")
         if address.family != .unix { try stream.setOption(.noDelay, to: true) }
         var pause = Duration.milliseconds(1)
         while true {
             let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1, until: deadline) }
-            if result == 0 { return stream }
+            if result == 0 {
+                guard address.family != .unix, stream.isItsOwnPeer else { return stream }
+                // Without a trace: while one is left nobody could listen there.
+                stream.reset()
+                throw IOError(-Int(ECONNREFUSED), "connect to", subject: address.description)
+            }
             // A Unix listener with a full queue answers EAGAIN, and nothing tells when there is room.
             let isFull = result == -Int(EAGAIN) && address.family == .unix
-            let rest = deadline - min(deadline, Worker.here("TCPStream.connect").now)
+            let rest = deadline - min(deadline, worker.now)
             guard isFull, rest > 0 else {
                 throw IOError(isFull ? IOCode.timedOut : result, "connect to", subject: address.description)
             }
@@ -58,6 +68,13 @@ public final class TCPStream: Endpoint {
     /// The address of the other end.
     public func peerAddress() throws(IOError) -> SocketAddress {
         try address("getpeername", cfiber_peer_address)
+    }
+
+    /// True when both ends are this one. Where nobody listens on a port of this machine, the system may choose that very port for the one that connects, and TCP lets it meet
+    /// itself.
+    package var isItsOwnPeer: Bool {
+        guard let local = try? localAddress() else { return false }
+        return local == (try? peerAddress())
     }
 
     // Reading.
@@ -133,7 +150,7 @@ public final class TCPStream: Endpoint {
         var sent = 0
         let result = span.withUnsafeBytes { bytes in
             bytes.count == 0
-                ? (descriptor.isOpen ? 0 : IOCode.closed)
+                ? (descriptor.isOpen ? 0 : driver.refuseClosed())
                 : driver.sendAll(
                     descriptor, bytes.baseAddress!, bytes.count, sent: &sent,
                     until: Deadline.after(timeout))
@@ -191,7 +208,7 @@ public final class TCPStream: Endpoint {
     /// Has the turn to send while `body` runs; nothing to send needs none.
     private func writing(isEmpty: Bool, until deadline: Int64, _ body: (inout Int) -> Int) throws(IOError) {
         var sent = 0
-        var result = descriptor.isOpen ? 0 : IOCode.closed
+        var result = descriptor.isOpen ? 0 : driver.refuseClosed()
         if result == 0 && !isEmpty {
             result = driver.beginSending(descriptor, until: deadline)
             if result == 0 {

@@ -182,7 +182,7 @@ extension UDPSocket {
         var sent = 0
         let result = batch.lend(from: first) { datagrams, count in
             count == 0
-                ? (descriptor.isOpen ? 0 : IOCode.closed)
+                ? (descriptor.isOpen ? 0 : driver.refuseClosed())
                 : driver.sendDatagrams(descriptor, datagrams, count, sent: &sent, until: Deadline.after(timeout))
         }
         guard result < 0 else { return }

@@ -244,6 +244,97 @@ extension NetTests {
             }
         }
 
+        @Test(arguments: Transport.all, ReadWay.allCases)
+        func readsAtTheEnd_areEnded(transport: Transport, way: ReadWay) throws {
+            try withNet(transport) { net in
+                let (client, server) = try net.pair()
+                client.close()
+                try expectEnded("read") { expect(try way.read(server, upTo: 10).isEmpty) }
+            }
+        }
+
+        @Test(arguments: Transport.all)
+        func callsThatFail_areEnded(transport: Transport) throws {
+            try withNet(transport) { net in
+                let (client, server) = try net.pair()
+                client.reset()
+                while failure({ try server.writeAll("x") }) == nil { Fiber.yield() }
+                try expectEnded("write") { try server.writeAll("x") }
+                try expectEnded("write of pieces") { try server.writeAll(pieces: [[1], [2]]) }
+                let nobody = try net.listener().address
+                net.closeAll()
+                try expectEnded("connect") { _ = try TCPStream.connect(to: nobody) }
+            }
+        }
+
+        @Test func datagramsThatFail_areEnded() throws {
+            try inRuntime {
+                let tooLarge = [UInt8](repeating: 0, count: 70_000)
+                let receiver = try UDPSocket.bind(to: .loopback(port: 0))
+                let socket = try UDPSocket.open(.ipv4)
+                try expectEnded("send to") { try socket.send(tooLarge, to: receiver.address) }
+                try socket.connect(to: receiver.address)
+                try expectEnded("send") { try socket.send(tooLarge) }
+                let path = try SocketAddress.unix(path: freshPath())
+                try expectEnded("send to nobody") { try UDPSocket.open(.unix).send("x", to: path) }
+                let (a, b) = try UDPSocket.pair()
+                b.close()
+                try expectEnded("send to who has gone") { try a.send("x") }
+            }
+        }
+
+        @Test func pipes_areEnded_atTheirEndAndWithNobodyToRead() throws {
+            try inRuntime {
+                let (atEnd, broken) = (try Pipe.make(), try Pipe.make())
+                atEnd.writer.close()
+                try expectEnded("read") { expect(try atEnd.reader.read(upTo: 10).isEmpty) }
+                broken.reader.close()
+                try expectEnded("write") { try broken.writer.writeAll("x") }
+            }
+        }
+
+        @Test func waitsForWhatCannotBeWaitedFor_areEnded() throws {
+            try inRuntime {
+                let file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC)
+                defer { close(file) }
+                try expectEnded("a file") { try waitReadable(FileDescriptor(rawValue: file)) }
+                try expectEnded("nothing") { try waitReadable(FileDescriptor(rawValue: 9_999)) }
+            }
+        }
+
+        @Test(arguments: Transport.all)
+        func callsOnWhatIsClosed_letOthersRun(transport: Transport) throws {
+            try withNet(transport) { net in
+                let (stream, _) = try net.pair()
+                let listener = try net.listener()
+                let socket = try UDPSocket.bind(to: .loopback(port: 0))
+                let pipe = try Pipe.make()
+                for endpoint in [stream, listener, socket, pipe.reader, pipe.writer] as [Endpoint] { endpoint.close() }
+                let calls: [(String, () throws -> Void)] = [
+                    ("read", { _ = try stream.read(upTo: 1) }), ("readAvailable", { _ = try stream.readAvailable { _ in } }),
+                    ("write", { try stream.writeAll("x") }), ("write of nothing", { try stream.writeAll("") }),
+                    ("write of pieces", { try stream.writeAll(pieces: [[1], [2]]) }), ("wait", { try stream.waitReadable() }),
+                    ("accept", { _ = try listener.accept() }), ("receive", { _ = try socket.receive(upTo: 1) }),
+                    ("send", { try socket.send("x") }), ("read of a pipe", { _ = try pipe.reader.read(upTo: 1) }),
+                    ("write to a pipe", { try pipe.writer.writeAll("x") }),
+                ]
+                for (name, call) in calls {
+                    var turns = 0
+                    let neighbour = try Fiber.spawnLocal {
+                        while true {
+                            try Fiber.checkCancellation()
+                            turns += 1
+                            Fiber.yield()
+                        }
+                    }
+                    for _ in 0..<4 * budget { expect(failure(call)?.code == .closed, name) }
+                    neighbour.cancel()
+                    _ = try? neighbour.join()
+                    expect(turns >= 3, "\(name): the neighbour had \(turns) turns")
+                }
+            }
+        }
+
         // Deadlines that never come.
 
         @Test func deadlinesThatAreSetAgainAndAgain_wakeTheWorkerForNothing() throws {
@@ -330,6 +421,27 @@ extension NetTests {
             #expect(allocations == 0)
         }
     }
+}
+
+/// Calls again and again, whatever comes of it but a cancellation, and expects that a deadline and a cancellation end it.
+private func expectEnded(_ name: String, _ call: @escaping () throws -> Void, sourceLocation: SourceLocation = #_sourceLocation) throws {
+    var count = 0
+    func callOften() throws {
+        while true {
+            do { try call() } catch {
+                if isCancellation(error) { throw error }
+            }
+            count += 1
+        }
+    }
+    let error = thrown { try withTimeout(.zero) { try callOften() } }
+    expect(
+        error is TimeoutError && count <= budget, "\(name): \(count) times, then \(String(describing: error))",
+        sourceLocation: sourceLocation)
+    let caller = try Fiber.spawnLocal { failure { try callOften() } }
+    Fiber.yield()
+    caller.cancel()
+    expect(try caller.join()?.code == .cancelled, name, sourceLocation: sourceLocation)
 }
 
 /// Writes as many letters as the connection holds, and returns them when all have arrived.

@@ -22,6 +22,50 @@ extension NetTests {
             }
         }
 
+        @Test(arguments: Transport.tcp)
+        func stream_isFoundToBeItsOwnPeer_whereItIs(transport: Transport) throws {
+            try withNet(transport) { net in
+                // What the system does by chance when it chooses the port of a socket that connects.
+                let fd = socket(transport == .ipv4 ? AF_INET : AF_INET6, Int32(SOCK_STREAM.rawValue), 0)
+                expect(try transport.freshAddress.withSockaddr { bind(fd, $0, $1) } == 0)
+                let driver = Worker.here("the test").pointee.driver
+                let alone = net.keep(try TCPStream(fd, exact: false, driver: driver, "connect"))
+                expect(try alone.localAddress().withSockaddr { connect(fd, $0, $1) } == 0)
+                _ = fcntl(fd, F_SETFL, O_NONBLOCK)
+                try alone.writeAll("x")
+                expect(try alone.read(upTo: 1) == Array("x".utf8))
+                expect(alone.isItsOwnPeer)
+                let (client, server) = try net.pair()
+                expect(!client.isItsOwnPeer && !server.isItsOwnPeer)
+            }
+        }
+
+        #if compiler(>=6.2)
+            @Test func connect_namesTheAddress_whenNoDescriptorIsLeft() async {
+                await #expect(processExitsWith: .success) {
+                    try FiberRuntime.run {
+                        var limit = rlimit()
+                        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        let usual = limit.rlim_cur
+                        let next = dup(0)
+                        close(next)
+                        limit.rlim_cur = rlim_t(next)
+                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        let error = failure { _ = try TCPStream.connect(to: .loopback(port: 9)) }
+                        let ofHost = thrown { _ = try TCPStream.connect(host: "127.0.0.1", port: 9) } as? ConnectError
+                        let ofListener = failure { _ = try TCPListener.bind(to: .loopback(port: 9)) }
+                        limit.rlim_cur = usual
+                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        for error in [error, ofHost?.attempts.first?.error, ofListener] {
+                            #expect(error?.code == .resources && error?.subject == "127.0.0.1:9")
+                        }
+                        #expect(ofHost?.description.contains("socket for 127.0.0.1:9") == true)
+                        #expect(ofHost?.description.contains("ulimit -n") == true)
+                    }
+                }
+            }
+        #endif
+
         @Test func connect_throwsRefused_whenTheFileIsLeftOfAnEarlierListener() throws {
             try inRuntime {
                 let path = freshPath()

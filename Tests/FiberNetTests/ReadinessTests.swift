@@ -197,6 +197,78 @@ extension NetTests {
             }
         }
 
+        @Test(arguments: Transport.all)
+        func stream_isUsedAsUsual_whileAnotherFiberWaitsForItsNumber(transport: Transport) throws {
+            try withNet(transport) { net in
+                let (client, server) = try net.pair()
+                let waiter = try Fiber.spawnLocal {
+                    try server.withFileDescriptor { try waitReadable($0) }
+                }
+                letOthersRun()
+                let reader = try Fiber.spawnLocal { try server.read(upTo: 1) }
+                letOthersRun()
+                expect(!waiter.fiber.isFinished && !reader.fiber.isFinished)
+                try client.writeAll("xy")
+                expect(try reader.join() == Array("x".utf8))
+                try waiter.join()
+                expect(try server.read(upTo: 1) == Array("y".utf8))
+            }
+        }
+
+        @Test func wait_goesOn_whenTheDescriptorIsClosedMeanwhile() throws {
+            try inRuntime {
+                let fds = try makePipe(nonBlocking: true)
+                let waiter = try Fiber.spawnLocal { try waitReadable(FileDescriptor(rawValue: fds[0])) }
+                letOthersRun()
+                close(fds[0])
+                letOthersRun()
+                expect(!waiter.fiber.isFinished)
+                // It is open still.
+                expect(write(fds[1], "x", 1) == 1)
+                try waiter.join()
+                close(fds[1])
+            }
+        }
+
+        #if compiler(>=6.2)
+            @Test func foreignDescriptor_staysOpen_whenItsWaiterIsAbandoned() async {
+                await #expect(processExitsWith: .success) {
+                    let fds = try makePipe(nonBlocking: true)
+                    var configuration = FiberRuntime.Configuration()
+                    configuration.onWarning = { _ in }
+                    try? FiberRuntime.run(configuration) {
+                        try Fiber.spawnLocal {
+                            withCancellationShield { try? waitReadable(FileDescriptor(rawValue: fds[0])) }
+                        }
+                        letOthersRun()
+                        FiberRuntime.shutDown(within: .milliseconds(10))
+                    }
+                    #expect(fcntl(fds[0], F_GETFD) >= 0)
+                    #expect(write(fds[1], "x", 1) == 1)
+                }
+            }
+
+            @Test func wait_saysWhatToDo_whenNoDescriptorIsLeft() async {
+                await #expect(processExitsWith: .success) {
+                    try FiberRuntime.run {
+                        let fds = try makePipe(nonBlocking: true)
+                        var limit = rlimit()
+                        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        let usual = limit.rlim_cur
+                        let next = dup(0)
+                        close(next)
+                        limit.rlim_cur = rlim_t(next)
+                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        let error = failure { try waitWritable(FileDescriptor(rawValue: fds[1])) }
+                        limit.rlim_cur = usual
+                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        #expect(error?.code == .resources && error?.description.contains("ulimit -n") == true)
+                        try waitWritable(FileDescriptor(rawValue: fds[1]))
+                    }
+                }
+            }
+        #endif
+
         @Test func wait_throws_whenTheKernelRefusesToWatch() throws {
             guard cfaults_available() != 0 else { return }
             try inRuntime {

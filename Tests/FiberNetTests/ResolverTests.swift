@@ -53,8 +53,12 @@ extension NetTests {
                     expectNoAddresses(.invalid) { _ = try resolver.resolve("example.org", port: port) }
                     expectNoAddresses(.invalid) { _ = try resolver.resolve("127.0.0.1", port: port) }
                 }
-                for name in ["", "a b", "http\0", String(repeating: "a", count: 256)] {
+                for name in [
+                    "", "a b", "http\0", "+80", "-1", "080", "0080", "00", "65536", "99999999999999999999", "+",
+                    String(repeating: "a", count: 256),
+                ] {
                     expectNoAddresses(.invalid) { _ = try resolver.resolve("example.org", service: name) }
+                    expectNoAddresses(.invalid) { _ = try resolver.resolve("127.0.0.1", service: name) }
                 }
             }
             #expect(service.hosts == [])

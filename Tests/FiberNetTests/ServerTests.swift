@@ -2,6 +2,7 @@
 
 import FiberNet
 import Fibers
+import Glibc
 import Synchronization
 import Testing
 
@@ -17,7 +18,7 @@ extension NetTests {
             _ workers: Int, _ transport: Transport = .ipv4, most: Int? = nil, _ handler: @escaping @Sendable (TCPStream) throws -> Void,
             clients: (TCPServer) throws -> Void
         ) throws -> ServeReport {
-            try FiberRuntime.run(.init(workers: workers)) {
+            try inRuntime(.init(workers: workers)) {
                 let server = try TCPServer.bind(to: try transport.freshAddress)
                 return try withFiberGroup(of: ServeReport.self) { group in
                     try group.spawnLocal { try server.serve(maxConnections: most, draining: .seconds(60), handler) }
@@ -91,6 +92,102 @@ extension NetTests {
             }
             #expect(report.connections == 40)
             #expect(most.value <= workers * 2)
+        }
+
+        @Test(arguments: [(2, 5), (4, 8), (4, 3), (4, 1)], [Transport.ipv4, .unix])
+        func limit_isUsedUp_howeverConnectionsAreSpread(size: (workers: Int, limit: Int), transport: Transport) throws {
+            let (open, most) = (SharedCounter(), SharedCounter())
+            let rounds = 4
+            let report = try withServer(size.workers, transport, most: size.limit) { stream in
+                open.add()
+                most.raise(to: open.value)
+                while try stream.readAvailable({ try stream.writeAll($0) }) {}
+                open.add(-1)
+            } clients: { server in
+                var answered: [TCPStream] = []
+                try withFiberGroup { group in
+                    for _ in 0..<rounds * size.limit {
+                        try group.spawnLocal {
+                            let stream = try TCPStream.connect(to: server.address)
+                            try stream.writeAll("x")
+                            expect(try stream.read(upTo: 1).count == 1)
+                            answered.append(stream)
+                        }
+                    }
+                    // They stay open until as many as may be are served, so more than the part of any worker.
+                    for _ in 0..<rounds {
+                        try waitUntil { answered.count == size.limit }
+                        for stream in answered { stream.close() }
+                        answered = []
+                    }
+                }
+            }
+            #expect(report.connections == rounds * size.limit)
+            #expect(most.value == size.limit)
+        }
+
+        @Test(arguments: [false, true])
+        func serve_ends_whileWorkersWaitForRoom(isCancelled: Bool) throws {
+            var report: ServeReport?
+            try inRuntime(.init(workers: 4)) {
+                let server = try TCPServer.bind(to: .loopback(port: 0))
+                let serving = try Fiber.spawnLocal {
+                    try server.serve(maxConnections: 1, draining: .milliseconds(20)) { while try $0.readAvailable({ _ in }) {} }
+                }
+                // One is served; the others are in the queues of all workers.
+                let clients = try (0..<40).map { _ in try TCPStream.connect(to: server.address) }
+                try waitUntil { server.connections.map(\.accepted).reduce(0, +) == 1 }
+                try Fiber.sleep(for: .milliseconds(5))
+                if isCancelled {
+                    serving.cancel()
+                    expect(thrown { _ = try serving.join() } is CancellationError)
+                } else {
+                    server.close()
+                    // The one that is served does not end by itself, and is cancelled; the others are reset.
+                    report = try serving.join()
+                    for client in clients { expect([nil, .reset].contains(failure { expect(try client.read(upTo: 1).isEmpty) }?.code)) }
+                }
+                for client in clients { client.close() }
+            }
+            #expect(isCancelled || report == ServeReport(connections: 1, finished: 0, cancelled: 1), "\(String(describing: report))")
+        }
+
+        /// Fibers of all workers take and give as they like, and some give up: if a slot or a wake-up were lost they would not end.
+        @Test(arguments: [1, 3])
+        func slots_areNeitherLostNorGivenTwice(count: Int) throws {
+            let workers = 4
+            let held = SharedCounter()
+            try inRuntime(.init(workers: workers), seconds: 60) {
+                let slots = ConnectionSlots(count, workers: workers)
+                try withFiberGroup { group in
+                    for worker in 0..<workers {
+                        try group.spawn(on: worker) {
+                            for round in 0..<scaled(3_000, sanitized: 500) {
+                                let hasSlot: Bool
+                                switch (round &+ worker) % 5 {
+                                case 0:
+                                    hasSlot = (try? withTimeout(.microseconds(20)) { try slots.take(worker) { true } }) == true
+                                case 1:
+                                    slots.lookAgain(worker)
+                                    hasSlot = try slots.take(worker) { false }
+                                default:
+                                    hasSlot = try slots.take(worker) { true }
+                                    expect(hasSlot)
+                                }
+                                guard hasSlot else { continue }
+                                held.add()
+                                expect(held.value <= count)
+                                if round % 3 == 0 { Fiber.yield() }
+                                held.add(-1)
+                                slots.give()
+                            }
+                        }
+                    }
+                }
+                // All are there again.
+                for _ in 0..<count { expect(try slots.take(0) { false }) }
+                expect(try !slots.take(0) { false })
+            }
         }
 
         @Test(arguments: [1, 3])
@@ -171,6 +268,25 @@ extension NetTests {
             #expect(openSockets == before)
         }
 
+        @Test(arguments: Transport.all)
+        func clients_areRefused_whenServingHasFailed_beforeAllWorkersBegan(transport: Transport) throws {
+            try inRuntime(.init(workers: 3)) {
+                let server = try TCPServer.bind(to: try transport.freshAddress)
+                let waiting = try TCPStream.connect(to: server.address)
+                let serving = try Fiber.spawnLocal { try server.serve { _ in } }
+                serving.cancel()
+                expect(thrown { _ = try serving.join() } is CancellationError)
+                // Neither served nor left to wait.
+                let error = failure { expect(try waiting.read(upTo: 1).isEmpty) }
+                expect(error == nil || error?.code == .reset)
+                expect(failure { _ = try TCPStream.connect(to: server.address) } != nil)
+                expect(try server.serve { _ in } == ServeReport(connections: 0, finished: 0, cancelled: 0))
+                // The address is free.
+                try TCPServer.bind(to: server.address).close()
+                waiting.close()
+            }
+        }
+
         @Test func secondServer_isRefused_atTheSameAddress() throws {
             try FiberRuntime.run(.init(workers: 2)) {
                 let server = try TCPServer.bind(to: .loopback(port: 0))
@@ -180,5 +296,31 @@ extension NetTests {
                 try TCPServer.bind(to: server.address).close()
             }
         }
+
+        #if compiler(>=6.2)
+            @Test func bind_leavesNothing_whenThereAreTooFewDescriptors() async {
+                await #expect(processExitsWith: .success) {
+                    try FiberRuntime.run(.init(workers: 8)) {
+                        let before = openSockets
+                        var limit = rlimit()
+                        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        let usual = limit.rlim_cur
+                        for address in [SocketAddress.loopback(port: 0), try .unix(path: freshPath())] {
+                            // Enough for the first of the eight listeners.
+                            let next = dup(0)
+                            close(next)
+                            limit.rlim_cur = rlim_t(next + 3)
+                            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                            let error = failure { _ = try TCPServer.bind(to: address) }
+                            limit.rlim_cur = usual
+                            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                            #expect(error?.code == .resources && error?.description.contains("ulimit -n") == true)
+                            #expect(openSockets == before)
+                            try TCPServer.bind(to: address).close()
+                        }
+                    }
+                }
+            }
+        #endif
     }
 }

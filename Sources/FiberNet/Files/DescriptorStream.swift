@@ -177,15 +177,14 @@ public final class DescriptorStream: Endpoint {
     private func receive(_ memory: UnsafeMutableRawPointer, _ count: Int, until deadline: Int64) -> Int {
         let worker = ownWorker()
         while true {
-            guard descriptor.isOpen else { return IOCode.closed }
+            guard descriptor.isOpen else { return driver.refuseClosed() }
             if worker.refusesOperation() { return IOCode.cancelled }
-            guard descriptor.isOpen else { return IOCode.closed }
             let fd = descriptor.registration.pointee.fd
             let n = cfiber_read(fd, memory, count, kind)
             // A FIFO that nobody has opened for writing yet reads as if it were at its end, but is not announced to be.
             let isTooEarly = n == 0 && awaitsWriter && cfiber_is_ready(fd, 0) == 0
             if n != -Int(EAGAIN) && !isTooEarly {
-                if n > 0 { worker.chargeOperation() }
+                worker.chargeOperation()
                 return n
             }
             let waited = driver.wait(descriptor, .read, until: deadline)
@@ -195,7 +194,7 @@ public final class DescriptorStream: Endpoint {
 
     private func reading(_ file: File, upTo limit: Int, _ timeout: Duration?) throws(IOError) -> [UInt8] {
         var bytes: [UInt8] = []
-        guard isOpen else { throw IOError(IOCode.closed, "read", subject: name) }
+        guard isOpen else { throw IOError(driver.refuseClosed(), "read", subject: name) }
         // As with other streams, what is asked for is the most that may come, and no measure of the file.
         try inTime(timeout, "read") { () throws(IOError) in bytes = try file.read(upTo: min(limit, 1 << 20)) }
         return bytes
@@ -221,7 +220,7 @@ public final class DescriptorStream: Endpoint {
     /// - Note: parks
     public func writeAll(_ bytes: [UInt8], timeout: Duration? = nil) throws(IOError) {
         guard let file else { return try writeAll(bytes.span.bytes, timeout: timeout) }
-        guard isOpen else { throw IOError(IOCode.closed, "write", subject: name) }
+        guard isOpen else { throw IOError(driver.refuseClosed(), "write", subject: name) }
         try inTime(timeout, "write") { () throws(IOError) in try file.writeAll(bytes) }
     }
 
@@ -233,7 +232,7 @@ public final class DescriptorStream: Endpoint {
 
     private func send(_ bytes: UnsafeRawBufferPointer, _ sent: inout Int, until deadline: Int64) -> Int {
         let worker = ownWorker()
-        guard descriptor.isOpen else { return IOCode.closed }
+        guard descriptor.isOpen else { return driver.refuseClosed() }
         guard let start = bytes.baseAddress, bytes.count > 0 else { return 0 }
         let turn = driver.beginSending(descriptor, until: deadline)
         if turn < 0 { return turn }
@@ -247,6 +246,7 @@ public final class DescriptorStream: Endpoint {
                 if sent == bytes.count { return 0 }
                 if worker.refusesOperation() { return IOCode.cancelled }
             } else if n != -Int(EAGAIN) {
+                worker.chargeOperation()
                 return n
             } else {
                 let waited = driver.wait(descriptor, .write, until: deadline)

@@ -8,7 +8,7 @@ public struct ConnectError: Error, Hashable, Sendable, CustomStringConvertible {
         /// `timedOut` or `cancelled` where the attempt was still going on at the end.
         public let error: IOError
 
-        public var description: String { "\(error)" }
+        public var description: String { error.subject == nil ? "\(address): \(error)" : "\(error)" }
     }
 
     /// What happened: `timedOut` or `cancelled` where that ended the attempts, else what is the matter with the first address, which is the one that the system prefers.

@@ -124,18 +124,22 @@ public final class Resolver: Sendable {
     ///
     /// - Parameters:
     ///   - host: as in ``resolve(_:port:)``.
-    ///   - service: a name such as `https`, or a number.
+    ///   - service: a name such as `https`, or a number from 0 to 65535 without sign and leading zeros.
     ///   - kind: what the service is used with.
     /// - Returns: as ``resolve(_:port:)``.
     /// - Throws: ``ResolveError`` with any of its codes; `notFound` also where the service is not known for the kind.
     /// - Note: parks
     public func resolve(_ host: String, service: String, for kind: Kind = .stream) throws(ResolveError) -> [SocketAddress] {
-        if let port = UInt16(service) { return try resolve(host, port: Int(port)) }
+        let text = Array(service.utf8)
+        if let port = SocketAddress.number(text[...]) { return try resolve(host, port: Int(port)) }
         let name = try checked(host, service)
-        guard !service.isEmpty, service.utf8.count <= 255, !service.utf8.contains(where: isSpaceOrControl) else {
+        // The system would take other ways to write a number for one, and cut off what is too large.
+        let digits = text.first == UInt8(ascii: "+") || text.first == UInt8(ascii: "-") ? text.dropFirst() : text[...]
+        let isNumber = digits.allSatisfy { $0 >= UInt8(ascii: "0") && $0 <= UInt8(ascii: "9") }
+        guard !isNumber, text.count <= 255, !text.contains(where: isSpaceOrControl) else {
             throw ResolveError(
                 .invalid, host: host, service: service,
-                text: "that is no service; give a name such as \"https\", or a number from 0 to 65535")
+                text: "that is no service; give a name such as \"https\", or a number from 0 to 65535 (no sign, no leading zero)")
         }
         let query = NameQuery(host: name.text, service: service, kind: kind)
         return try addresses(query, for: (host, service), until: Deadline.never)

@@ -169,20 +169,8 @@ public final class Subprocess {
         }
     }
 
-    /// By a number of its own: epoll takes a number once, and there may be several that wait.
     private func waitForEnd(_ worker: Worker, until deadline: Int64) throws(IOError) {
-        let second = cfiber_duplicate(process)
-        if second < 0 { throw IOError(Int(second), "wait for", subject: program) }
-        let driver = worker.pointee.driver
-        guard let registered = driver.register(second, exact: true) else {
-            _ = cfiber_close(second)
-            throw IOError(-Int(ENOMEM), "wait for", subject: program)
-        }
-        let result = driver.wait(registered, .read, until: deadline)
-        if registered.isOpen {
-            driver.release(registered)
-            _ = cfiber_close(second)
-        }
+        let result = worker.pointee.driver.wait(forDescriptor: process, .read, until: deadline)
         if result < 0 { throw IOError(result, "wait for", subject: program) }
     }
 

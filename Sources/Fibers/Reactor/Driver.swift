@@ -6,6 +6,8 @@
 //     neither the number nor its next owner;
 //   * an operation parks the calling fiber at most until its deadline, and has no half-effect when it fails. In a cancelled fiber it fails at once, also where
 //     it need not park, so that cancellation reaches those who always find something to do;
+//   * an operation that has made a system call without parking is charged, however it ended, so that a loop over an error or the end of a stream lets others run and meets its
+//     deadline, too;
 //   * operations return a count (or a descriptor) >= 0, a negative errno, or one of the codes of `IOCode`.
 // A class and not a protocol with many conformances behind an existential: an operation costs one indirect call and no reference counting.
 // Owner worker only.
@@ -55,6 +57,13 @@ package class Driver {
     deinit {
         buffers.pointee.destroy()
         buffers.deallocate()
+    }
+
+    /// What every operation on a closed descriptor returns, whoever calls it. It is charged like those that make a system call.
+    @inline(never)
+    package final func refuseClosed() -> Int {
+        Worker.current?.chargeOperation()
+        return IOCode.closed
     }
 
     /// Closes what is still open. No fiber waits any more, and no operation but `close` follows.
@@ -107,8 +116,9 @@ package class Driver {
         fatalError("a driver implements sendDatagrams")
     }
     /// Accepts a connection: its descriptor, non-blocking. Connections that were given up before they were accepted are passed over; while descriptors are
-    /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Parks.
-    package func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
+    /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Where no connection is there it waits for one, or returns
+    /// `-EAGAIN` if it is not to. Parks.
+    package func accept(_ d: Descriptor, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
         fatalError("a driver implements accept")
     }
     /// Connects. 0 once connected. Parks.
@@ -117,6 +127,30 @@ package class Driver {
     }
     /// Waits until the kernel says that a descriptor is readable or writable, for code that makes its own system calls. 0 then. Parks.
     package func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int { fatalError("a driver implements wait") }
+
+    /// Waits as `wait` for a descriptor of somebody else's, by a number of its own for the same thing: epoll takes each number once, and what is registered is closed when the worker
+    /// stops. Also -EMFILE, -EBADF or -ENOMEM. Parks.
+    package final func wait(forDescriptor foreign: Int32, _ direction: Direction, until deadline: Int64) -> Int {
+        let worker = Worker.here("a wait for a descriptor")
+        // Also where it comes no further than the next line.
+        if worker.refusesOperation() { return IOCode.cancelled }
+        let second = cfiber_duplicate(foreign)
+        guard second >= 0 else {
+            worker.chargeOperation()
+            return Int(second)
+        }
+        guard let registered = register(second, exact: true) else {
+            _ = cfiber_close(second)
+            return -Int(ENOMEM)
+        }
+        let result = wait(registered, direction, until: deadline)
+        // Closing alone would not end the registration, since the thing stays open under its first number.
+        if registered.isOpen {
+            release(registered)
+            _ = cfiber_close(second)
+        }
+        return result
+    }
 
     /// Monotonic nanoseconds.
     package func now() -> Int64 { cfiber_now() }

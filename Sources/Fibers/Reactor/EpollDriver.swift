@@ -108,7 +108,7 @@ final class EpollDriver: Driver {
     /// 0 once the running fiber has the turn.
     @inline(__always)
     private func takeTurn(_ d: Descriptor, _ turn: Registration.Flags, _ deadline: Int64) -> Int {
-        guard d.isOpen else { return IOCode.closed }
+        guard d.isOpen else { return refuseClosed() }
         if worker.refusesOperation() { return IOCode.cancelled }
         if _slowPath(d.registration.pointee.flags.contains(turn)) { return waitForTurn(d, turn, deadline) }
         d.registration.pointee.flags.insert(turn)
@@ -154,7 +154,7 @@ final class EpollDriver: Driver {
         if turn != 0 { return turn }
         let n = receiveInTurn(d, memory, count, deadline)
         endTurn(d, .reading)
-        if n > 0 { worker.chargeOperation() }
+        worker.chargeOperation()
         return n
     }
 
@@ -175,7 +175,7 @@ final class EpollDriver: Driver {
         if turn != 0 { return turn }
         let n = receiveLentInTurn(d, &buffer, deadline)
         endTurn(d, .reading)
-        if n > 0 { worker.chargeOperation() }
+        worker.chargeOperation()
         return n
     }
 
@@ -208,17 +208,16 @@ final class EpollDriver: Driver {
     }
 
     override func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
-        guard d.isOpen else { return IOCode.closed }
+        guard d.isOpen else { return refuseClosed() }
         if worker.refusesOperation() { return IOCode.cancelled }
         // The common case: nobody else writes and the kernel takes it all.
         if d.registration.pointee.writable && !d.registration.pointee.flags.contains(.writing) {
             let n = cfiber_send(d.registration.pointee.fd, memory, count)
-            if n == count {
-                sent = n
+            if n == count || (n < 0 && n != -Int(EAGAIN)) {
+                sent = max(n, 0)
                 worker.chargeOperation()
-                return 0
+                return min(n, 0)
             }
-            if n < 0 && n != -Int(EAGAIN) { return n }
             if n > 0 { sent = n }
             d.registration.pointee.writable = false
         }
@@ -265,7 +264,10 @@ final class EpollDriver: Driver {
                     guard d.isOpen else { return first == pieces.count ? 0 : IOCode.closed }
                     continue
                 }
-                if n != -Int(EAGAIN) { return n }
+                if n != -Int(EAGAIN) {
+                    worker.chargeOperation()
+                    return n
+                }
                 d.registration.pointee.writable = false
             }
             let code = park(d, .write, .write, deadline)
@@ -299,7 +301,7 @@ final class EpollDriver: Driver {
         if turn != 0 { return turn }
         let result = receiveWithTurn(d, deadline, attempt)
         endTurn(d, .reading)
-        if result > 0 { worker.chargeOperation() }
+        worker.chargeOperation()
         return result
     }
 
@@ -320,17 +322,16 @@ final class EpollDriver: Driver {
     override func sendDatagrams(
         _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, sent: inout Int, until deadline: Int64
     ) -> Int {
-        guard d.isOpen else { return IOCode.closed }
+        guard d.isOpen else { return refuseClosed() }
         if worker.refusesOperation() { return IOCode.cancelled }
         // The common case, as in `sendAll`.
         if d.registration.pointee.writable && !d.registration.pointee.flags.contains(.writing) {
             let n = Int(cfiber_send_datagrams(d.registration.pointee.fd, datagrams, UInt32(count)))
-            if n == count {
-                sent = n
+            if n == count || (n < 0 && n != -Int(EAGAIN)) {
+                sent = max(n, 0)
                 worker.chargeOperation()
-                return 0
+                return min(n, 0)
             }
-            if n < 0 && n != -Int(EAGAIN) { return n }
             if n > 0 { sent = n } else if !isToUnixAddress(datagrams) { d.registration.pointee.writable = false }
         }
         return sendRest(d, datagrams, count, sent: &sent, until: deadline)
@@ -369,7 +370,10 @@ final class EpollDriver: Driver {
                     guard d.isOpen else { return IOCode.closed }
                     continue
                 }
-                if n != -Int(EAGAIN) { return n }
+                if n != -Int(EAGAIN) {
+                    worker.chargeOperation()
+                    return n
+                }
                 if !polls { d.registration.pointee.writable = false }
             }
             pause = min(max(pause * 2, 1_000_000), 50_000_000)
@@ -396,26 +400,27 @@ final class EpollDriver: Driver {
         return Int32(name.loadUnaligned(as: sa_family_t.self)) == AF_UNIX
     }
 
-    override func accept(_ d: Descriptor, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
+    override func accept(_ d: Descriptor, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
         let turn = takeTurn(d, .reading, deadline)
         if turn != 0 { return turn }
-        let result = acceptInTurn(d, onShortage, deadline)
+        let result = acceptInTurn(d, waits, onShortage, deadline)
         endTurn(d, .reading)
-        if result >= 0 { worker.chargeOperation() }
+        worker.chargeOperation()
         return result
     }
 
-    private func acceptInTurn(_ d: Descriptor, _ onShortage: (Int32) -> Void, _ deadline: Int64) -> Int {
+    private func acceptInTurn(_ d: Descriptor, _ waits: Bool, _ onShortage: (Int32) -> Void, _ deadline: Int64) -> Int {
         var pause: Int64 = 0
         var givenUp = 0
         while true {
             guard d.isOpen else { return IOCode.closed }
-            if d.registration.pointee.readable {
+            if d.registration.pointee.readable || !waits {
                 let fd = cfiber_accept(d.registration.pointee.fd, nil, nil)
                 switch -fd {
                 case EAGAIN:
                     d.registration.pointee.readable = false
                     d.registration.pointee.flags.remove(.short)
+                    if !waits { return Int(fd) }
                 case ECONNABORTED, EPROTO, EPERM, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH:
                     // Linux passes pending network errors of the new connection on; the listener is well. Unless it goes on and on: then it is the call itself
                     // that is refused.
@@ -447,7 +452,7 @@ final class EpollDriver: Driver {
     }
 
     override func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
-        guard d.isOpen else { return IOCode.closed }
+        guard d.isOpen else { return refuseClosed() }
         if worker.refusesOperation() { return IOCode.cancelled }
         let status = cfiber_connect(d.registration.pointee.fd, address, length)
         if status != -EINPROGRESS {
@@ -473,12 +478,15 @@ final class EpollDriver: Driver {
 
     override func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int {
         while true {
-            guard d.isOpen else { return IOCode.closed }
+            guard d.isOpen else { return refuseClosed() }
             if worker.refusesOperation() { return IOCode.cancelled }
             let slot = d.registration
             // First of all, so that what epoll does not take is told apart from what is ready.
             let watched = watchIfNew(slot, direction)
-            if watched < 0 { return watched }
+            if watched < 0 {
+                worker.chargeOperation()
+                return watched
+            }
             // Whoever makes the system calls does not tell us what they showed, so the kernel is asked.
             let ready = cfiber_is_ready(slot.pointee.fd, direction == .write ? 1 : 0)
             if ready != 0 {
