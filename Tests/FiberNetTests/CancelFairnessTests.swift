@@ -412,6 +412,7 @@ extension NetTests {
                         guard try receive() else { throw TestError(text: "the end") }
                     }
                 }
+                try makeTwoBuffers()
                 try echo(100)
                 cfaults_allocations_begin()
                 try echo(10_000)

@@ -189,6 +189,7 @@ extension NetTests {
                         guard try client.read(into: buffer) == 100 else { throw TestError(text: "a short echo") }
                     }
                 }
+                try makeTwoBuffers()
                 try echo(100)
                 cfaults_allocations_begin()
                 try echo(rounds)
@@ -210,6 +211,7 @@ extension NetTests {
                         guard try a.readAvailable(timeout: .seconds(60), { _ in }) else { throw TestError(text: "the end") }
                     }
                 }
+                try makeTwoBuffers()
                 try echo(100)
                 cfaults_allocations_begin()
                 try echo(10_000)

@@ -263,6 +263,14 @@ private func threadMain(_ argument: UnsafeMutableRawPointer?) -> UnsafeMutableRa
     return nil
 }
 
+/// Has two buffers made that can be lent: who has read may let the other side go on before it is done with what it has read.
+func makeTwoBuffers() throws {
+    let (a, b) = try TCPStream.pair()
+    try a.writeAll("a")
+    try b.writeAll("b")
+    _ = try a.readAvailable { _ in _ = try b.readAvailable { _ in } }
+}
+
 /// A place for values that closures hand to one another in an order that the test itself makes sure of.
 final class Box<Value>: @unchecked Sendable {
     var value: Value

@@ -66,7 +66,8 @@ extension KernelTests {
                 for waiter in waiters { _ = worker.unpark(waiter, .ready) }
             }
             #expect(parked == fibers)
-            #expect(Double(among) <= Double(alone) * 1.5, "\(alone) ns alone, \(among) ns among \(fibers) for \(accesses) accesses")
+            // If an access looked at those of all fibers it would cost a thousand times as much; what else the machine does may double it.
+            #expect(Double(among) <= Double(alone) * 5, "\(alone) ns alone, \(among) ns among \(fibers) for \(accesses) accesses")
         }
 
         @Test func accesses_stayWithTheirFibers_whenTheListCannotBeSeen() throws {

@@ -89,7 +89,11 @@ extension KernelTests {
             // 64 sets of 64-byte lines in a first-level cache. Slabs follow one another in any order, so runs of seven are looked at.
             let sets = tops.map { $0 / 64 % 64 }
             #expect(Set(sets).count >= 10)
-            #expect(zip(sets, sets.dropFirst()).allSatisfy { $0 != $1 })
+            let neighbours = zip(zip(tops, tops.dropFirst()), zip(sets, sets.dropFirst())).filter {
+                $0.0.1 > $0.0.0 && $0.0.1 - $0.0.0 < 2 * 256 * 1024
+            }
+            #expect(neighbours.count >= 130)
+            #expect(neighbours.allSatisfy { $0.1.0 != $0.1.1 })
         }
 
         @Test func stacks_doNotOverlap_whenManyFibersAreAlive() throws {

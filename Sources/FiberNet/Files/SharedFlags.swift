@@ -57,14 +57,16 @@ final class SharedFlags: @unchecked Sendable {
     /// A stream works with these no longer.
     static func end(_ shared: [SharedFlags]) {
         if shared.isEmpty { return }
-        all.withLock { all in
-            for entry in shared {
-                entry.users -= 1
-                if entry.users > 0 { continue }
+        let ended = all.withLock { all in
+            for entry in shared { entry.users -= 1 }
+            let ended = shared.filter { $0.users == 0 }
+            for entry in ended {
                 _ = cfiber_set_flags(entry.fd, entry.flags)
-                _ = cfiber_close(entry.fd)
                 all.removeAll { $0 === entry }
             }
+            return ended
         }
+        // To close a serial line may wait until all is sent.
+        for entry in ended { _ = cfiber_close(entry.fd) }
     }
 }

@@ -181,7 +181,7 @@ final class BlockingPool: @unchecked Sendable {
     private func isSurplus() -> Bool {
         let now = cfiber_now()
         if now >= nextLook {
-            surplus = leastIdle
+            surplus = max(0, leastIdle)
             leastIdle = idle + 1
             nextLook = now + idleLimit
         }

@@ -223,6 +223,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if !hasMessages && pointee.delivered > 0 {
             pointee.delivered = 0
             pointee.messages.removeAll(keepingCapacity: pointee.messages.count <= 1024)
+        } else if pointee.delivered >= 1024 && pointee.delivered * 2 >= pointee.messages.count {
+            // They may come as fast as they go, for ever.
+            pointee.messages.removeFirst(pointee.delivered)
+            pointee.delivered = 0
         }
     }
 

@@ -3,6 +3,7 @@
 //     FIBERS_MODEL_SECONDS=60    so long
 //     FIBERS_MODEL_SEED=17       the program of this seed alone; with a time, those that follow, too
 
+import CFiber
 import Fibers
 import Glibc
 import Synchronization
