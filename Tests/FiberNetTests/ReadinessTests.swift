@@ -233,6 +233,9 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func foreignDescriptor_staysOpen_whenItsWaiterIsAbandoned() async {
                 await #expect(processExitsWith: .success) {
+                    // What an abandoned fiber owns leaks.
+                    cfaults_leaks_begin()
+                    defer { cfaults_leaks_end() }
                     let fds = try makePipe(nonBlocking: true)
                     var configuration = FiberRuntime.Configuration()
                     configuration.onWarning = { _ in }
