@@ -256,7 +256,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         poll(timeout: wake == .max ? -1 : Swift.max(0, wake &- now))
         pointee.inbox.endSleep()
         // Woken by another worker before falling asleep had paid.
-        if pointee.runtime.workers.mayWatch, !pointee.inbox.isEmpty, pointee.lastPoll &- begun < cfiber_counter_interval() / 4 {
+        if pointee.runtime.workers.mayWatch, !pointee.inbox.isEmpty, pointee.lastPoll &- begun < cfiber_counter_interval() / 2 {
             pointee.wakesToWatch.missing &-= 1
             if pointee.wakesToWatch.missing <= 0 {
                 pointee.watches = Self.watchesInVain
@@ -271,7 +271,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     func watch(for hasCome: () -> Bool = { false }) -> Bool {
         let begun = cfiber_counter()
-        let limit = cfiber_counter_interval() / 25
+        let limit = cfiber_counter_interval() / 8
         repeat {
             for _ in 0..<16 {
                 if hasCome() || !pointee.inbox.isEmpty {
