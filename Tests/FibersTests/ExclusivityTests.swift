@@ -44,30 +44,34 @@ extension KernelTests {
                 precondition(tally.count == 50 * accesses)
                 return best
             }
-            var alone: Int64 = 0
-            var among: Int64 = 0
+            var alone = Int64.max
+            var among = Int64.max
             var parked = 0
             try FiberRuntime.run {
-                alone = measure()
-                let tallies = (0..<fibers).map { _ in Tally() }
                 let worker = Worker.current!
-                var waiters: [Waiter] = []
-                for tally in tallies {
-                    try Fiber.spawnLocal {
-                        change(&tally.count) { _ in
-                            parked += 1
-                            waiters.append(worker.beginPark())
-                            _ = worker.park(.other)
+                // In turn, so that what else the machine does meets both.
+                for _ in 0..<4 {
+                    alone = min(alone, measure())
+                    parked = 0
+                    let tallies = (0..<fibers).map { _ in Tally() }
+                    var waiters: [Waiter] = []
+                    for tally in tallies {
+                        try Fiber.spawnLocal {
+                            change(&tally.count) { _ in
+                                parked += 1
+                                waiters.append(worker.beginPark())
+                                _ = worker.park(.other)
+                            }
                         }
                     }
+                    _ = yield { parked == fibers }
+                    among = min(among, measure())
+                    for waiter in waiters { _ = worker.unpark(waiter, .ready) }
+                    _ = yield { worker.live == 1 }
                 }
-                _ = yield { parked == fibers }
-                among = measure()
-                for waiter in waiters { _ = worker.unpark(waiter, .ready) }
             }
             #expect(parked == fibers)
-            // If an access looked at those of all fibers it would cost a thousand times as much; what else the machine does may double it.
-            #expect(Double(among) <= Double(alone) * 5, "\(alone) ns alone, \(among) ns among \(fibers) for \(accesses) accesses")
+            #expect(Double(among) <= Double(alone) * 1.5, "\(alone) ns alone, \(among) ns among \(fibers) for \(accesses) accesses")
         }
 
         @Test func accesses_stayWithTheirFibers_whenTheListCannotBeSeen() throws {
