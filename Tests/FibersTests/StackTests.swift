@@ -86,7 +86,7 @@ extension KernelTests {
             try FiberRuntime.run {
                 for _ in 0..<140 { try Fiber.spawnLocal { tops.append(UInt(bitPattern: Worker.current!.running)) } }
             }
-            // 64 sets of 64-byte lines in a first-level cache. Slabs follow one another in any order, so runs of seven are looked at.
+            // 64 sets of 64-byte lines in a first-level cache. Slabs follow one another in any order, so only neighbours within one are compared.
             let sets = tops.map { $0 / 64 % 64 }
             #expect(Set(sets).count >= 10)
             let neighbours = zip(zip(tops, tops.dropFirst()), zip(sets, sets.dropFirst())).filter {
