@@ -2,11 +2,14 @@
 #include "cfiber_thread.h"
 #include <errno.h>
 #include <limits.h>
+#include <linux/futex.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 struct start {
   void (*run)(void *);
@@ -96,3 +99,12 @@ int cfiber_cpu_quota(void) {
   }
   return least;
 }
+
+int cfiber_futex_wait(uint32_t *word, uint32_t expected, int64_t deadline) {
+  struct timespec until = {.tv_sec = deadline / 1000000000, .tv_nsec = deadline % 1000000000};
+  // Unlike FUTEX_WAIT, this takes a point in time.
+  long result = syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, expected, deadline == INT64_MAX ? NULL : &until, NULL, FUTEX_BITSET_MATCH_ANY);
+  return result < 0 ? -errno : 0;
+}
+
+void cfiber_futex_wake(uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); }

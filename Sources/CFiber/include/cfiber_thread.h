@@ -26,4 +26,10 @@ int cfiber_pin(const cfiber_cpus *cpus, int n);
 int cfiber_unpin(const cfiber_cpus *cpus);
 /// How many CPUs the control group may use, rounded up; INT_MAX if there is no limit.
 int cfiber_cpu_quota(void);
+
+/// Sleeps while `*word` is `expected`, until a time in monotonic nanoseconds at the latest (INT64_MAX: without end). May return early; -ETIMEDOUT when
+/// the time has come.
+int cfiber_futex_wait(uint32_t *word, uint32_t expected, int64_t deadline);
+/// Wakes one thread that sleeps on `word`. The word may be gone: then somebody else may wake early.
+void cfiber_futex_wake(uint32_t *word);
 #endif

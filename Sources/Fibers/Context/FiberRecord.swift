@@ -11,6 +11,7 @@
 //   * owner worker only, except that whoever has claimed a shared park (`SharedWaiter`) writes `outcome` and the link by which the fiber stands in the inbox.
 
 package import CFiber
+import Synchronization
 
 package typealias FiberPointer = UnsafeMutablePointer<FiberRecord>
 
@@ -33,8 +34,10 @@ package struct FiberRecord: ~Copyable {
     var timerIndex: Int32 = -1
     /// When the present park ends, at a deadline; `Int64.max` for never. The timer queue may hold an earlier time, which is put right when it comes.
     var wakeAt = Int64.max
-    /// Where a shared park is claimed.
+    /// Where a shared park is claimed; nil for the fiber's own claim word.
     var shared: SharedWaiter?
+    /// The wait in the frame of a fiber that stands in lines.
+    var wait: UnsafeMutablePointer<Wait>?
     /// The innermost scope.
     var scope: ScopePointer
     /// The values of fiber-locals that were set around the spawn or since; nil while there are none.
@@ -49,7 +52,9 @@ package struct FiberRecord: ~Copyable {
     var body: (UInt, UInt) = (0, 0)
     /// Not optional: a closure inside an optional is of another representation, and converting it would allocate at each life.
     var runner: FiberBodyRunner = noBody
-    // Others reach for these two while the fiber is parked, by `joinersOffset` and `baseOffset`: they are the last.
+    // Others reach for these while the fiber is parked, by their offsets: they are the last.
+    /// Where a shared park is claimed that has no `shared`: the fiber's own address while it is parked and unclaimed, else 0. See `Wait`.
+    var claim: UInt = 0
     /// Fibers that wait in `join` for the end of this life.
     var joiners = WaitList()
     /// The outermost scope, the fiber's life. Between lives it is as it was made.
@@ -64,6 +69,7 @@ package struct FiberRecord: ~Copyable {
 
     /// Where the context lies in a record.
     @inline(__always) static var contextOffset: Int { 32 }
+    @inline(__always) static var claimWordOffset: Int { joinersOffset - MemoryLayout<UInt>.stride }
     @inline(__always) static var joinersOffset: Int { baseOffset - MemoryLayout<WaitList>.stride }
     @inline(__always) static var baseOffset: Int { MemoryLayout<FiberRecord>.size - MemoryLayout<CancelScope>.size }
 }
@@ -115,6 +121,10 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     var joiners: UnsafeMutablePointer<WaitList> {
         (UnsafeMutableRawPointer(self) + FiberRecord.joinersOffset).assumingMemoryBound(to: WaitList.self)
     }
+
+    /// The fiber's own claim word, in the record; by its offset, too.
+    @inline(__always)
+    var claimWord: ClaimWord { (UnsafeMutableRawPointer(self) + FiberRecord.claimWordOffset).assumingMemoryBound(to: Atomic<UInt>.self) }
 
     /// The outermost scope, in the record; by its offset, too.
     @inline(__always)

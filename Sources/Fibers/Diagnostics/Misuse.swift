@@ -2,12 +2,14 @@
 ///
 /// Not `precondition`: that says nothing in release builds, which is where most programs run.
 @inline(never)
+@usableFromInline
 package func misuse(_ message: String) -> Never {
     fatalError(message)
 }
 
 /// Stops the program with a message unless the condition holds.
 @inline(__always)
+@usableFromInline
 package func require(_ condition: Bool, _ message: @autoclosure () -> String) {
     if _slowPath(!condition) { misuse(message()) }
 }

@@ -22,13 +22,19 @@ package struct Waiter: BitwiseCopyable {
         epoch = fiber.pointee.parking
     }
 
+    /// Of a thread, which has no parks: its epoch is never one.
+    init(thread: ()) {
+        fiber = FiberPointer(bitPattern: 64).unsafelyUnwrapped
+        epoch = 0
+    }
+
     /// Ends the park unless somebody else did. True for exactly one claimant of each park.
     @inline(__always)
     func claim() -> Bool {
         guard fiber.pointee.parking == epoch, epoch & 1 == 1 else { return false }
         // The fiber does not run now, so what it waits for is there.
         if _slowPath(fiber.pointee.isShared) {
-            guard fiber.pointee.shared.unsafelyUnwrapped.claim(fiber) else { return false }
+            guard fiber.claimShared() else { return false }
             fiber.endShared()
         }
         fiber.pointee.parking = epoch &+ 1

@@ -21,12 +21,6 @@ package final class SharedWaiter: @unchecked Sendable {
 
     package init() {}
 
-    /// Takes a fiber out if it waits here. On its worker.
-    @inline(__always)
-    func claim(_ fiber: FiberPointer) -> Bool {
-        state.compareExchange(expected: UInt(bitPattern: fiber), desired: 0, ordering: .acquiringAndReleasing).exchanged
-    }
-
     /// Ends the park of the fiber that waits here and hands it to its worker. False when none does, or somebody else was faster.
     @discardableResult
     package func unparkFromAnyThread(_ outcome: Outcome) -> Bool {
@@ -34,23 +28,23 @@ package final class SharedWaiter: @unchecked Sendable {
         guard waiting >= 16, state.compareExchange(expected: waiting, desired: 0, ordering: .acquiringAndReleasing).exchanged else {
             return false
         }
-        deliver(waiting, outcome)
+        deliver(FiberPointer(bitPattern: waiting).unsafelyUnwrapped, outcome)
         return true
     }
+}
 
-    /// Hands over a fiber that was taken out of `state`.
-    @inline(__always)
-    func deliver(_ claimed: UInt, _ outcome: Outcome) {
-        let fiber = FiberPointer(bitPattern: claimed).unsafelyUnwrapped
-        fiber.pointee.outcome = outcome
-        let home = fiber.pointee.worker
-        // From the push on the fiber may run and end, and its worker with it; but a worker of the same runtime keeps all inboxes.
-        if let worker = Worker.current, worker.pointee.home == home.pointee.home {
-            home.pointee.lentInbox._withUnsafeGuaranteedRef { $0.push(fiber) }
-        } else {
-            let inbox = home.pointee.inbox
-            withExtendedLifetime(inbox) { inbox.push(fiber) }
-        }
+/// Hands a fiber whose shared park was claimed to its worker. Any thread.
+@inline(__always)
+func deliver(_ fiber: FiberPointer, _ outcome: Outcome) {
+    fiber.pointee.outcome = outcome
+    let home = fiber.pointee.worker
+    // From the push on the fiber may run and end, and its worker with it; but a worker of the same runtime keeps all inboxes.
+    if let worker = Worker.current, worker.pointee.home == home.pointee.home {
+        if worker == home { return home.receive(fiber) }
+        home.pointee.lentInbox._withUnsafeGuaranteedRef { $0.push(fiber) }
+    } else {
+        let inbox = home.pointee.inbox
+        withExtendedLifetime(inbox) { inbox.push(fiber) }
     }
 }
 
@@ -71,7 +65,15 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return false
     }
 
-    /// Makes a fiber ready that was claimed on another thread.
+    /// Announces that other threads may end the park that has begun, through the fiber's own claim word; they must make sure that the record is there.
+    @inline(__always)
+    func shareOwn() {
+        let fiber = running
+        fiber.pointee.isShared = true
+        fiber.claimWord.pointee.store(UInt(bitPattern: fiber), ordering: .relaxed)
+    }
+
+    /// Makes a fiber ready whose shared park was claimed.
     func receive(_ fiber: FiberPointer) {
         fiber.pointee.parking = fiber.pointee.parking &+ 1
         fiber.endShared()
@@ -95,6 +97,19 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 }
 
 extension UnsafeMutablePointer where Pointee == FiberRecord {
+    /// Takes the fiber out of the word in which its shared park is claimed. On its worker.
+    @inline(__always)
+    fileprivate func takeOut(of word: borrowing Atomic<UInt>) -> Bool {
+        word.compareExchange(expected: UInt(bitPattern: self), desired: 0, ordering: .acquiringAndReleasing).exchanged
+    }
+
+    /// Claims the shared park, on the fiber's worker; false when somebody else has.
+    @inline(__always)
+    func claimShared() -> Bool {
+        if let shared = pointee.shared { return takeOut(of: shared.state) }
+        return takeOut(of: claimWord.pointee)
+    }
+
     @inline(__always)
     func endShared() {
         pointee.isShared = false

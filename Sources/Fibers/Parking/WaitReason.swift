@@ -1,7 +1,7 @@
 /// Why a fiber waits: what kind of thing, and which one. Stored at each park, so that a dump can say it.
 package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package enum Kind: UInt8, BitwiseCopyable, Sendable {
-        case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, event, other
+        case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, event, send, receive, select, lock, other
     }
 
     package var kind: Kind
@@ -19,6 +19,10 @@ package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package static var group: WaitReason { WaitReason(.group) }
     package static var blocking: WaitReason { WaitReason(.blocking) }
     package static var event: WaitReason { WaitReason(.event) }
+    package static var send: WaitReason { WaitReason(.send) }
+    package static var receive: WaitReason { WaitReason(.receive) }
+    package static var select: WaitReason { WaitReason(.select) }
+    package static var lock: WaitReason { WaitReason(.lock) }
     package static var other: WaitReason { WaitReason(.other) }
     package static func join(_ id: UInt64) -> WaitReason { WaitReason(.join, Int32(truncatingIfNeeded: id)) }
 }
@@ -31,6 +35,10 @@ extension WaitReason: CustomStringConvertible {
         case .group: "the fibers of a group"
         case .blocking: "a blocking call"
         case .event: "an event"
+        case .send: "room in a channel"
+        case .receive: "a message"
+        case .select: "one of several things"
+        case .lock: "a lock"
         case .join: "join fiber #\(subject)"
         case .read, .write, .accept, .connect, .readable, .writable: "\(kind) descriptor \(subject)"
         }

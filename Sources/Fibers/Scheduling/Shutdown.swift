@@ -47,8 +47,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Their stacks will be unmapped: takes them out of what other threads could wake them by. Whoever is doing so in this moment still needs the record.
     private func keepOthersAway(_ fibers: [FiberPointer]) {
         let claimed = fibers.filter { fiber in
-            fiber.pointee.isShared && !fiber.pointee.shared.unsafelyUnwrapped.claim(fiber)
+            fiber.pointee.isShared && !fiber.claimShared()
         }
         while claimed.contains(where: { $0.pointee.isShared }) { collectInbox() }
+        for fiber in fibers { fiber.pointee.wait?.leaveLines() }
     }
 }

@@ -45,6 +45,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 overflowState: overflowState))
         require(
             UnsafeRawPointer(root) + FiberRecord.contextOffset == withUnsafePointer(to: &root.pointee.context) { UnsafeRawPointer($0) }
+                && UnsafeRawPointer(root.claimWord) == withUnsafePointer(to: &root.pointee.claim) { UnsafeRawPointer($0) }
                 && root.joiners == withUnsafeMutablePointer(to: &root.pointee.joiners) { $0 }
                 && root.base == withUnsafeMutablePointer(to: &root.pointee.base) { $0 } && MemoryLayout<Registration>.stride == 64,
             "the offsets in FiberRecord or the size of Registration no longer say how they are laid out: correct them")

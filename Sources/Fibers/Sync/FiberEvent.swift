@@ -31,7 +31,7 @@ public final class FiberEvent: Sendable {
             if done { break }
             state = now
         }
-        if state > Self.signalled { waiter.deliver(state, .ready) }
+        if let fiber = FiberPointer(bitPattern: state > Self.signalled ? state : 0) { deliver(fiber, .ready) }
     }
 
     /// Waits for a signal, and takes it.

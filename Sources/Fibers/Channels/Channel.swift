@@ -1,0 +1,224 @@
+// The ends of channels, as users name them.
+
+/// How many messages a channel holds that have been sent and not yet received.
+public enum ChannelCapacity: Hashable, Sendable {
+    /// None: who sends waits until a receiver takes the message.
+    case rendezvous
+    /// So many, at least 1; who sends more waits for room.
+    case bounded(Int)
+    /// Any number, in blocks of memory that are used again: who sends never waits.
+    case unbounded
+
+    @usableFromInline var limit: Int {
+        switch self {
+        case .rendezvous: return 0
+        case .bounded(let limit):
+            require(limit >= 1, "a bounded channel has room for at least 1 message, not \(limit): for none say .rendezvous")
+            return limit
+        case .unbounded: return .max
+        }
+    }
+}
+
+/// The channel is closed: its last receiver has gone, or ``ChannelSender/close()`` was called.
+public struct ChannelClosedError<Message>: Error, CustomStringConvertible {
+    /// What was not sent.
+    public let message: Message
+
+    @usableFromInline
+    init(_ message: Message) { self.message = message }
+
+    public var description: String { "the channel is closed: nobody will receive \(message)" }
+}
+
+// It goes back to where the message came from.
+extension ChannelClosedError: @unchecked Sendable {}
+
+/// What became of a message in a call that does not wait.
+public enum TrySendResult: Hashable, Sendable {
+    case sent
+    /// There is no room, or in a rendezvous no receiver that waits.
+    case full
+    case closed
+}
+
+/// What a call found that does not wait for messages.
+public enum TryReceiveResult<Message: ~Copyable>: ~Copyable {
+    case message(Message)
+    case empty
+    /// There is none, and there will be none.
+    case ended
+}
+
+extension TryReceiveResult: Copyable where Message: Copyable {}
+extension TryReceiveResult: Sendable where Message: Sendable & ~Copyable {}
+
+/// The sending end of a channel. Share it with all that send: when the last reference has gone, the channel closes.
+public class ChannelSender<Message: ~Copyable> {
+    @usableFromInline final let core: ChannelCore<Message>
+
+    @inlinable
+    init(_ core: ChannelCore<Message>) { self.core = core }
+
+    deinit { core.close() }
+
+    /// Sends the message in `message`, which is nil afterwards; waits for room, or for a receiver. If it throws, the message is still there.
+    ///
+    /// - Throws: ``ChannelClosedError``; `CancellationError` or ``TimeoutError`` when the fiber is cancelled.
+    /// - Note: parks
+    @inlinable
+    public final func send(from message: inout Message?) throws {
+        guard try withUnsafeMutablePointer(to: &message, { try core.send(from: $0) }) else { throw ChannelClosedError(()) }
+    }
+
+    /// Sends the message in `message` if nobody has to wait for that, and then it is nil afterwards.
+    @inlinable
+    public final func trySend(from message: inout Message?) -> TrySendResult {
+        withUnsafeMutablePointer(to: &message) { core.trySend(from: $0) }
+    }
+
+    /// Closes the channel for all senders: receivers have what was sent before, and then see the end. Doing so again does nothing.
+    @inlinable
+    public final func close() { core.close() }
+
+    /// True when nothing can be sent any more.
+    @inlinable
+    public final var isClosed: Bool { core.hasClosed }
+
+    /// How many messages have been sent and not yet received.
+    @inlinable
+    public final var count: Int { core.messageCount }
+
+    /// How many messages it holds: 0 for a rendezvous, nil without a limit.
+    @inlinable
+    public final var capacity: Int? { core.limit == .max ? nil : core.limit }
+}
+
+extension ChannelSender {
+    /// Sends a message; waits for room, or for a receiver.
+    ///
+    /// - Throws: ``ChannelClosedError``, which has the message; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it was not sent.
+    /// - Note: parks
+    @inlinable
+    public final func send(_ message: Message) throws {
+        if core.admitsSend() { return core.queue.append(message) }
+        var slot: Message? = message
+        if try withUnsafeMutablePointer(to: &slot, { try core.send(from: $0) }) { return }
+        throw ChannelClosedError(message)
+    }
+
+    /// Sends a message if nobody has to wait for that.
+    @inlinable
+    public final func trySend(_ message: Message) -> TrySendResult {
+        var slot: Message? = message
+        return trySend(from: &slot)
+    }
+}
+
+/// The receiving end of a channel.
+public class ChannelReceiver<Message: ~Copyable> {
+    @usableFromInline final let core: ChannelCore<Message>
+
+    @inlinable
+    init(_ core: ChannelCore<Message>) { self.core = core }
+
+    deinit { core.dropReceiver() }
+
+    /// The next message; waits for one. Nil when the channel is closed and all messages have been received.
+    ///
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no message is lost.
+    /// - Note: parks
+    @inlinable
+    public final func receive() throws -> Message? {
+        if core.admitsReceive() { return core.queue.popFirst() }
+        var slot: Message? = nil
+        _ = try withUnsafeMutablePointer(to: &slot) { try core.receive(into: $0) }
+        return slot
+    }
+
+    /// The next message if there is one.
+    @inlinable
+    public final func tryReceive() -> TryReceiveResult<Message> {
+        var slot: Message? = nil
+        let step = withUnsafeMutablePointer(to: &slot) { core.tryReceive(into: $0) }
+        switch step {
+        case .sent: return .message(slot.take()!)
+        case .full: return .empty
+        case .closed: return .ended
+        }
+    }
+
+    /// Closes the channel: nothing can be sent any more, and what was sent before can be received. Doing so again does nothing.
+    @inlinable
+    public final func close() { core.close() }
+
+    /// True when nothing can be sent any more; there may be messages yet.
+    @inlinable
+    public final var isClosed: Bool { core.hasClosed }
+
+    /// How many messages have been sent and not yet received.
+    @inlinable
+    public final var count: Int { core.messageCount }
+
+    /// How many messages it holds: 0 for a rendezvous, nil without a limit.
+    @inlinable
+    public final var capacity: Int? { core.limit == .max ? nil : core.limit }
+}
+
+/// The messages as they come, until the channel is closed and empty. The loop ends, too, when the fiber is cancelled; where that matters, `try Fiber.checkCancellation()` behind
+/// it tells, or call ``receive()``, which throws.
+extension ChannelReceiver: Sequence, IteratorProtocol {
+    @inlinable
+    public final func next() -> Message? { (try? receive()) ?? nil }
+}
+
+/// The sending end of a channel that stays on its worker.
+public final class LocalSender<Message: ~Copyable>: ChannelSender<Message> {}
+
+/// The receiving end of a channel that stays on its worker.
+public final class LocalReceiver<Message: ~Copyable>: ChannelReceiver<Message> {}
+
+/// The sending end of a channel between workers and threads.
+public final class Sender<Message: ~Copyable & Sendable>: ChannelSender<Message>, @unchecked Sendable {}
+
+/// The receiving end of a channel between workers and threads. It has one owner: it may be given away, to another fiber of any worker or to a thread, and then it is gone here. For a queue
+/// of work with many consumers make each its own with ``share()``.
+public final class Receiver<Message: ~Copyable & Sendable>: ChannelReceiver<Message> {
+    /// Another receiver of the same channel. Each message goes to one of them; the channel closes when all have gone.
+    public func share() -> sending Receiver<Message> {
+        core.addReceiver()
+        return Receiver(core)
+    }
+}
+
+/// Makes a channel between fibers of all workers, plain threads and what else there is in the program.
+///
+/// ```swift
+/// let (sender, receiver) = makeChannel(of: Job.self, .bounded(128))
+/// try Fiber.spawn { for job in receiver { work(job) } }        // ends when the last sender has gone
+/// try sender.send(job)
+/// ```
+///
+/// A fiber that has to wait parks, a plain thread blocks. Messages come in the order in which they were sent, and so do those who wait for room or messages.
+///
+/// - Parameters:
+///   - capacity: how many messages it holds.
+@inlinable
+public func makeChannel<Message: ~Copyable & Sendable>(
+    of _: Message.Type = Message.self, _ capacity: ChannelCapacity
+) -> sending (Sender<Message>, Receiver<Message>) {
+    let core = ChannelCore<Message>(limit: capacity.limit, isShared: true)
+    return (Sender(core), Receiver(core))
+}
+
+/// Makes a channel between fibers of the calling worker: without locks and atomic operations, and for messages of any kind.
+///
+/// - Parameters:
+///   - capacity: how many messages it holds.
+@inlinable
+public func makeLocalChannel<Message: ~Copyable>(
+    of _: Message.Type = Message.self, _ capacity: ChannelCapacity
+) -> (LocalSender<Message>, LocalReceiver<Message>) {
+    let core = ChannelCore<Message>(limit: capacity.limit, isShared: false)
+    return (LocalSender(core), LocalReceiver(core))
+}

@@ -1,0 +1,56 @@
+// A lock that is held for a few instructions, by fibers of any worker and by plain threads, and never across a park: who finds it taken looks again for a while, and
+// then sleeps until it is free. (U. Drepper, "Futexes Are Tricky", 2011, the second mutex.)
+//
+// Invariants:
+//   * the word is 0 when the lock is free, 1 when it is taken, 2 when somebody may sleep for it;
+//   * who sleeps has set 2 before, and whoever frees the lock and finds 2 wakes one, who then sets 2 again, since there may be others.
+// Any thread.
+
+import CFiber
+import Synchronization
+
+struct BriefLock: BitwiseCopyable {
+    private let word: UnsafeMutablePointer<Atomic<UInt32>>
+    private static var looks: Int { 100 }
+
+    /// A free lock in memory that the caller owns.
+    init(at memory: UnsafeMutableRawPointer) {
+        word = memory.bindMemory(to: Atomic<UInt32>.self, capacity: 1)
+        word.initialize(to: Atomic(0))
+    }
+
+    /// A lock that was made there.
+    @inline(__always)
+    init(over memory: UnsafeMutableRawPointer) { word = memory.assumingMemoryBound(to: Atomic<UInt32>.self) }
+
+    @inline(__always)
+    func lock() {
+        if word.pointee.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged { return }
+        lockSlowly()
+    }
+
+    @inline(__always)
+    func unlock() {
+        if word.pointee.exchange(0, ordering: .releasing) == 2 { wake() }
+    }
+
+    @inline(never)
+    private func lockSlowly() {
+        for _ in 0..<Self.looks {
+            cfiber_relax()
+            if word.pointee.load(ordering: .relaxed) == 0,
+                word.pointee.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged
+            {
+                return
+            }
+        }
+        while word.pointee.exchange(2, ordering: .acquiring) != 0 {
+            _ = cfiber_futex_wait(UnsafeMutableRawPointer(word).assumingMemoryBound(to: UInt32.self), 2, .max)
+        }
+    }
+
+    @inline(never)
+    private func wake() {
+        cfiber_futex_wake(UnsafeMutableRawPointer(word).assumingMemoryBound(to: UInt32.self))
+    }
+}

@@ -1,0 +1,281 @@
+// What channels, locks and their like have in common: lines of waiters, of one worker's fibers alone, or of fibers of any worker and plain threads, behind a lock.
+//
+//     frame of who waits     Wait ←─────── Place ←→ Place ←→ …      the lines of a wait point
+//                            who, and how to claim       in line, what it brings or wants
+//
+// Invariants:
+//   * a place is in a line only while its `Wait` has not ended: whoever waits takes it out, with the lock held, before he leaves the frame. So whoever finds one in a
+//     line, with the lock held, may touch it, and the record of its fiber;
+//   * a wait is claimed once: by its epoch where only one worker comes, else by one compare-and-swap of its word from who waits to 0;
+//   * whoever has claimed it marks the place as served, fills or empties its slot, and then, best without the lock, lets it go on by `resume`, after which nothing of it
+//     may be touched.
+// One worker, or, of what is shared, any thread.
+
+import CFiber
+import Synchronization
+
+typealias ClaimWord = UnsafeMutablePointer<Atomic<UInt>>
+@usableFromInline typealias PlacePointer = UnsafeMutablePointer<Place>
+typealias Line = UnsafeMutablePointer<WaitList>
+
+/// A fiber or a plain thread that waits, in one line or several.
+struct Wait: BitwiseCopyable {
+    fileprivate var waiter = Waiter.none
+    /// Of a thread, where fibers have the one in their record.
+    fileprivate var threadWord: UInt = 0
+    fileprivate var wake: UInt32 = 0
+    fileprivate var outcome = Outcome.ready
+    /// The place that was taken last.
+    fileprivate var last: PlacePointer?
+}
+
+/// A place in a line.
+@usableFromInline
+struct Place: BitwiseCopyable {
+    /// First, so that a pointer to the node of a place is one to the place.
+    fileprivate let node: WaitNode
+    fileprivate let wait: UnsafeMutablePointer<Wait>
+    /// What it brings, or where it wants what it waits for; an optional of a type that those who meet here know.
+    @usableFromInline let slot: UnsafeMutableRawPointer?
+    /// How much it wants, for lines where that differs.
+    var amount: Int
+    /// Claimed by another who came here.
+    fileprivate(set) var isServed = false
+    /// Where it stands.
+    fileprivate let point: Unmanaged<WaitPoint>
+    fileprivate let line: Line
+    /// The place of the same wait that was taken before.
+    fileprivate let previous: PlacePointer?
+
+    fileprivate init(_ wait: UnsafeMutablePointer<Wait>, _ point: WaitPoint, _ line: Line, _ slot: UnsafeMutableRawPointer?, _ amount: Int)
+    {
+        node = WaitNode(wait.pointee.waiter)
+        self.wait = wait
+        self.point = .passUnretained(point)
+        self.line = line
+        self.slot = slot
+        self.amount = amount
+        previous = wait.pointee.last
+    }
+}
+
+extension Waiter {
+    /// Of a thread, which has none.
+    fileprivate static var none: Waiter { Waiter(thread: ()) }
+}
+
+extension UnsafeMutablePointer where Pointee == Wait {
+    private static var isThread: UInt { 1 }
+
+    private var wakeWord: UnsafeMutablePointer<UInt32> {
+        (UnsafeMutableRawPointer(self) + MemoryLayout<Wait>.offset(of: \Wait.wake).unsafelyUnwrapped).assumingMemoryBound(to: UInt32.self)
+    }
+    private var hasWoken: UnsafeMutablePointer<Atomic<UInt32>> {
+        UnsafeMutableRawPointer(wakeWord).assumingMemoryBound(to: Atomic<UInt32>.self)
+    }
+
+    fileprivate var isThread: Bool { pointee.waiter.epoch == 0 }
+
+    @inline(__always)
+    private var word: ClaimWord {
+        if _fastPath(!isThread) { return pointee.waiter.fiber.claimWord }
+        return (UnsafeMutableRawPointer(self) + MemoryLayout<Wait>.offset(of: \Wait.threadWord).unsafelyUnwrapped)
+            .assumingMemoryBound(to: Atomic<UInt>.self)
+    }
+
+    @inline(__always)
+    private var claimant: UInt {
+        isThread ? UInt(bitPattern: self) | Self.isThread : UInt(bitPattern: pointee.waiter.fiber)
+    }
+
+    /// Begins a wait of the calling fiber, or, of what is shared, of the calling thread: from here on it can be claimed.
+    @inline(__always)
+    func begin(isShared: Bool) {
+        if let worker = Worker.current {
+            pointee.waiter = worker.beginPark()
+            if isShared { worker.shareOwn() }
+            // A fiber that is left behind must be found in no line afterwards.
+            pointee.waiter.fiber.pointee.wait = self
+        } else {
+            require(isShared, "a call on a Local… thing waits outside its worker: use the one without Local")
+            word.pointee.store(claimant, ordering: .relaxed)
+        }
+    }
+
+    /// Takes the places out of their lines that are still there. When the wait is over; it needs no more after that.
+    @inline(__always)
+    func end() {
+        if !isThread { pointee.waiter.fiber.pointee.wait = nil }
+        if let last = pointee.last, !last.pointee.isServed || last.pointee.previous != nil { leaveLines() }
+    }
+
+    @inline(never)
+    func leaveLines() {
+        while let place = pointee.last {
+            pointee.last = place.pointee.previous
+            // Whoever serves has taken it out.
+            if !place.pointee.isServed { place.pointee.point._withUnsafeGuaranteedRef { $0.leave(place) } }
+        }
+    }
+
+    /// Takes a wait back that has begun, before it parks; false when it has been claimed, and then it must park and will go on at once.
+    func takeBack() -> Bool {
+        if isThread { return claimShared() }
+        guard pointee.waiter.claim() else { return false }
+        return true
+    }
+
+    /// Parks the fiber, or blocks the thread, until the wait is claimed.
+    @inline(__always)
+    func park(_ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
+        if _fastPath(!isThread) { return pointee.waiter.fiber.pointee.worker.park(reason, until: deadline) }
+        return block(until: deadline)
+    }
+
+    @inline(never)
+    private func block(until deadline: Int64) -> Outcome {
+        while hasWoken.pointee.load(ordering: .acquiring) == 0 {
+            let status = cfiber_futex_wait(wakeWord, 0, deadline)
+            if status == -ETIMEDOUT && claimShared() { return .timedOut }
+        }
+        return pointee.outcome
+    }
+
+    @inline(__always)
+    fileprivate func claimShared() -> Bool {
+        word.pointee.compareExchange(expected: claimant, desired: 0, ordering: .acquiringAndReleasing).exchanged
+    }
+
+    @inline(__always)
+    fileprivate func resumeShared(_ outcome: Outcome) {
+        if _fastPath(!isThread) { return deliver(pointee.waiter.fiber, outcome) }
+        pointee.outcome = outcome
+        let wakeWord = wakeWord
+        hasWoken.pointee.store(1, ordering: .releasing)
+        // The thread may have gone on already, and its frame with it.
+        cfiber_futex_wake(wakeWord)
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == Place {
+    @inline(__always)
+    fileprivate init(_ node: UnsafeMutablePointer<WaitNode>) { self = UnsafeMutableRawPointer(node).assumingMemoryBound(to: Place.self) }
+
+    @inline(__always)
+    var node: UnsafeMutablePointer<WaitNode> { UnsafeMutableRawPointer(self).assumingMemoryBound(to: WaitNode.self) }
+
+    @inline(__always)
+    var isInLine: Bool { node.pointee.isLinked }
+
+    /// Whether two places are of the same wait, that is, of one `select`.
+    @inline(__always)
+    func belongs(to wait: UnsafeMutablePointer<Wait>) -> Bool { pointee.wait == wait }
+}
+
+/// Something that fibers wait for in lines.
+@usableFromInline
+class WaitPoint {
+    /// The lock and the lines, on one cache line.
+    private let memory: UnsafeMutableRawPointer
+    @usableFromInline final let isShared: Bool
+
+    init(isShared: Bool) {
+        self.isShared = isShared
+        memory = .allocate(byteCount: 64, alignment: isShared ? 64 : 16)
+        _ = BriefLock(at: memory)
+        (memory + 8).bindMemory(to: WaitList.self, capacity: 2).initialize(repeating: WaitList(), count: 2)
+    }
+
+    deinit { memory.deallocate() }
+
+    private final var mutex: BriefLock { BriefLock(over: memory) }
+
+    @inline(__always)
+    final func lock() { if isShared { mutex.lock() } }
+
+    @inline(__always)
+    final func unlock() { if isShared { mutex.unlock() } }
+
+    @inline(__always)
+    final func withLock<Result>(_ body: () -> Result) -> Result {
+        lock()
+        defer { unlock() }
+        return body()
+    }
+
+    /// The two lines.
+    @inline(__always)
+    final var first: Line { (memory + 8).assumingMemoryBound(to: WaitList.self) }
+    @inline(__always)
+    final var second: Line { (memory + 16).assumingMemoryBound(to: WaitList.self) }
+
+    /// Puts the caller at the end of a line and lets it wait until somebody serves it, or something else ends the wait. Called with the lock held, returns without.
+    @inline(__always)
+    final func wait(
+        in line: Line, slot: UnsafeMutableRawPointer? = nil, amount: Int = 1, _ reason: WaitReason, until deadline: Int64 = .max
+    ) -> Outcome {
+        var wait = Wait()
+        return _withUnprotectedUnsafeMutablePointer(to: &wait) { wait in
+            wait.begin(isShared: isShared)
+            var place = Place(wait, self, line, slot, amount)
+            return _withUnprotectedUnsafeMutablePointer(to: &place) { place in
+                enter(place)
+                unlock()
+                let outcome = wait.park(reason, until: deadline)
+                wait.end()
+                return outcome
+            }
+        }
+    }
+
+    /// Puts a place at the end of its line. With the lock held.
+    @inline(__always)
+    private final func enter(_ place: PlacePointer) {
+        place.pointee.wait.pointee.last = place
+        place.pointee.line.pointee.append(place.node)
+    }
+
+    /// Takes a place out of its line, if it is still there.
+    fileprivate final func leave(_ place: PlacePointer) {
+        lock()
+        if place.isInLine { place.pointee.line.pointee.remove(place.node) }
+        unlock()
+    }
+
+    /// Ends the wait of a place, which has been taken out of its line; false when something else has. With the lock held.
+    @inline(__always)
+    final func claim(_ place: PlacePointer) -> Bool {
+        guard isShared ? place.pointee.wait.claimShared() : place.pointee.wait.pointee.waiter.claim() else { return false }
+        place.pointee.isServed = true
+        return true
+    }
+
+    /// Takes the first out of a line whose wait nothing else has ended, and claims that; nil when there is none. With the lock held.
+    @inline(__always)
+    final func claimFirst(of line: Line) -> PlacePointer? {
+        while let node = line.pointee.popFirst() {
+            let place = PlacePointer(node)
+            if claim(place) { return place }
+        }
+        return nil
+    }
+
+    /// Claims all in a line, and puts them into a list of the caller's. With the lock held.
+    final func claimAll(of line: Line, into claimed: inout WaitList) {
+        while let place = claimFirst(of: line) { claimed.append(place.node) }
+    }
+
+    /// Lets a claimed one go on.
+    @inline(__always)
+    final func resume(_ place: PlacePointer, _ outcome: Outcome = .ready) {
+        if isShared { return place.pointee.wait.resumeShared(outcome) }
+        let fiber = place.pointee.wait.pointee.waiter.fiber
+        fiber.pointee.outcome = outcome
+        fiber.pointee.worker.makeReady(fiber)
+    }
+
+    /// Lets all in a list of claimed ones go on, in order.
+    final func resumeAll(_ claimed: inout WaitList, _ outcome: Outcome = .ready) {
+        while let node = claimed.popFirst() { resume(PlacePointer(node), outcome) }
+    }
+}
