@@ -237,7 +237,7 @@ extension KernelTests {
             try runQuietly {
                 let worker = Worker.current!
                 let handle = try Fiber.spawnLocal {
-                    var ticker = Ticker(every: .milliseconds(1))
+                    let ticker = Ticker(every: .milliseconds(1))
                     fates.append(
                         fate {
                             switch wait {

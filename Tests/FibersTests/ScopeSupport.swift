@@ -87,7 +87,7 @@ enum Wait: CaseIterable, Sendable, CustomTestStringConvertible {
         case .sleep: try Fiber.sleep(for: long)
         case .sleepUntil: try Fiber.sleep(until: .now + long)
         case .ticker:
-            var ticker = Ticker(every: long)
+            let ticker = Ticker(every: long)
             _ = try ticker.next()
         case .join:
             var target: Waiter?

@@ -651,7 +651,7 @@ extension KernelTests {
 
         @Test func ticker_allocatesNothing() throws {
             let count = try Self.count(isWoken: false) { _ in
-                var ticker = Ticker(every: .nanoseconds(50))
+                let ticker = Ticker(every: .nanoseconds(50))
                 for _ in 0..<3 { _ = try ticker.next() }
             }
             #expect(count == 0)

@@ -379,7 +379,7 @@ extension KernelTests {
                 }
                 let timeouts = try (1...5).map { i in try Fiber.spawnLocal { timedOut(.milliseconds(4 * i)) } }
                 let ticking = try Fiber.spawnLocal {
-                    var ticker = Ticker(every: .milliseconds(2))
+                    let ticker = Ticker(every: .milliseconds(2))
                     let start = cfiber_now()
                     while (beats.last ?? 0) < 10 {
                         let tick = try ticker.next()

@@ -21,7 +21,7 @@ extension KernelTests {
             var start: ClosedRange<Int64> = 0...0
             try runQuietly {
                 let before = cfiber_now()
-                var ticker = Ticker(every: interval)
+                let ticker = Ticker(every: interval)
                 start = before...cfiber_now()
                 for i in 0..<count {
                     try pause(i)
@@ -79,7 +79,7 @@ extension KernelTests {
         @Test func next_letsTheOthersRunOnce_whenABeatIsDue() throws {
             var trace: [String] = []
             try runQuietly {
-                var ticker = Ticker(every: .nanoseconds(1))
+                let ticker = Ticker(every: .nanoseconds(1))
                 try Fiber.spawnLocal {
                     trace.append("other")
                     Fiber.yield()
@@ -107,7 +107,7 @@ extension KernelTests {
             var fates: [Fate] = []
             var ticks: [Ticker.Tick] = []
             try runQuietly {
-                var ticker = Ticker(every: .milliseconds(30))
+                let ticker = Ticker(every: .milliseconds(30))
                 for _ in 0..<3 {
                     for _ in 0..<3 { fates.append(fate { try withTimeout(.microseconds(200)) { ticks.append(try ticker.next()) } }) }
                     ticks.append(try ticker.next())
@@ -128,7 +128,7 @@ extension KernelTests {
             var ticks: [Ticker.Tick] = []
             try runQuietly {
                 let handle = try Fiber.spawnLocal {
-                    var ticker = Ticker(every: .milliseconds(1))
+                    let ticker = Ticker(every: .milliseconds(1))
                     compute(for: .milliseconds(3))
                     Fiber.current!.cancel()
                     for _ in 0..<2 { fates.append(fate { _ = try ticker.next() }) }
@@ -147,7 +147,7 @@ extension KernelTests {
         func next_waitsForALongTime_whenTheIntervalIsHuge(_ interval: Duration) throws {
             var fates: [Fate] = []
             try runQuietly {
-                var ticker = Ticker(every: interval)
+                let ticker = Ticker(every: interval)
                 for _ in 0..<2 { fates.append(fate { try withTimeout(.milliseconds(1)) { _ = try ticker.next() } }) }
             }
             #expect(fates == [.timedOut(.milliseconds(1)), .timedOut(.milliseconds(1))])
@@ -161,7 +161,7 @@ extension KernelTests {
                     try Fiber.spawnLocal {
                         let interval = Int64(100_000 * (i + 1))
                         let start = cfiber_now()
-                        var ticker = Ticker(every: .nanoseconds(interval))
+                        let ticker = Ticker(every: .nanoseconds(interval))
                         while counts[i] < 20 {
                             let tick = try ticker.next()
                             if cfiber_now() < start + Int64(tick.number) * interval { wrong += 1 }

@@ -380,7 +380,7 @@ extension Job {
                 },
                 { fiber in
                     fiber.step("take beats until cancelled")
-                    var ticker = Ticker(every: .microseconds(fiber.random(1...3000)))
+                    let ticker = Ticker(every: .microseconds(fiber.random(1...3000)))
                     while true { _ = try ticker.next() }
                 },
                 { fiber in

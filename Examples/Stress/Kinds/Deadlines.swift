@@ -59,7 +59,7 @@ extension Kind {
         case 6: try filling(job)
         case 7:
             try job.bounded("take beats under deadlines") { _ in
-                var ticker = Ticker(every: .microseconds(job.random(1...3000)))
+                let ticker = Ticker(every: .microseconds(job.random(1...3000)))
                 var last = 0
                 while true {
                     let tick = try ticker.next()

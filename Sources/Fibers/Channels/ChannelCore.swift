@@ -132,6 +132,23 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final func waitToReceive(_ slot: UnsafeMutableRawPointer) throws -> Bool { try check(wait(in: receivers, slot: slot, .receive)) }
 
+    // In a select.
+
+    /// Does without waiting what an arm is there for.
+    func attempt(isSend: Bool, _ slot: UnsafeMutableRawPointer) -> TrySendResult {
+        misuse("a channel without messages was used")
+    }
+
+    /// With the lock held.
+    final func isReady(isSend: Bool, besides wait: UnsafeMutablePointer<Wait>?) -> Bool {
+        if isClosed { return true }
+        return isSend ? count < limit || hasOthers(in: receivers, than: wait) : count > 0 || hasOthers(in: senders, than: wait)
+    }
+
+    final func makePlace(_ wait: UnsafeMutablePointer<Wait>, isSend: Bool, _ slot: UnsafeMutableRawPointer) -> Place {
+        Place(wait, self, isSend ? senders : receivers, slot, 1)
+    }
+
     // Ending.
 
     /// Lets go of the lock, and lets the one go on who was met.
@@ -294,6 +311,11 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
         beginDropping()
         swap(&queue, &messages)
         abandon()
+    }
+
+    override func attempt(isSend: Bool, _ slot: UnsafeMutableRawPointer) -> TrySendResult {
+        let slot = slot.assumingMemoryBound(to: Message?.self)
+        return isSend ? trySend(from: slot) : tryReceive(into: slot)
     }
 
     @inlinable

@@ -36,6 +36,17 @@ package struct WaitList: BitwiseCopyable {
         first.pointee.previous = node
     }
 
+    /// Whether there is a node of which something is true.
+    func contains(where condition: (UnsafeMutablePointer<WaitNode>) -> Bool) -> Bool {
+        guard let first else { return false }
+        var node = first
+        repeat {
+            if condition(node) { return true }
+            node = node.pointee.next.unsafelyUnwrapped
+        } while node != first
+        return false
+    }
+
     @inline(__always)
     package mutating func popFirst() -> UnsafeMutablePointer<WaitNode>? {
         guard let node = first else { return nil }

@@ -47,8 +47,7 @@ struct Place: BitwiseCopyable {
     /// The place of the same wait that was taken before.
     fileprivate let previous: PlacePointer?
 
-    fileprivate init(_ wait: UnsafeMutablePointer<Wait>, _ point: WaitPoint, _ line: Line, _ slot: UnsafeMutableRawPointer?, _ amount: Int)
-    {
+    init(_ wait: UnsafeMutablePointer<Wait>, _ point: WaitPoint, _ line: Line, _ slot: UnsafeMutableRawPointer?, _ amount: Int) {
         node = WaitNode(wait.pointee.waiter)
         self.wait = wait
         self.point = .passUnretained(point)
@@ -169,7 +168,7 @@ extension UnsafeMutablePointer where Pointee == Place {
 
     /// Whether two places are of the same wait, that is, of one `select`.
     @inline(__always)
-    func belongs(to wait: UnsafeMutablePointer<Wait>) -> Bool { pointee.wait == wait }
+    func belongs(to wait: UnsafeMutablePointer<Wait>?) -> Bool { pointee.wait == wait }
 }
 
 /// Something that fibers wait for in lines.
@@ -228,9 +227,14 @@ class WaitPoint {
         }
     }
 
+    /// Whether places of other waits than one stand in a line. With the lock held.
+    final func hasOthers(in line: Line, than wait: UnsafeMutablePointer<Wait>?) -> Bool {
+        line.pointee.contains { !PlacePointer($0).belongs(to: wait) }
+    }
+
     /// Puts a place at the end of its line. With the lock held.
     @inline(__always)
-    private final func enter(_ place: PlacePointer) {
+    final func enter(_ place: PlacePointer) {
         place.pointee.wait.pointee.last = place
         place.pointee.line.pointee.append(place.node)
     }

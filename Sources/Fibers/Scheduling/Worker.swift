@@ -52,6 +52,8 @@ package struct WorkerState: ~Copyable {
     var nextID: UInt64 = 0
     var endOfIDs: UInt64 = 0
     var epochBase: UInt64 = 0
+    /// What the next random number is made of.
+    var random = cfiber_counter()
     let runtime: FiberRuntime
     /// The runtime by its address.
     let home: UnsafeRawPointer
@@ -324,6 +326,15 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     func makeReady(_ fiber: FiberPointer) {
         pointee.ready.append(fiber)
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), cut to 32 bits and brought below the limit by a multiplication.
+    func randomNumber(below limit: UInt32) -> UInt32 {
+        pointee.random &+= 0x9e37_79b9_7f4a_7c15
+        var z = pointee.random
+        z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
+        z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
+        return UInt32(truncatingIfNeeded: ((z >> 32) &* UInt64(limit)) >> 32)
     }
 
     package func warn(_ message: String) {

@@ -1,7 +1,7 @@
 /// Beats at a fixed rate, without drift: beat number n is due n intervals after the start, however late the ones before were taken.
 ///
 /// ```swift
-/// var ticker = Ticker(every: .seconds(1))
+/// let ticker = Ticker(every: .seconds(1))
 /// while true {
 ///     let tick = try ticker.next()
 ///     if tick.missed > 0 { log("too slow: \(tick.missed) beats went by") }
@@ -10,7 +10,7 @@
 /// ```
 ///
 /// Beats that went by while nobody waited are not made up for: the next call returns at once, with the latest that was due, and says how many it stands for.
-public struct Ticker {
+public final class Ticker {
     /// One beat.
     public struct Tick: Hashable, Sendable {
         /// Counts the intervals since the start, those missed included: 1, 2, 3…
@@ -22,7 +22,7 @@ public struct Ticker {
     public let interval: Duration
     private let start: Int64
     private let step: Int64
-    private var last: Int64 = 0
+    @exclusivity(unchecked) private var last: Int64 = 0
 
     /// Starts now; the first beat is due one interval later.
     /// - Parameter interval: at least a nanosecond.
@@ -36,14 +36,29 @@ public struct Ticker {
     /// Waits for the next beat, or takes the latest that is due.
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then the beat is not taken; ``ResourceError``.
     /// - Note: parks
-    public mutating func next() throws -> Tick {
+    public func next() throws -> Tick {
         let worker = Worker.here("Ticker.next()")
         let next = due(last + 1)
         try worker.sleep(until: next > worker.now ? next : 0)
-        let number = max(last + 1, (worker.now - start) / step)
+        return take()
+    }
+
+    /// The latest beat that is due.
+    @usableFromInline
+    func take() -> Tick {
+        let number = max(last + 1, (Worker.here("Ticker").now - start) / step)
         defer { last = number }
         return Tick(number: Int(number), missed: Int(number - last - 1))
     }
+
+    /// In ``select(_:)``: the next beat, or the latest that is due. Where another arm happens, no beat is taken.
+    @inlinable @inline(__always)
+    public func onTick<Result>(_ handler: @escaping (Tick) throws -> Result) -> PlainArm<Result> {
+        PlainArm(record) { try handler(self.take()) }
+    }
+
+    @usableFromInline
+    var record: ArmRecord { ArmRecord(.deadline, deadline: due(last + 1)) }
 
     private func due(_ number: Int64) -> Int64 {
         let (time, overflow) = step.multipliedReportingOverflow(by: number)

@@ -241,7 +241,7 @@ extension NetTests {
             try inRuntime {
                 let start = ContinuousClock.now
                 // snippet.show
-                var ticker = Ticker(every: .milliseconds(5))
+                let ticker = Ticker(every: .milliseconds(5))
                 var beats: [Int] = []
                 while beats.count < 3 {
                     let tick = try ticker.next()

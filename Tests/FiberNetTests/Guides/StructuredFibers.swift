@@ -146,7 +146,7 @@ extension NetTests {
                 var beats = 0
                 try withFiberGroup { group in
                     try group.spawnDaemon(name: "statistics") {
-                        var ticker = Ticker(every: .milliseconds(1))
+                        let ticker = Ticker(every: .milliseconds(1))
                         while true {
                             _ = try ticker.next()
                             beats += 1
