@@ -159,7 +159,81 @@ func crossPong(_ n: Int) throws {
     try other.join()
 }
 
-try FiberRuntime.run(.init(workers: workload == "xpong" ? 2 : 1)) {
+/// One sends, one receives, on the same worker.
+func channel(_ capacity: ChannelCapacity, _ n: Int) throws {
+    let (sender, receiver) = makeLocalChannel(of: Int.self, capacity)
+    let producer = try Fiber.spawnLocal {
+        for i in 0..<n {
+            try sender.send(i)
+            if capacity == .unbounded && i % 1024 == 1023 { Fiber.yield() }
+        }
+        sender.close()
+    }
+    var sum = 0
+    while let message = try receiver.receive() { sum &+= message }
+    try producer.join()
+    guard sum == n * (n - 1) / 2 else { fatalError("messages are missing: the sum is \(sum)") }
+}
+
+/// 503 fibers pass a token round.
+func ring(_ n: Int) throws {
+    let links = (0..<503).map { _ in makeLocalChannel(of: Int.self, .bounded(1)) }
+    let (done, end) = makeLocalChannel(of: Int.self, .bounded(1))
+    for i in 0..<503 {
+        let (receiver, sender) = (links[i].1, links[(i + 1) % 503].0)
+        try Fiber.spawnLocal {
+            while let token = try receiver.receive() {
+                if token == 0 { try done.send(i) } else { try sender.send(token - 1) }
+            }
+        }
+    }
+    try links[0].0.send(n)
+    guard try end.receive() == n % 503 else { fatalError("the token is not where it should be") }
+    for link in links { link.0.close() }
+}
+
+/// Ten children each, and a million leaves, which tell their numbers.
+func skynet(_ parent: LocalSender<Int>, _ base: Int, _ size: Int) throws {
+    if size == 1 { return try parent.send(base) }
+    let (sender, receiver) = makeLocalChannel(of: Int.self, .bounded(10))
+    for i in 0..<10 {
+        try Fiber.spawnLocal(startingNow: true) { try skynet(sender, base + i * (size / 10), size / 10) }
+    }
+    var sum = 0
+    for _ in 0..<10 { sum += try receiver.receive() ?? 0 }
+    try parent.send(sum)
+}
+
+func skynet(leaves n: Int) throws {
+    let (sender, receiver) = makeLocalChannel(of: Int.self, .bounded(1))
+    try Fiber.spawnLocal { try skynet(sender, 0, n) }
+    guard try receiver.receive() == n * (n - 1) / 2 else { fatalError("leaves are missing") }
+}
+
+/// Several send and as many receive, on two workers.
+func crossChannel(pairs: Int, _ n: Int) throws {
+    let (sender, receiver) = makeChannel(of: Int.self, .bounded(128))
+    var consumers: [FiberHandle<Int>] = []
+    var producers: [FiberHandle<Void>] = []
+    for i in 0..<pairs {
+        let receiver = receiver.share()
+        consumers.append(
+            try Fiber.spawn(on: 1 - i % 2) {
+                var sum = 0
+                while let message = try receiver.receive() { sum &+= message }
+                return sum
+            })
+        producers.append(try Fiber.spawn(on: i % 2) { for message in 0..<n / pairs { try sender.send(message) } })
+    }
+    for producer in producers { try producer.join() }
+    sender.close()
+    var sum = 0
+    for consumer in consumers { sum += try consumer.join() }
+    let each = n / pairs
+    guard sum == pairs * (each * (each - 1) / 2) else { fatalError("messages are missing: the sum is \(sum)") }
+}
+
+try FiberRuntime.run(.init(workers: ["xpong", "mpmc", "xspsc"].contains(workload) ? 2 : 1)) {
     switch workload {
     case "yield2": try timed(workload, flag("--n", 20_000_000)) { try yields(fibers: 2, $0) }
     case "yield1000": try timed(workload, flag("--n", 20_000_000)) { try yields(fibers: 1000, $0) }
@@ -168,6 +242,17 @@ try FiberRuntime.run(.init(workers: workload == "xpong" ? 2 : 1)) {
     case "xpong": try timed(workload, flag("--n", 500_000), crossPong)
     case "park": try park(flag("--n", 1_000_000))
     case "timers": try timers(flag("--n", 100_000))
+    case "chan0": try timed(workload, flag("--n", 5_000_000)) { try channel(.rendezvous, $0) }
+    case "chan128": try timed(workload, flag("--n", 10_000_000)) { try channel(.bounded(128), $0) }
+    case "chanU": try timed(workload, flag("--n", 10_000_000)) { try channel(.unbounded, $0) }
+    case "ring": try timed(workload, flag("--n", 10_000_000), ring)
+    case "skynet":
+        try skynet(leaves: 10_000)
+        let start = wall()
+        try skynet(leaves: flag("--n", 1_000_000))
+        emit(workload, (wall() - start) / 1e6, "ms")
+    case "mpmc": try timed(workload, flag("--n", 1_000_000)) { try crossChannel(pairs: 2, $0) }
+    case "xspsc": try timed(workload, flag("--n", 1_000_000)) { try crossChannel(pairs: 1, $0) }
     default:
         print("unsupported 1 bool")
         exit(3)

@@ -92,6 +92,9 @@ public class ChannelSender<Message: ~Copyable> {
     /// How many messages it holds: 0 for a rendezvous, nil without a limit.
     @inlinable
     public final var capacity: Int? { core.limit == .max ? nil : core.limit }
+
+    /// How many stand in line.
+    package final var waiting: (senders: Int, receivers: Int) { core.waiting }
 }
 
 extension ChannelSender {

@@ -207,6 +207,9 @@ class ChannelBase: WaitPoint {
         return isLast
     }
 
+    /// How many stand in line, for tests and diagnostics; among them those whose wait has ended and that have not left yet.
+    final var waiting: (senders: Int, receivers: Int) { withLock { (senders.pointee.count, receivers.pointee.count) } }
+
     @usableFromInline
     final var hasClosed: Bool { withLock { isClosed } }
     @usableFromInline

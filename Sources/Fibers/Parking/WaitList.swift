@@ -47,6 +47,16 @@ package struct WaitList: BitwiseCopyable {
         return false
     }
 
+    /// - Complexity: linear.
+    var count: Int {
+        var count = 0
+        _ = contains { _ in
+            count += 1
+            return false
+        }
+        return count
+    }
+
     @inline(__always)
     package mutating func popFirst() -> UnsafeMutablePointer<WaitNode>? {
         guard let node = first else { return nil }

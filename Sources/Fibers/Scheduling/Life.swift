@@ -16,6 +16,14 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return (core, fiber.body)
     }
 
+    /// Lets a fiber that has just been started run before all others, and the calling one after it, unless it is time to let others run.
+    func runNow(_ fiber: FiberPointer) {
+        pointee.budget &-= 1
+        guard pointee.budget > 0, pointee.ready.removeLast(fiber) else { return yield() }
+        pointee.ready.prepend(running)
+        cfiber_switch(fiber.context)
+    }
+
     /// Starts a life whose core another worker has made.
     func start(
         _ core: FiberCore, name: String?, locals: FiberLocalNode?, _ runner: @escaping FiberBodyRunner

@@ -3,7 +3,7 @@
 // Invariants:
 //   * a fiber stands in it at most once, and there is room for every fiber alive: `reserve` makes it when a fiber is spawned, so that `append` never
 //     fails, allocates or checks;
-//   * `head` and `tail` only ever count up; their difference is the number of fibers.
+//   * `head` and `tail` count up, and wrap around; their difference is the number of fibers.
 //
 // A list linked through the records would need no memory, but then the CPU must have fetched one record, on a stack of its own and seldom in the first
 // cache, before it knows which comes next: with 1,000 fibers a switch takes 12 ns instead of 8. Owner worker only.
@@ -36,6 +36,19 @@ struct ReadyQueue {
     mutating func append(_ fiber: FiberPointer) {
         ring[Int(tail & mask)] = fiber
         tail &+= 1
+    }
+
+    /// Puts a fiber before all others.
+    mutating func prepend(_ fiber: FiberPointer) {
+        head &-= 1
+        ring[Int(head & mask)] = fiber
+    }
+
+    /// Takes a fiber back that was appended last; false when another stands there.
+    mutating func removeLast(_ fiber: FiberPointer) -> Bool {
+        guard head != tail, ring[Int((tail &- 1) & mask)] == fiber else { return false }
+        tail &-= 1
+        return true
     }
 
     @inline(__always)

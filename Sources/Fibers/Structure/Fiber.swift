@@ -71,17 +71,25 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     ///
     /// - Parameters:
     ///   - name: for messages and dumps; at most 39 bytes of UTF-8 are kept.
+    ///   - startingNow: the fiber runs at once, and the caller goes on when it parks or ends, before those that are ready. So a tree of fibers is walked depth first, and as many stacks are in
+    ///     use as it is deep. The caller parks, unless there is an error.
     ///   - body: what to do. What it returns or throws is had by ``FiberHandle/join()``. An error that nobody joins goes to
     ///     ``FiberRuntime/Configuration/onUnhandledError``.
     /// - Throws: ``ResourceError`` when there is no stack to be had: memory, mappings or address space have run out. No fiber was started then.
     @inlinable
     @discardableResult
     public static func spawnLocal<Value>(
-        name: String? = nil, _ body: @escaping () throws -> Value
+        name: String? = nil, startingNow: Bool = false, _ body: @escaping () throws -> Value
     ) throws(ResourceError) -> FiberHandle<Value> {
         let (core, place) = try start(name: name) { FiberCore.run($0, $1, Value.self, staysHome: true) }
         place.initializeMemory(as: (() throws -> Value).self, to: body)
+        if startingNow { runNow(core) }
         return FiberHandle(core: core)
+    }
+
+    @usableFromInline
+    static func runNow(_ core: FiberCore) {
+        if let record = core.record { Worker.here("Fiber.spawnLocal").runNow(record) }
     }
 
     /// Starts a fiber on the worker of the runtime that has the fewest, or on the one that is named; otherwise as ``spawnLocal(name:_:)``.
