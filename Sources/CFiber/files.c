@@ -40,6 +40,11 @@ int cfiber_kind(int fd) {
   return status == 0 ? kind : status == EPERM ? CFIBER_KIND_FILE : -status;
 }
 
+int cfiber_is_on_disk(int fd) {
+  struct stat info;
+  return fstat(fd, &info) != 0 ? -errno : kind_of(&info) == CFIBER_KIND_FILE;
+}
+
 int cfiber_path_kind(const char *path) {
   struct stat info;
   if (stat(path, &info) != 0) return -errno;

@@ -157,6 +157,16 @@ int cfiber_is_ready(int fd, int write) {
   return query.revents & POLLNVAL ? -EBADF : n;
 }
 
+int cfiber_epoll_for(int fd, int write) {
+  int epoll = cfiber_epoll_create();
+  if (epoll < 0) return epoll;
+  // What `cfiber_is_ready` asks for.
+  int status = cfiber_epoll_add(epoll, fd, write ? EPOLLOUT : EPOLLIN | EPOLLRDHUP, 0);
+  if (status == 0) return epoll;
+  close(epoll);
+  return status;
+}
+
 int cfiber_wake_create(void) {
   int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   return fd < 0 ? -errno : fd;

@@ -4,7 +4,8 @@
 //   * a listener's descriptor belongs to its `ListeningSocket`, so that any thread can end its listening at once; the listener of a worker has it on loan;
 //   * `open` counts a connection from when a worker is chosen for it until its handler has ended, so those who choose see what others have chosen;
 //   * a slot of `ConnectionSlots` is held for a connection from before it is accepted until its handler has ended, and never while there is none to accept;
-//   * a connection that is handed over is nobody's object on the way: a number in a `Handover`, which closes it if it never arrives.
+//   * a connection that is handed over is nobody's object on the way: a number in a `Handover`, which closes it if it never arrives, and at once where it is refused: to let go of
+//     the fiber's body takes a stack, which is what the other worker lacks, and the slot would be lost to all meanwhile.
 
 import CFiber
 import Fibers
@@ -208,7 +209,7 @@ public final class TCPServer: Sendable {
                 }
                 own.handedOver.add(1, ordering: .relaxed)
                 let handover = Handover(try stream.relinquish(), leave)
-                try group.spawnReserved(name: "connection", on: target) {
+                try group.spawnReserved(name: "connection", on: target, onRefusal: { handover.giveUp() }) {
                     let driver = Worker.here("serve").pointee.driver
                     do { session(try TCPStream(handover.take(), exact: isUnix, driver: driver, "accept")) } catch {
                         leave()
@@ -293,12 +294,14 @@ private final class Handover: Sendable {
         self.leave = leave
     }
 
+    deinit { giveUp() }
+
     func take() -> Int32 { number.exchange(-1, ordering: .acquiringAndReleasing) }
 
-    deinit {
+    /// Closes it unless somebody has taken it. Never parks.
+    func giveUp() {
         let number = take()
         guard number >= 0 else { return }
-        // Nobody has taken it.
         _ = cfiber_close(number)
         leave()
     }

@@ -10,9 +10,10 @@ public import SystemPackage
 /// for writing, and streams may use it, too. The caller still owns it.
 ///
 /// Each wait takes a second descriptor for the same thing while it lasts. So one that is closed meanwhile stays open, for its peer too, until the wait ends, and closing it ends
-/// no wait: cancel the fiber that waits, and then close it.
+/// no wait: cancel the fiber that waits, and then close it. Where the process has locked what it waits for by `F_SETLK`, closing that second one ends the lock, as closing any
+/// does; files are waited for without one, and keep their locks.
 ///
-/// - Throws: ``IOError`` with `timedOut`, `cancelled`, `unsupported` (a regular file, which is always ready), `resources` (no descriptor is left, for instance) or `system`.
+/// - Throws: ``IOError`` with `timedOut`, `cancelled`, `unsupported` (a directory or a regular file, which is always ready), `resources` (no descriptor is left, for instance) or `system`.
 /// - Note: parks
 public func waitReadable(_ descriptor: FileDescriptor, timeout: Duration? = nil) throws(IOError) {
     try wait(descriptor, .read, timeout, "wait until readable")

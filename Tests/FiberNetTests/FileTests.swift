@@ -324,6 +324,35 @@ extension NetTests {
             }
         }
 
+        @Test(.enabled(if: cfaults_available() != 0)) func writeThatIsAbandoned_keepsTheDescriptor_whenTheFileIsClosed() throws {
+            let path = try makeFile(Array("0123456789".utf8)), other = try makeFile(Array("untouched".utf8))
+            defer {
+                unlink(path)
+                unlink(other)
+            }
+            try inRuntime {
+                defer { cfaults_release_write() }
+                let file = try File.open(path, .readWrite)
+                cfaults_hold_write()
+                let writer = try Fiber.spawnLocal { try file.writeAll(Array("old".utf8), at: 0) }
+                try waitUntil { cfaults_holds_write() != 0 }
+                writer.cancel()
+                expect(thrown { try writer.join() } is CancellationError)
+                try file.close()
+                expect(!file.isOpen && cfaults_holds_write() != 0, "closing does not wait")
+                expect(.closed) { _ = try file.size() }
+                // One of these would get the number, if it were free.
+                let others = try (0..<8).map { _ in try File.open(other, .readWrite) }
+                expect(openDescriptors().values.count { $0 == path } == 1)
+                cfaults_release_write()
+                try letPoolSettle()
+                expect(openDescriptors().values.count { $0 == path } == 0)
+                for other in others { try other.close() }
+            }
+            #expect(try content(of: path) == Array("old3456789".utf8))
+            #expect(try content(of: other) == Array("untouched".utf8))
+        }
+
         @Test(arguments: Ending.allCases)
         func callInLine_doesNothing_whenItIsEnded(ending: Ending) throws {
             let path = try makeFile(Array("content".utf8)), other = freshPath()

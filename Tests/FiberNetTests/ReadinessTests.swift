@@ -176,6 +176,44 @@ extension NetTests {
             }
         }
 
+        @Test func filesThatAreLocked_stayLocked_whenAWaitForThemIsRefused() throws {
+            let path = try makeFile([1, 2, 3])
+            defer { unlink(path) }
+            try inRuntime {
+                let fd = open(path, O_RDWR | O_CLOEXEC)
+                defer { close(fd) }
+                var lock = flock()
+                lock.l_type = Int16(F_WRLCK)
+                expect(fcntl(fd, F_SETLK, &lock) == 0)
+                expect(.unsupported) { try waitReadable(FileDescriptor(rawValue: fd)) }
+                expect(.unsupported) { try waitWritable(FileDescriptor(rawValue: fd)) }
+                // A lock of a description (F_OFD_GETLK, which Glibc has for C alone), unlike one of the process, is refused where this process has one of its own.
+                let other = open(path, O_RDWR | O_CLOEXEC)
+                defer { close(other) }
+                var query = flock()
+                query.l_type = Int16(F_WRLCK)
+                expect(fcntl(other, 36, &query) == 0)
+                expect(query.l_type == Int16(F_WRLCK) && query.l_pid == getpid(), "the lock is gone")
+            }
+        }
+
+        /// Some of those that the kernel makes up can be waited for.
+        @Test func fileThatEpollTakes_isWaitedFor() throws {
+            try inRuntime {
+                let fd = open("/proc/self/mounts", O_RDONLY | O_CLOEXEC)
+                defer { close(fd) }
+                try waitReadable(FileDescriptor(rawValue: fd))
+            }
+        }
+
+        @Test func wait_throwsUnsupported_forADirectory() throws {
+            try inRuntime {
+                let fd = open("/tmp", O_RDONLY | O_CLOEXEC)
+                defer { close(fd) }
+                expect(.unsupported) { try waitReadable(FileDescriptor(rawValue: fd)) }
+            }
+        }
+
         @Test func wait_throws_forANumberThatIsNotOpen() throws {
             try inRuntime {
                 let error = expect(.system) { try waitReadable(FileDescriptor(rawValue: 9_999), timeout: .milliseconds(1)) }

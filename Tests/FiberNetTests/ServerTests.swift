@@ -1,5 +1,6 @@
 // Serving on all workers.
 
+import CFaults
 import FiberNet
 import Fibers
 import Glibc
@@ -284,6 +285,58 @@ extension NetTests {
                 // The address is free.
                 try TCPServer.bind(to: server.address).close()
                 waiting.close()
+            }
+        }
+
+        /// The refused connections are given up though the fibers that have all the stacks there go on.
+        @Test(.enabled(if: cfaults_available() != 0))
+        func connectionsThatAreHandedOver_giveTheirSlotsBack_whenThereIsNoStackForThem() throws {
+            let (refusals, isFull, mayEnd) = (SharedCounter(), FiberEvent(), FiberEvent())
+            var configuration = FiberRuntime.Configuration(workers: 2)
+            configuration.onUnhandledError = { if $0.error is ResourceError { refusals.add() } }
+            let watchdog = Watchdog(seconds: 30, "\(#function)")
+            defer { watchdog.stop() }
+            try FiberRuntime.run(configuration) {
+                // Connections of a Unix socket are accepted by whoever is there, so not only by the worker that has no stacks.
+                let server = try TCPServer.bind(to: try Transport.unix.freshAddress)
+                let serving = try Fiber.spawnLocal {
+                    try server.serve(maxConnections: 20, draining: .zero) { while try $0.readAvailable({ _ in }) {} }
+                }
+                // Both listen.
+                while server.connections.contains(where: { $0.accepted == 0 }) {
+                    try TCPStream.connect(to: server.address).close()
+                    Fiber.yield()
+                }
+                try waitUntil { server.connections.allSatisfy { $0.open == 0 } }
+                let hoarder = try Fiber.spawn(on: 1) {
+                    cfaults_arm(CFAULTS_MMAP, 1, ENOMEM, 1)
+                    var hoard: [FiberHandle<Void>] = []
+                    while let fiber = try? Fiber.spawnLocal({ try Fiber.sleep(for: .seconds(1_000)) }) { hoard.append(fiber) }
+                    isFull.signal()
+                    try mayEnd.wait()
+                    for fiber in hoard { fiber.cancel() }
+                    for fiber in hoard { _ = try? fiber.join() }
+                    cfaults_disarm()
+                }
+                try isFull.wait()
+                let before = server.connections[0].handedOver
+                var clients: [TCPStream] = []
+                // More than there are slots, which come back with each refusal.
+                try withTimeout(.seconds(20)) {
+                    while server.connections[0].handedOver < before + 40 {
+                        clients.append(try TCPStream.connect(to: server.address))
+                        try Fiber.sleep(for: .microseconds(100))
+                    }
+                }
+                try waitUntil { server.connections[1].open == 0 }
+                expect(server.connections[0].open <= 20)
+                mayEnd.signal()
+                try hoarder.join()
+                // To tell of them takes a fiber.
+                try waitUntil { refusals.value >= 40 }
+                server.close()
+                _ = try serving.join()
+                for client in clients { client.close() }
             }
         }
 

@@ -17,6 +17,8 @@ enum {
 };
 /// One of the kinds. Any thread; may wait for a file system.
 int cfiber_kind(int fd);
+/// 1 for regular files, directories and block devices: what processes lock, and what has a file system in between. 0 for anything else.
+int cfiber_is_on_disk(int fd);
 /// What a path names: a kind, where only FIFOs and sockets are told from files. May block.
 int cfiber_path_kind(const char *path);
 /// Opens without waiting for a peer, close-on-exec, and without making a terminal the process's own. Says what it has opened. May block, also for

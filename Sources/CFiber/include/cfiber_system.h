@@ -172,6 +172,8 @@ static inline uint32_t cfiber_event_flags(const struct epoll_event *event) { ret
 
 /// Whether a read (or a write) would answer at once: 1, 0, or a negative errno.
 int cfiber_is_ready(int fd, int write);
+/// An epoll descriptor that is readable while `fd` is readable (or writable), and that does not hold it open. -EPERM for what epoll does not take.
+int cfiber_epoll_for(int fd, int write);
 
 /// An eventfd, non-blocking and close-on-exec.
 int cfiber_wake_create(void);

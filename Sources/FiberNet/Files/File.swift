@@ -239,6 +239,9 @@ public final class File: Sendable {
 
     /// Closes the file. Calls that begin later throw `closed`; those that run end as if it were open. A second close does nothing.
     ///
+    /// Where calls run, the last of them closes the descriptor, whose number nobody else gets before that, and this does not wait for it. Such a call may be a write that its
+    /// cancelled fiber has left behind: ``sync(dataOnly:)`` before closing waits for that. What the kernel says of losses so late nobody hears.
+    ///
     /// In a cancelled fiber, too, the file is closed, without an error, but on the worker's own thread.
     /// - Throws: ``IOError`` with `system` or `resources` when the kernel says only now that something that was written is lost (network file
     ///   systems, quotas).

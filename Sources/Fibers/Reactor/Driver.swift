@@ -130,20 +130,29 @@ package class Driver {
 
     /// Waits as `wait` for a descriptor of somebody else's, by a number of its own for the same thing: epoll takes each number once, and what is registered is closed when the worker
     /// stops. Also -EMFILE, -EBADF or -ENOMEM. Parks.
+    ///
+    /// Not so what is on disk: closing any number for a file ends all locks (`F_SETLK`) that the process has on it. Epoll refuses most of that, and the few files that it takes
+    /// are watched by an epoll of their own.
     package final func wait(forDescriptor foreign: Int32, _ direction: Direction, until deadline: Int64) -> Int {
         let worker = Worker.here("a wait for a descriptor")
         // Also where it comes no further than the next line.
         if worker.refusesOperation() { return IOCode.cancelled }
-        let second = cfiber_duplicate(foreign)
+        let isOnDisk = cfiber_is_on_disk(foreign)
+        let second =
+            switch isOnDisk {
+            case 0: cfiber_duplicate(foreign)
+            case 1: cfiber_epoll_for(foreign, direction == .write ? 1 : 0)
+            default: isOnDisk
+            }
         guard second >= 0 else {
             worker.chargeOperation()
-            return Int(second)
+            return second == -EPERM ? IOCode.unsupported : Int(second)
         }
         guard let registered = register(second, exact: true) else {
             _ = cfiber_close(second)
             return -Int(ENOMEM)
         }
-        let result = wait(registered, direction, until: deadline)
+        let result = wait(registered, isOnDisk == 1 ? .read : direction, until: deadline)
         // Closing alone would not end the registration, since the thing stays open under its first number.
         if registered.isOpen {
             release(registered)

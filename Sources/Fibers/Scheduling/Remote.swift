@@ -38,6 +38,9 @@ struct Departure {
     /// Of the group that it is a child of.
     var deadline = Int64.max
     var isCancelled = false
+    /// Called at the root of the worker where the fiber cannot begin. What the body owns is let go of in a fiber, and that may have to wait for a stack as long as other fibers live;
+    /// what others count on is given back here. It must not park, and neither it nor what it captures may be of users.
+    var onRefusal: (@Sendable () -> Void)?
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
@@ -84,6 +87,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             }
         }
         if let refusal {
+            departure.onRefusal?()
             release(body.takenOut())
             core.object = UndeliveredError(refusal, of: core, name: departure.name, isDelivered: refusal is CancellationError)
             core.record = nil

@@ -119,23 +119,28 @@ public final class FiberGroup<Value> {
     }
 
     /// The same on another worker. That this has no stack for the child is reported to `onUnhandledError` and does not end the group.
-    package func spawnReserved(name: String?, on index: Int, _ body: sending @escaping () throws -> Value) throws where Value: Sendable {
+    /// - Parameter onRefusal: called instead of the body, outside fibers and on the other worker's thread, at once when it has no stack or runs no fibers any more; see `Departure`.
+    package func spawnReserved(
+        name: String?, on index: Int, onRefusal: @escaping @Sendable () -> Void, _ body: sending @escaping () throws -> Value
+    ) throws where Value: Sendable {
         let group = group("FiberGroup.spawnReserved")
         let worker = Worker.here("FiberGroup.spawnReserved")
         send(
-            name, to: worker.target(index), in: group, mayBeRefused: true, { FiberCore.run($0, $1, Value.self, staysHome: false) },
-            SentBody(consume body))
+            name, to: worker.target(index), in: group, mayBeRefused: true, onRefusal: onRefusal,
+            { FiberCore.run($0, $1, Value.self, staysHome: false) }, SentBody(consume body))
     }
 
     /// Sends a child to another worker, in a slot that was taken.
     @discardableResult
     private func send(
-        _ name: String?, to target: Worker, in group: GroupPointer, mayBeRefused: Bool, _ runner: @escaping FiberBodyRunner,
-        _ body: any Departing
+        _ name: String?, to target: Worker, in group: GroupPointer, mayBeRefused: Bool, onRefusal: (@Sendable () -> Void)? = nil,
+        _ runner: @escaping FiberBodyRunner, _ body: any Departing
     ) -> FiberCore {
         let worker = Worker.here("FiberGroup.spawn")
         let core = worker.makeCore(on: target, RemoteLife(group: group, on: worker, mayBeRefused: mayBeRefused))
-        worker.send(core, group.adoptRemote(core, name: name, locals: worker.running.pointee.locals), runner, body)
+        var departure = group.adoptRemote(core, name: name, locals: worker.running.pointee.locals)
+        departure.onRefusal = onRefusal
+        worker.send(core, departure, runner, body)
         return core
     }
 
