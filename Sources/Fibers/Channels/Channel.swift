@@ -151,6 +151,9 @@ public class ChannelReceiver<Message: ~Copyable> {
         }
     }
 
+    /// Blocks of memory that are kept for messages to come.
+    package final var spareBlocks: Int { core.queue.spares }
+
     /// Closes the channel: nothing can be sent any more, and what was sent before can be received. Doing so again does nothing.
     @inlinable
     public final func close() { core.close() }
@@ -170,9 +173,20 @@ public class ChannelReceiver<Message: ~Copyable> {
 
 /// The messages as they come, until the channel is closed and empty. The loop ends, too, when the fiber is cancelled; where that matters, `try Fiber.checkCancellation()` behind
 /// it tells, or call ``receive()``, which throws.
-extension ChannelReceiver: Sequence, IteratorProtocol {
+extension ChannelReceiver: Sequence {
     @inlinable
-    public final func next() -> Message? { (try? receive()) ?? nil }
+    public final func makeIterator() -> Messages<Message> { Messages(self) }
+}
+
+/// What ``ChannelReceiver`` receives, for loops.
+public struct Messages<Message>: IteratorProtocol {
+    @usableFromInline let receiver: ChannelReceiver<Message>
+
+    @inlinable
+    init(_ receiver: ChannelReceiver<Message>) { self.receiver = receiver }
+
+    @inlinable
+    public mutating func next() -> Message? { (try? receiver.receive()) ?? nil }
 }
 
 /// The sending end of a channel that stays on its worker.

@@ -33,6 +33,8 @@ package struct WorkerState: ~Copyable {
     var isRootQueued = false
     var timers = TimerQueue()
     package let driver: Driver
+    /// The same, for what is done often: counting references would be two atomic operations.
+    let lentDriver: Unmanaged<Driver>
     var pool: StackPool
     /// Fibers alive: spawned and not ended. Other workers look at it, too.
     let liveCount = Atomic<Int>(0)
@@ -93,7 +95,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     }
 
     /// Monotonic nanoseconds, by the driver's clock.
-    package var now: Int64 { pointee.driver.now() }
+    package var now: Int64 { pointee.lentDriver._withUnsafeGuaranteedRef { $0.now() } }
 
     /// Entries in the timer queue, for tests and diagnostics. Those of waits that ended early stay for a while.
     package var timerCount: Int { pointee.timers.count }
@@ -302,7 +304,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Looks at timers and driver; blocks for at most `timeout` nanoseconds (negative: without end) when nothing has happened before.
     private func poll(timeout: Int64) {
         pointee.statistics.polls &+= 1
-        pointee.driver.poll(timeout: timeout)
+        pointee.lentDriver._withUnsafeGuaranteedRef { $0.poll(timeout: timeout) }
         if !pointee.timers.isEmpty { expireTimers(now: now) }
         pointee.lastPoll = cfiber_counter()
     }

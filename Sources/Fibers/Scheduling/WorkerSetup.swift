@@ -37,7 +37,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         root.initialize(for: worker)
         worker.initialize(
             to: WorkerState(
-                ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), driver: driver,
+                ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), driver: driver, lentDriver: .passUnretained(driver),
                 pool: StackPool(
                     stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards,
                     trimInterval: Deadline.nanoseconds(runtime.configuration.trimInterval)),
