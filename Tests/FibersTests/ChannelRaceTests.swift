@@ -227,9 +227,9 @@ extension KernelTests {
         @Test func channel_goesOn_whenARuntimeLeavesAFiberBehind() throws {
             let (sender, receiver) = makeChannel(of: Int.self, .rendezvous)
             let ends = Box((receiver.share(), receiver.share()))
-            let warnings = Box(0)
+            let warnings = Counter()
             leavingFibersBehind {
-                _ = try? FiberRuntime.run(.init(workers: 2, shutdownLimit: .milliseconds(1), onWarning: { _ in warnings.value += 1 })) {
+                _ = try? FiberRuntime.run(.init(workers: 2, shutdownLimit: .milliseconds(1), onWarning: { _ in warnings.add() })) {
                     for i in 0..<2 {
                         try Fiber.spawn(on: i) {
                             try withCancellationShield {
