@@ -1,6 +1,6 @@
 /* How fibers and threads meet at channels, for the model checker spin:
 
-     Tests/Models/check channel  (spin -DSCENE=2 -a channel.pml && cc -O1 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan)
+     Tests/Models/check channel  (spin -DSCENE=2 -DCAPACITY=0 -a channel.pml && cc -O1 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan)
 
    A few fibers, as if each had a thread of its own, send and receive, some with `select`, on one or two channels with room for CAPACITY messages (0 or 1); timers and
    cancellations end CANCELS of their waits, at any time; another thread closes the channels, at any time. SCENE says who there is: see `init`. Modelled, step by step, as in
@@ -8,9 +8,9 @@
      Sources/Fibers/Parking/SharedWaiter.swift    the claim word: the fiber that waits, or nothing; one compare-and-swap
      Sources/Fibers/Channels/ChannelCore.swift    `trySend`, `tryReceive`, `claimSender`, `isReady`, `close`
      Sources/Fibers/Channels/Select.swift         `chooseReady`, `attempt`, `wait`, `takePlace`, `noteEnd`
-   How who was claimed comes back to his worker is in wake.pml; here he goes on at once. Memory is sequentially consistent. What is done with the lock held, between two
-   looks at a claim word, is one step where nobody else may touch it, which is asserted. Nobody looks at messages, so a slot is full or empty: each move is asserted to go from a full one to an
-   empty one, so messages can be lost or doubled only in the accounts of their owners, and those are checked.
+   How who was claimed comes back to his worker is in wake.pml; here he goes on at once. Memory is sequentially consistent. What only one may touch, since he has the lock or
+   has claimed, he touches in one step as far as the next claim word; that it is only one is asserted. Nobody looks at messages, so a slot is full or empty; each move is
+   asserted to go from a full one to an empty one, so that messages can be lost or doubled only in the accounts of their owners, and those are checked.
 
    Checked, for every interleaving:
      * each message is received once, or handed back once, or left in the queue of a closed channel (asserts, and the balance at the end);
@@ -26,12 +26,6 @@
    Each MUTANT_… leaves out one step, or does it in the wrong place, and must be found.
 */
 
-#ifndef SCENE
-#define SCENE 1
-#endif
-#ifndef CAPACITY
-#define CAPACITY 0
-#endif
 #ifndef CANCELS
 #define CANCELS 1
 #endif
@@ -67,6 +61,7 @@ bit linked[8];
 bit served[8];
 bit slot[8];            /* there is a message in it */
 
+byte scene, capacity;
 byte flying = 0;        /* messages of which nobody has heard the end */
 byte left = 0;          /* who has not finished */
 
@@ -81,7 +76,7 @@ byte left = 0;          /* who has not finished */
 inline orderly(c) {
   assert(!closed[c] || len(line[side(c, SEND)]) + len(line[side(c, RECEIVE)]) == 0);
   assert(count[c] == 0 || len(line[side(c, RECEIVE)]) == 0);
-  assert(count[c] == CAPACITY || len(line[side(c, SEND)]) == 0);
+  assert(count[c] == capacity || len(line[side(c, SEND)]) == 0);
   if
   :: len(line[side(c, SEND)]) > 0 && len(line[side(c, RECEIVE)]) > 0 ->
      line[side(c, SEND)] ? <other>;
@@ -196,7 +191,7 @@ inline attempt(c, direction, which, outcome) {
      claimFirst(c, RECEIVE);
      if
      :: met != NOBODY -> meet(c, which, met); outcome = READY
-     :: met == NOBODY && count[c] < CAPACITY ->
+     :: met == NOBODY && count[c] < capacity ->
         d_step { assert(slot[which]); slot[which] = 0; count[c]++ };
         unlock(c);
         outcome = READY
@@ -327,7 +322,7 @@ proctype Plain(byte me; byte c; bit way; byte calls) {
 #define others(c, direction) (len(line[side(c, direction)]) > own(c, direction, me))
 #endif
 #define isReady(c, direction) \
-  (closed[c] || others(c, 1 - direction) || direction == SEND && count[c] < CAPACITY || direction == RECEIVE && count[c] > 0)
+  (closed[c] || others(c, 1 - direction) || direction == SEND && count[c] < capacity || direction == RECEIVE && count[c] > 0)
 
 proctype Select(byte me; byte c0; bit w0; byte c1; bit w1) {
   byte met = NOBODY, other, outcome, arm;
@@ -518,52 +513,60 @@ proctype Closer(byte me; byte channels) {
 
 init {
   atomic {
-#if SCENE == 1
-    /* Two who send and two who receive on one channel. */
-    left = 5;
-    run Plain(0, 0, SEND, 1); run Plain(1, 0, SEND, 1); run Plain(2, 0, RECEIVE, 1); run Plain(3, 0, RECEIVE, 1);
-    run Closer(4, 1)
-#elif SCENE == 2
-    /* One receives from either of two channels on which others send. */
-    left = 4;
-    run Plain(0, 0, SEND, 1); run Plain(1, 1, SEND, 1); run Select(2, 0, RECEIVE, 1, RECEIVE);
-    run Closer(4, 2)
-#elif SCENE == 3
-    /* Two selects on two channels, one sends, one receives, in opposite order. */
-    left = 3;
-    run Select(0, 0, SEND, 1, SEND); run Select(1, 1, RECEIVE, 0, RECEIVE);
-    run Closer(4, 2)
-#elif SCENE == 4
-    /* Two selects on two channels, each sends on one and receives on the other. */
-    left = 3;
-    run Select(0, 0, SEND, 1, RECEIVE); run Select(1, 0, RECEIVE, 1, SEND);
-    run Closer(4, 2)
-#elif SCENE == 5
-    /* Two selects which both send and receive on one channel. */
-    left = 3;
-    run Select(0, 0, SEND, 0, RECEIVE); run Select(1, 0, RECEIVE, 0, SEND);
-    run Closer(4, 1)
-#elif SCENE == 6
-    /* One that waits with two places in one line, with others that send, and two that close. */
-    left = 4;
-    run Plain(0, 0, SEND, 1); run Select(1, 0, RECEIVE, 0, RECEIVE);
-    run Closer(4, 1); run Closer(5, 1)
-#elif SCENE == 7
-    /* The same fibers wait again and again. */
-    left = 4;
-    run Plain(0, 0, SEND, 2); run Plain(1, 0, RECEIVE, 2); run Plain(2, 0, RECEIVE, 1);
-    run Closer(4, 1)
-#elif SCENE == 8
-    /* One who could only meet himself, until another comes. */
-    left = 3;
-    run Select(0, 0, SEND, 0, RECEIVE); run Plain(1, 0, SEND, 1);
-    run Closer(4, 1)
-#elif SCENE == 9
-    /* As 3, in the same order. */
-    left = 3;
-    run Select(0, 0, SEND, 1, SEND); run Select(1, 0, RECEIVE, 1, RECEIVE);
-    run Closer(4, 2)
+#ifdef SCENE
+    scene = SCENE;
+    capacity = CAPACITY;
+#else
+    /* One program searches them all. */
+    c_code { now.scene = atoi(getenv("SCENE")); now.capacity = atoi(getenv("CAPACITY")); };
 #endif
+    if
+    :: scene == 1 ->
+       /* Two who send and two who receive on one channel. */
+       left = 5;
+       run Plain(0, 0, SEND, 1); run Plain(1, 0, SEND, 1); run Plain(2, 0, RECEIVE, 1); run Plain(3, 0, RECEIVE, 1);
+       run Closer(4, 1)
+    :: scene == 2 ->
+       /* One receives from either of two channels on which others send. */
+       left = 4;
+       run Plain(0, 0, SEND, 1); run Plain(1, 1, SEND, 1); run Select(2, 0, RECEIVE, 1, RECEIVE);
+       run Closer(4, 2)
+    :: scene == 3 ->
+       /* Two selects on two channels, one sends, one receives, in opposite order. */
+       left = 3;
+       run Select(0, 0, SEND, 1, SEND); run Select(1, 1, RECEIVE, 0, RECEIVE);
+       run Closer(4, 2)
+    :: scene == 4 ->
+       /* Two selects on two channels, each sends on one and receives on the other. */
+       left = 3;
+       run Select(0, 0, SEND, 1, RECEIVE); run Select(1, 0, RECEIVE, 1, SEND);
+       run Closer(4, 2)
+    :: scene == 5 ->
+       /* Two selects which both send and receive on one channel. */
+       left = 3;
+       run Select(0, 0, SEND, 0, RECEIVE); run Select(1, 0, RECEIVE, 0, SEND);
+       run Closer(4, 1)
+    :: scene == 6 ->
+       /* One that waits with two places in one line, with others that send, and two that close. */
+       left = 4;
+       run Plain(0, 0, SEND, 1); run Select(1, 0, RECEIVE, 0, RECEIVE);
+       run Closer(4, 1); run Closer(5, 1)
+    :: scene == 7 ->
+       /* The same fibers wait again and again. */
+       left = 4;
+       run Plain(0, 0, SEND, 2); run Plain(1, 0, RECEIVE, 2); run Plain(2, 0, RECEIVE, 1);
+       run Closer(4, 1)
+    :: scene == 8 ->
+       /* One who could only meet himself, until another comes. */
+       left = 3;
+       run Select(0, 0, SEND, 0, RECEIVE); run Plain(1, 0, SEND, 1);
+       run Closer(4, 1)
+    :: scene == 9 ->
+       /* As 3, in the same order. */
+       left = 3;
+       run Select(0, 0, SEND, 1, SEND); run Select(1, 0, RECEIVE, 1, RECEIVE);
+       run Closer(4, 2)
+    fi
   }
   left == 0;
   assert(quiet && holder[0] == 0 && holder[1] == 0);
