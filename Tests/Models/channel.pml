@@ -19,9 +19,9 @@
        nobody on a closed channel (`orderly`). This holds for those, too, who have been claimed elsewhere and have not left yet: whoever comes throws them out;
      * lines are touched with the lock held; a place is in line only while its owner's frame is there; one that was served is not touched once its owner was resumed;
      * everything ends, without a lock that is held and without anybody in line: all else is an invalid end state;
-     * with -DNP and `pan -l`: no select takes its park back again and again, for ever. Not in SCENE 3: two selects that take their places on the same two channels in
-       opposite order each find the other ready, and when they keep in step, each takes its park back before the other can claim it, and so on. In the same order (9)
-       they do not.
+     * with -DNP and `pan -l`: no select takes its park back again and again, for ever. Not in scenes 3 and 10: of two selects that take their places on the same two
+       channels in opposite order, or that both first send and then receive on one, each finds the other ready, and when they keep in step, each takes its park back
+       before the other can claim it, and so on. On two channels in the same order (9) they do not.
 
    Each MUTANT_… leaves out one step, or does it in the wrong place, and must be found.
 */
@@ -566,6 +566,11 @@ init {
        left = 3;
        run Select(0, 0, SEND, 1, SEND); run Select(1, 0, RECEIVE, 1, RECEIVE);
        run Closer(4, 2)
+    :: scene == 10 ->
+       /* As 5, in the same order. */
+       left = 3;
+       run Select(0, 0, SEND, 0, RECEIVE); run Select(1, 0, SEND, 0, RECEIVE);
+       run Closer(4, 1)
     fi
   }
   left == 0;
