@@ -547,20 +547,20 @@ init {
        run Select(0, 0, SEND, 0, RECEIVE); run Select(1, 0, RECEIVE, 0, SEND);
        run Closer(4, 1)
     :: scene == 6 ->
-       /* One that waits with two places in one line, with others that send, and two that close. */
+       /* One that waits with two places in one line, with two that send. */
        left = 4;
-       run Plain(0, 0, SEND, 1); run Select(1, 0, RECEIVE, 0, RECEIVE);
-       run Closer(4, 1); run Closer(5, 1)
+       run Plain(0, 0, SEND, 1); run Select(1, 0, RECEIVE, 0, RECEIVE); run Plain(2, 0, SEND, 1);
+       run Closer(4, 1)
     :: scene == 7 ->
        /* The same fibers wait again and again. */
        left = 4;
        run Plain(0, 0, SEND, 2); run Plain(1, 0, RECEIVE, 2); run Plain(2, 0, RECEIVE, 1);
        run Closer(4, 1)
     :: scene == 8 ->
-       /* One who could only meet himself, until another comes. */
-       left = 3;
+       /* One who could only meet himself, until another comes, and two that close. */
+       left = 4;
        run Select(0, 0, SEND, 0, RECEIVE); run Plain(1, 0, SEND, 1);
-       run Closer(4, 1)
+       run Closer(4, 1); run Closer(5, 1)
     :: scene == 9 ->
        /* As 3, in the same order. */
        left = 3;
