@@ -1,0 +1,580 @@
+/* How fibers and threads meet at channels, for the model checker spin:
+
+     Tests/Models/check channel  (spin -DSCENE=2 -DCAPACITY=0 -a channel.pml && cc -O1 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan)
+
+   A few fibers, as if each had a thread of its own, send and receive, some with `select`, on one or two channels with room for CAPACITY messages (0 or 1); timers and
+   cancellations end CANCELS of their waits, at any time; another thread closes the channels, at any time. SCENE says who there is: see `init`. Modelled, step by step, as in
+     Sources/Fibers/Parking/WaitPoint.swift       the lines behind a lock: `wait`, `claimFirst`, `claimAll`, `resume`, `leave`, `takeBack`
+     Sources/Fibers/Parking/SharedWaiter.swift    the claim word: the fiber that waits, or nothing; one compare-and-swap
+     Sources/Fibers/Channels/ChannelCore.swift    `trySend`, `tryReceive`, `claimSender`, `isReady`, `close`
+     Sources/Fibers/Channels/Select.swift         `chooseReady`, `attempt`, `wait`, `takePlace`, `noteEnd`
+   How who was claimed comes back to his worker is in wake.pml; here he goes on at once. Memory is sequentially consistent. What only one may touch, since he has the lock or
+   has claimed, he touches in one step as far as the next claim word; that it is only one is asserted. Nobody looks at messages, so a slot is full or empty; each move is
+   asserted to go from a full one to an empty one, so that messages can be lost or doubled only in the accounts of their owners, and those are checked.
+
+   Checked, for every interleaving:
+     * each message is received once, or handed back once, or left in the queue of a closed channel (asserts, and the balance at the end);
+     * each wait is claimed once and resumed once, and one arm of a select takes effect, or, when a timer was faster or all channels are closed, none;
+     * whenever a lock is let go, no receiver waits while there is a message in the queue or with somebody else who waits to send, no sender while there is room, and
+       nobody on a closed channel (`orderly`). This holds for those, too, who have been claimed elsewhere and have not left yet: whoever comes throws them out;
+     * lines are touched with the lock held; a place is in line only while its owner's frame is there; one that was served is not touched once its owner was resumed;
+     * everything ends, without a lock that is held and without anybody in line: all else is an invalid end state;
+     * with -DNP and `pan -l`: no select takes its park back again and again, for ever. Not in scenes 3 and 10: of two selects that take their places on the same two
+       channels in opposite order, or that both first send and then receive on one, each finds the other ready, and when they keep in step, each takes its park back
+       before the other can claim it, and so on. On two channels in the same order (9) they do not.
+
+   Each MUTANT_… leaves out one step, or does it in the wrong place, and must be found.
+*/
+
+#ifndef CANCELS
+#define CANCELS 1
+#endif
+
+/* Directions of an arm, and the two lines of a channel. */
+#define SEND    0
+#define RECEIVE 1
+#define side(c, direction) (2 * (c) + (direction))
+
+/* Outcomes. */
+#define NOTHING   0
+#define READY     1
+#define CLOSED    2
+#define CANCELLED 3
+
+#define MOST   4 /* who waits */
+#define NOBODY 255
+
+/* Each has two places, for a select with two arms; without one it uses the first. */
+#define place(who, arm) (2 * (who) + (arm))
+#define owner(place) ((place) >> 1)
+
+chan line[4] = [4] of { byte };
+byte holder[2];         /* of a channel's lock, counted from 1; 0 when it is free */
+bit closed[2];
+byte count[2];          /* messages in the queue */
+
+bit waiting[MOST];      /* the claim word */
+byte woken[MOST];       /* resumed, and with what outcome */
+bit parked[MOST];
+bit frame[MOST];        /* the frame with its places is there */
+bit linked[8];
+bit served[8];
+bit slot[8];            /* there is a message in it */
+
+byte scene, capacity;
+byte flying = 0;        /* messages of which nobody has heard the end */
+byte left = 0;          /* who has not finished */
+
+#define resting(who) (!frame[who] || parked[who] && waiting[who])
+#define quiet (resting(0) && resting(1) && resting(2) && resting(3))
+
+/* Whether a place is in a line, and how many of one owner are. (What spin gives is where it stands.) */
+#define has(c, direction, which) (line[side(c, direction)] ?? [eval(which)] > 0)
+#define own(c, direction, who) (has(c, direction, place(who, 0)) + has(c, direction, place(who, 1)))
+
+/* The invariants of a channel whenever its lock is free. Both lines have somebody only if all of them are the places of one select. */
+inline orderly(c) {
+  assert(!closed[c] || len(line[side(c, SEND)]) + len(line[side(c, RECEIVE)]) == 0);
+  assert(count[c] == 0 || len(line[side(c, RECEIVE)]) == 0);
+  assert(count[c] == capacity || len(line[side(c, SEND)]) == 0);
+  if
+  :: len(line[side(c, SEND)]) > 0 && len(line[side(c, RECEIVE)]) > 0 ->
+     line[side(c, SEND)] ? <other>;
+     other = owner(other);
+     assert(len(line[side(c, SEND)]) == own(c, SEND, other) && len(line[side(c, RECEIVE)]) == own(c, RECEIVE, other));
+     other = 0
+  :: else
+  fi
+}
+
+inline lock(c) { atomic { holder[c] == 0 -> holder[c] = me + 1 } }
+
+inline unlock(c) {
+  d_step {
+    assert(holder[c] == me + 1);
+    orderly(c);
+    holder[c] = 0
+  }
+}
+
+/* WaitPoint.enter */
+inline enter(c, direction, which) {
+  d_step {
+#ifndef MUTANT_LINKS_UNLOCKED
+    assert(holder[c] == me + 1);
+#endif
+    assert(!linked[which] && frame[me]);
+    line[side(c, direction)] ! which;
+    linked[which] = 1
+  }
+}
+
+/* WaitPoint.claimFirst: `met` is the first whose wait nothing else has ended. */
+inline claimFirst(c, direction) {
+  met = NOBODY;
+  do
+  :: atomic {
+       nempty(line[side(c, direction)]) ->
+       assert(holder[c] == me + 1);
+       line[side(c, direction)] ? other;
+       assert(frame[owner(other)] && linked[other] && owner(other) != me);
+       linked[other] = 0;
+       if
+#ifdef MUTANT_CLAIMS_BY_STORE
+       :: waiting[owner(other)] -> met = other
+#else
+       :: waiting[owner(other)] -> waiting[owner(other)] = 0; met = other
+#endif
+       :: else
+       fi;
+       other = 0;
+       if
+       :: met != NOBODY -> break
+       :: else
+       fi
+     }
+  :: empty(line[side(c, direction)]) -> break
+  od;
+#ifdef MUTANT_CLAIMS_BY_STORE
+  if
+  :: met != NOBODY -> waiting[owner(met)] = 0
+  :: else
+  fi;
+#endif
+}
+
+/* From here on the claimant alone may touch the place, until he resumes its owner. */
+inline serve(which) {
+  assert(frame[owner(which)] && !waiting[owner(which)] && woken[owner(which)] == NOTHING);
+  assert(!served[place(owner(which), 0)] && !served[place(owner(which), 1)]);
+  served[which] = 1
+}
+
+inline move(from, to) {
+  assert(slot[from] && !slot[to]);
+  slot[from] = 0;
+  slot[to] = 1
+}
+
+inline resume(which, outcome) {
+  d_step {
+    assert(frame[owner(which)] && served[which] && !waiting[owner(which)] && woken[owner(which)] == NOTHING);
+    woken[owner(which)] = outcome
+  }
+}
+
+/* Serves `met` with the message that goes from one slot to another, lets go of the lock, and lets him go on. */
+inline meet(c, from, to) {
+#ifdef MUTANT_MOVES_LAST
+  d_step { serve(met) };
+  unlock(c);
+  resume(met, READY);
+  d_step { move(from, to) };
+#else
+  d_step { serve(met); move(from, to) };
+  unlock(c);
+#ifdef MUTANT_FORGETS_TO_RESUME
+  skip;
+#else
+  resume(met, READY);
+#endif
+#endif
+  met = NOBODY
+}
+
+/* trySend and tryReceive, for the caller's place `which`: READY, CLOSED, or NOTHING with the lock held. */
+inline attempt(c, direction, which, outcome) {
+  lock(c);
+  if
+  :: direction == SEND && closed[c] -> unlock(c); outcome = CLOSED
+  :: direction == SEND && !closed[c] ->
+     claimFirst(c, RECEIVE);
+     if
+     :: met != NOBODY -> meet(c, which, met); outcome = READY
+     :: met == NOBODY && count[c] < capacity ->
+        d_step { assert(slot[which]); slot[which] = 0; count[c]++ };
+        unlock(c);
+        outcome = READY
+     :: else -> outcome = NOTHING
+     fi
+  :: direction == RECEIVE && count[c] > 0 ->
+     d_step { assert(!slot[which]); slot[which] = 1; count[c]-- };
+#ifdef MUTANT_LEAVES_THE_NEXT_SENDER
+     met = NOBODY;
+#else
+     claimFirst(c, SEND);
+#endif
+     if
+     :: met != NOBODY ->
+        d_step { serve(met); assert(slot[met]); slot[met] = 0; count[c]++ };
+        unlock(c);
+        resume(met, READY);
+        met = NOBODY
+     :: else -> unlock(c)
+     fi;
+     outcome = READY
+  :: direction == RECEIVE && count[c] == 0 ->
+     claimFirst(c, SEND);
+     if
+     :: met != NOBODY -> meet(c, met, which); outcome = READY
+     :: met == NOBODY && closed[c] -> unlock(c); outcome = CLOSED
+     :: else -> outcome = NOTHING
+     fi
+  fi
+}
+
+/* The wait can be claimed from here on. */
+inline begin() {
+  d_step {
+    assert(!waiting[me] && woken[me] == NOTHING && frame[me]);
+    waiting[me] = 1
+  }
+}
+
+inline park(outcome) {
+  atomic {
+    parked[me] = 1;
+    woken[me] != NOTHING;
+    parked[me] = 0;
+    outcome = woken[me];
+    woken[me] = NOTHING
+  }
+}
+
+/* WaitPoint.leave, unless the place was served, since who does that has taken it out. */
+inline leave(c, direction, which) {
+#ifndef MUTANT_STAYS_IN_LINE
+  if
+  :: served[which]
+  :: else ->
+     lock(c);
+     d_step {
+       if
+       :: linked[which] ->
+          assert(holder[c] == me + 1 && has(c, direction, which));
+          line[side(c, direction)] ?? eval(which);
+          linked[which] = 0
+       :: else
+       fi
+     };
+     unlock(c)
+  fi
+#else
+  skip
+#endif
+}
+
+/* The caller knows now what has become of an arm: with a message of his own that was not sent he does as he likes, and so he does with one that he has received. */
+inline settle(which, direction, outcome) {
+  assert(!linked[which] && !served[which] && slot[which] == ((direction == SEND && outcome != READY) || (direction == RECEIVE && outcome == READY)));
+  flying = flying - slot[which];
+  slot[which] = 0
+}
+
+/* A call of send or receive. */
+proctype Plain(byte me; byte c; bit way; byte calls) {
+  byte met = NOBODY, other, outcome;
+  do
+  :: calls == 0 -> break
+  :: else ->
+     d_step {
+       calls--;
+       frame[me] = 1;
+       if
+       :: way == SEND -> slot[place(me, 0)] = 1; flying++
+       :: else
+       fi
+     };
+     attempt(c, way, place(me, 0), outcome);
+     if
+     :: outcome == NOTHING ->
+#ifdef MUTANT_LINKS_LATER
+        unlock(c);
+        lock(c);
+#endif
+#ifdef MUTANT_LINKS_UNLOCKED
+        unlock(c);
+#endif
+        begin();
+        enter(c, way, place(me, 0));
+#ifndef MUTANT_LINKS_UNLOCKED
+        unlock(c);
+#endif
+        park(outcome);
+        d_step { assert(served[place(me, 0)] == (outcome != CANCELLED)) };
+        leave(c, way, place(me, 0));
+        served[place(me, 0)] = 0
+     :: else
+     fi;
+     d_step {
+       settle(place(me, 0), way, outcome);
+       outcome = NOTHING;
+       frame[me] = 0
+     }
+  od;
+  left--
+}
+
+/* Whether an arm could happen now, as far as others are concerned: `others` leaves out the places of the same select. */
+#ifdef MUTANT_MEETS_ITSELF
+#define others(c, direction) (len(line[side(c, direction)]) > 0)
+#else
+#define others(c, direction) (len(line[side(c, direction)]) > own(c, direction, me))
+#endif
+#define isReady(c, direction) \
+  (closed[c] || others(c, 1 - direction) || direction == SEND && count[c] < capacity || direction == RECEIVE && count[c] > 0)
+
+proctype Select(byte me; byte c0; bit w0; byte c1; bit w1) {
+  byte met = NOBODY, other, outcome, arm;
+  byte channel[2];
+  bit way[2], ready[2], out[2];
+  d_step {
+    channel[0] = c0; channel[1] = c1;
+    way[0] = w0; way[1] = w1;
+    frame[me] = 1;
+    slot[place(me, 0)] = w0 == SEND;
+    slot[place(me, 1)] = w1 == SEND;
+    flying = flying + (w0 == SEND) + (w1 == SEND)
+  };
+again:
+  atomic { holder[channel[0]] == 0 -> ready[0] = !out[0] && isReady(channel[0], way[0]) };
+  atomic { holder[channel[1]] == 0 -> ready[1] = !out[1] && isReady(channel[1], way[1]) };
+  atomic {
+    if
+    :: ready[0] -> arm = 0
+    :: ready[1] -> arm = 1
+    :: else -> goto none
+    fi;
+    ready[0] = 0;
+    ready[1] = 0
+  };
+  attempt(channel[arm], way[arm], place(me, arm), outcome);
+  if
+  :: outcome == NOTHING -> unlock(channel[arm]); goto again
+  :: outcome == READY -> goto over
+  :: outcome == CLOSED -> goto ended
+  fi;
+none:
+#ifndef MUTANT_BEGINS_LATE
+  begin();
+#endif
+  arm = 0;
+  do
+  :: arm < 2 && out[arm] -> arm++
+  :: arm < 2 && !out[arm] ->
+     lock(channel[arm]);
+     if
+#ifdef MUTANT_LOOKS_ONCE
+     :: false ->
+#else
+     :: isReady(channel[arm], way[arm]) ->
+#endif
+        unlock(channel[arm]);
+        arm = 0;
+#ifdef MUTANT_KEEPS_ITS_PARK
+        leave(channel[1], way[1], place(me, 1));
+        leave(channel[0], way[0], place(me, 0));
+        goto again;
+#endif
+        if
+#ifdef MUTANT_TAKES_BACK_BY_STORE
+        :: waiting[me] -> waiting[me] = 0;
+#else
+        :: atomic { waiting[me] -> waiting[me] = 0 };
+#endif
+           leave(channel[1], way[1], place(me, 1));
+           leave(channel[0], way[0], place(me, 0));
+           goto again
+        :: atomic { !waiting[me] -> break }   /* Somebody has served an arm that was registered before. */
+        fi
+     :: else ->
+        enter(channel[arm], way[arm], place(me, arm));
+        unlock(channel[arm]);
+#ifdef MUTANT_BEGINS_LATE
+        if
+        :: arm == 0 -> begin()
+        :: else
+        fi;
+#endif
+        arm++
+     fi
+  :: else -> break
+  od;
+  arm = 0;
+#ifdef MUTANT_LEAVES_WITHOUT_PARKING
+  if
+  :: woken[me] == NOTHING && !waiting[me] -> outcome = READY
+  :: else -> park(outcome)
+  fi;
+#else
+  park(outcome);
+#endif
+  leave(channel[1], way[1], place(me, 1));
+  leave(channel[0], way[0], place(me, 0));
+  /* The arm that happened is the one that was served. */
+  d_step {
+    assert(served[place(me, 0)] + served[place(me, 1)] == (outcome != CANCELLED));
+    arm = served[place(me, 1)];
+    served[place(me, arm)] = 0
+  };
+  if
+  :: outcome == CLOSED
+  :: else -> goto over
+  fi;
+ended:
+  /* The arm has met the end of its channel: that is what has happened, or it does not count any more. */
+  atomic {
+    if
+    :: true -> goto over
+    :: true -> out[arm] = 1; outcome = NOTHING
+    fi;
+    arm = 0;
+    if
+    :: out[0] && out[1] -> outcome = CLOSED
+    :: else -> goto again
+    fi
+  };
+over:
+  atomic {
+    settle(place(me, arm), way[arm], outcome);
+    settle(place(me, 1 - arm), way[1 - arm], CANCELLED);
+    frame[me] = 0
+  };
+  left--
+}
+
+/* A timer or a cancellation. */
+active proctype Interrupter() {
+  byte me, done;
+end:
+  do
+  :: atomic {
+       if
+       :: waiting[0] && done < CANCELS -> me = 0
+       :: waiting[1] && done < CANCELS -> me = 1
+       :: waiting[2] && done < CANCELS -> me = 2
+       :: waiting[3] && done < CANCELS -> me = 3
+       fi;
+       waiting[me] = 0;
+       done++
+     };
+     d_step {
+       assert(frame[me] && woken[me] == NOTHING);
+       woken[me] = CANCELLED;
+       me = 0
+     }
+  od
+}
+
+proctype Closer(byte me; byte channels) {
+  byte met = NOBODY, other, c;
+  chan claimed = [4] of { byte };
+  do
+  :: c < channels ->
+     lock(c);
+     if
+     :: closed[c] -> unlock(c)
+     :: else ->
+        closed[c] = 1;
+#ifdef MUTANT_CLOSE_UNLOCKS_FIRST
+        unlock(c);
+        lock(c);
+#endif
+        /* claimAll, of both lines. The list of those who are claimed uses the links of their places again. */
+        do
+        :: claimFirst(c, SEND);
+           if
+           :: met != NOBODY -> d_step { serve(met); linked[met] = 1; claimed ! met; met = NOBODY }
+           :: else -> break
+           fi
+        od;
+#ifndef MUTANT_CLOSE_FORGETS_RECEIVERS
+        do
+        :: claimFirst(c, RECEIVE);
+           if
+           :: met != NOBODY -> d_step { serve(met); linked[met] = 1; claimed ! met; met = NOBODY }
+           :: else -> break
+           fi
+        od;
+#endif
+        unlock(c);
+        do
+        :: d_step { claimed ? met; assert(frame[owner(met)] && linked[met]); linked[met] = 0 };
+           resume(met, CLOSED);
+           met = NOBODY
+        :: empty(claimed) -> break
+        od
+     fi;
+     c++
+  :: else -> break
+  od;
+  left--
+}
+
+init {
+  atomic {
+#ifdef SCENE
+    scene = SCENE;
+    capacity = CAPACITY;
+#else
+    /* One program searches them all. */
+    c_code { now.scene = atoi(getenv("SCENE")); now.capacity = atoi(getenv("CAPACITY")); };
+#endif
+    if
+    :: scene == 1 ->
+       /* Two who send and two who receive on one channel. */
+       left = 5;
+       run Plain(0, 0, SEND, 1); run Plain(1, 0, SEND, 1); run Plain(2, 0, RECEIVE, 1); run Plain(3, 0, RECEIVE, 1);
+       run Closer(4, 1)
+    :: scene == 2 ->
+       /* One receives from either of two channels on which others send. */
+       left = 4;
+       run Plain(0, 0, SEND, 1); run Plain(1, 1, SEND, 1); run Select(2, 0, RECEIVE, 1, RECEIVE);
+       run Closer(4, 2)
+    :: scene == 3 ->
+       /* Two selects on two channels, one sends, one receives, in opposite order. */
+       left = 3;
+       run Select(0, 0, SEND, 1, SEND); run Select(1, 1, RECEIVE, 0, RECEIVE);
+       run Closer(4, 2)
+    :: scene == 4 ->
+       /* Two selects on two channels, each sends on one and receives on the other. */
+       left = 3;
+       run Select(0, 0, SEND, 1, RECEIVE); run Select(1, 0, RECEIVE, 1, SEND);
+       run Closer(4, 2)
+    :: scene == 5 ->
+       /* Two selects which both send and receive on one channel. */
+       left = 3;
+       run Select(0, 0, SEND, 0, RECEIVE); run Select(1, 0, RECEIVE, 0, SEND);
+       run Closer(4, 1)
+    :: scene == 6 ->
+       /* One that waits with two places in one line, with two that send. */
+       left = 4;
+       run Plain(0, 0, SEND, 1); run Select(1, 0, RECEIVE, 0, RECEIVE); run Plain(2, 0, SEND, 1);
+       run Closer(4, 1)
+    :: scene == 7 ->
+       /* The same fibers wait again and again. */
+       left = 4;
+       run Plain(0, 0, SEND, 2); run Plain(1, 0, RECEIVE, 2); run Plain(2, 0, RECEIVE, 1);
+       run Closer(4, 1)
+    :: scene == 8 ->
+       /* One who could only meet himself, until another comes, and two that close. */
+       left = 4;
+       run Select(0, 0, SEND, 0, RECEIVE); run Plain(1, 0, SEND, 1);
+       run Closer(4, 1); run Closer(5, 1)
+    :: scene == 9 ->
+       /* As 3, in the same order. */
+       left = 3;
+       run Select(0, 0, SEND, 1, SEND); run Select(1, 0, RECEIVE, 1, RECEIVE);
+       run Closer(4, 2)
+    :: scene == 10 ->
+       /* As 5, in the same order. */
+       left = 3;
+       run Select(0, 0, SEND, 0, RECEIVE); run Select(1, 0, SEND, 0, RECEIVE);
+       run Closer(4, 1)
+    fi
+  }
+  left == 0;
+  assert(quiet && holder[0] == 0 && holder[1] == 0);
+  assert(empty(line[0]) && empty(line[1]) && empty(line[2]) && empty(line[3]));
+  assert(flying == count[0] + count[1])
+}
