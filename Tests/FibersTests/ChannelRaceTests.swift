@@ -45,13 +45,25 @@ extension KernelTests {
                         }
                     case 1:
                         try select {
-                            sender.onSend(number) { books.sent.append(number) } closed: { books.back.append(number) }
-                            other.onSend(number) { books.sent.append(number) } closed: { books.back.append(number) }
+                            sender.onSend(number) {
+                                books.sent.append(number)
+                            } closed: {
+                                books.back.append(number)
+                            }
+                            other.onSend(number) {
+                                books.sent.append(number)
+                            } closed: {
+                                books.back.append(number)
+                            }
                         }
                     case 2:
                         let limit = Duration.microseconds(Int.random(in: 0..<50, using: &generator))
                         try select {
-                            other.onSend(number) { books.sent.append(number) } closed: { books.back.append(number) }
+                            other.onSend(number) {
+                                books.sent.append(number)
+                            } closed: {
+                                books.back.append(number)
+                            }
                             onTimeout(limit) { books.back.append(number) }
                         }
                     default:
@@ -84,14 +96,38 @@ extension KernelTests {
                     case 2:
                         let limit = Duration.microseconds(Int.random(in: 0..<50, using: &generator))
                         try select {
-                            if isOpen.0 { receiver.onReceive { books.received.append($0) } end: { isOpen.0 = false } }
-                            if isOpen.1 { other.onReceive { books.received.append($0) } end: { isOpen.1 = false } }
+                            if isOpen.0 {
+                                receiver.onReceive {
+                                    books.received.append($0)
+                                } end: {
+                                    isOpen.0 = false
+                                }
+                            }
+                            if isOpen.1 {
+                                other.onReceive {
+                                    books.received.append($0)
+                                } end: {
+                                    isOpen.1 = false
+                                }
+                            }
                             onTimeout(limit) {}
                         }
                     default:
                         try select {
-                            if isOpen.0 { receiver.onReceive { books.received.append($0) } end: { isOpen.0 = false } }
-                            if isOpen.1 { other.onReceive { books.received.append($0) } end: { isOpen.1 = false } }
+                            if isOpen.0 {
+                                receiver.onReceive {
+                                    books.received.append($0)
+                                } end: {
+                                    isOpen.0 = false
+                                }
+                            }
+                            if isOpen.1 {
+                                other.onReceive {
+                                    books.received.append($0)
+                                } end: {
+                                    isOpen.1 = false
+                                }
+                            }
                         }
                     }
                 } catch { books.failures.append("\(error)") }

@@ -10,7 +10,9 @@ import Testing
 enum ChannelKind: CaseIterable {
     case local, shared
 
-    func make<Message: Sendable>(of _: Message.Type = Message.self, _ capacity: ChannelCapacity) -> (ChannelSender<Message>, ChannelReceiver<Message>) {
+    func make<Message: Sendable>(
+        of _: Message.Type = Message.self, _ capacity: ChannelCapacity
+    ) -> (ChannelSender<Message>, ChannelReceiver<Message>) {
         switch self {
         case .local:
             let (sender, receiver) = makeLocalChannel(of: Message.self, capacity)
@@ -162,7 +164,9 @@ extension KernelTests {
             try FiberRuntime.run {
                 let (sender, receiver) = kind.make(of: Int.self, capacity)
                 for i in 0..<5 {
-                    try Fiber.spawnLocal { do { try sender.send(i) } catch let error as ChannelClosedError<Int> { back.append(error.message) } }
+                    try Fiber.spawnLocal {
+                        do { try sender.send(i) } catch let error as ChannelClosedError<Int> { back.append(error.message) }
+                    }
                 }
                 Fiber.yield()
                 receiver.close()
@@ -288,7 +292,11 @@ extension KernelTests {
             try FiberRuntime.run {
                 let sender: ChannelSender<Parcel>
                 let receiver: ChannelReceiver<Parcel>
-                if isShared { (sender, receiver) = makeChannel(of: Parcel.self, capacity) } else { (sender, receiver) = makeLocalChannel(of: Parcel.self, capacity) }
+                if isShared {
+                    (sender, receiver) = makeChannel(of: Parcel.self, capacity)
+                } else {
+                    (sender, receiver) = makeLocalChannel(of: Parcel.self, capacity)
+                }
                 try Fiber.spawnLocal {
                     for i in 0..<n {
                         var parcel: Parcel? = Parcel(i, ends)
@@ -310,7 +318,11 @@ extension KernelTests {
             try FiberRuntime.run {
                 let sender: ChannelSender<Parcel>
                 let receiver: ChannelReceiver<Parcel>
-                if isShared { (sender, receiver) = makeChannel(of: Parcel.self, .bounded(1)) } else { (sender, receiver) = makeLocalChannel(of: Parcel.self, .bounded(1)) }
+                if isShared {
+                    (sender, receiver) = makeChannel(of: Parcel.self, .bounded(1))
+                } else {
+                    (sender, receiver) = makeLocalChannel(of: Parcel.self, .bounded(1))
+                }
                 func attempt(_ number: Int, _ send: (inout Parcel?) throws -> Void) {
                     var parcel: Parcel? = Parcel(number, ends)
                     do { try send(&parcel) } catch { kept.append(number) }
@@ -461,7 +473,9 @@ extension KernelTests {
         }
 
         @Test func message_ofAnySizeAndAlignment_isCarried() throws {
-            struct Large: Equatable { var words: InlineArray<300, Int>; static func == (a: Large, b: Large) -> Bool { a.words[299] == b.words[299] } }
+            struct Large: Equatable {
+                var words: InlineArray<300, Int>; static func == (a: Large, b: Large) -> Bool { a.words[299] == b.words[299] }
+            }
             try FiberRuntime.run {
                 let (sender, receiver) = makeLocalChannel(of: Large.self, .bounded(3))
                 let (empty, nothing) = makeLocalChannel(of: Void.self, .bounded(2000))

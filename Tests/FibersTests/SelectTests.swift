@@ -182,7 +182,13 @@ extension KernelTests {
                 sender.close()
                 try other.send(2)
                 for _ in 0..<2 {
-                    try select { receiver.onReceive { log.append("\($0)") } end: { log.append("end") } }
+                    try select {
+                        receiver.onReceive {
+                            log.append("\($0)")
+                        } end: {
+                            log.append("end")
+                        }
+                    }
                 }
                 try select {
                     receiver.onReceive { _ in log.append("impossible") }
@@ -219,7 +225,10 @@ extension KernelTests {
                 let (other, second) = kind.make(of: Int.self, .rendezvous)
                 let told = try Fiber.spawnLocal {
                     try select {
-                        receiver.onReceive { _ in } end: { log.append("end") }
+                        receiver.onReceive { _ in
+                        } end: {
+                            log.append("end")
+                        }
                         second.onReceive { _ in }
                     }
                 }
@@ -377,7 +386,11 @@ extension KernelTests {
             try FiberRuntime.run {
                 let sender: ChannelSender<Parcel>
                 let receiver: ChannelReceiver<Parcel>
-                if isShared { (sender, receiver) = makeChannel(of: Parcel.self, .bounded(1)) } else { (sender, receiver) = makeLocalChannel(of: Parcel.self, .bounded(1)) }
+                if isShared {
+                    (sender, receiver) = makeChannel(of: Parcel.self, .bounded(1))
+                } else {
+                    (sender, receiver) = makeLocalChannel(of: Parcel.self, .bounded(1))
+                }
                 for i in 0..<2 {
                     try select {
                         sender.onSend(moving: Parcel(i, ends), unsent: { log.append("back \($0.number)") }, { log.append("sent \(i)") })
@@ -396,7 +409,8 @@ extension KernelTests {
                 try select { receiver.onReceive { parcel in log.append("received \(parcel.number)") } }
                 receiver.close()
                 try select {
-                    sender.onSend(moving: Parcel(3, ends), unsent: { log.append("back \($0.number)") }, {}, closed: { log.append("closed") })
+                    sender.onSend(
+                        moving: Parcel(3, ends), unsent: { log.append("back \($0.number)") }, {}, closed: { log.append("closed") })
                 }
             }
             #expect(
@@ -429,7 +443,11 @@ extension KernelTests {
             try FiberRuntime.run {
                 let (_, receiver) = makeLocalChannel(of: Int.self, .bounded(1))
                 let other = try Fiber.spawnLocal { while true { turns += 1; try Fiber.checkCancellation(); Fiber.yield() } }
-                for _ in 0..<10_000 { try select { receiver.onReceive { _ in }; otherwise {} } }
+                for _ in 0..<10_000 {
+                    try select {
+                        receiver.onReceive { _ in }; otherwise {}
+                    }
+                }
                 other.cancel()
             }
             #expect(turns > 100)

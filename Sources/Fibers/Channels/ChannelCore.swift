@@ -11,15 +11,21 @@
 // One worker, or any thread: see `WaitPoint`.
 
 import CFiber
+import Synchronization
 
 @usableFromInline
 class ChannelBase: WaitPoint {
     /// How many messages the queue may hold: 0 for a rendezvous, `Int.max` without a limit.
     @usableFromInline final let limit: Int
-    @exclusivity(unchecked) @usableFromInline final var count = 0
+    /// Who only watches looks at it without the lock; it is changed with it, so by a plain load and store.
+    private final let storedCount = Atomic<Int>(0)
     @exclusivity(unchecked) private final var isClosed = false
     @exclusivity(unchecked) private final var receiverCount = 1
 
+    private final var count: Int {
+        @inline(__always) get { storedCount.load(ordering: .relaxed) }
+        @inline(__always) set { storedCount.store(newValue, ordering: .relaxed) }
+    }
     private final var senders: Line { first }
     private final var receivers: Line { second }
 
@@ -75,6 +81,8 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final func beginSend() throws -> Step {
         try refuseIfCancelled()
+        let step = trySend()
+        guard case .wait = step, watch(for: { count < limit }) else { return step }
         return trySend()
     }
 
@@ -101,7 +109,20 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final func beginReceive() throws -> Step {
         try refuseIfCancelled()
+        let step = tryReceive()
+        guard case .wait = step, watch(for: { count > 0 }) else { return step }
         return tryReceive()
+    }
+
+    /// Where the other side is at work on another worker, to wait for it takes less than to park and to be sent home. True when the lock, which was held, is not held any more.
+    ///
+    /// It looks only now and then: each look takes the cache line away from the other side, which meanwhile can do many of its own.
+    @inline(__always)
+    private final func watch(for hasCome: () -> Bool) -> Bool {
+        guard isShared && limit > 0, let worker = Worker.current, worker.mayWatch else { return false }
+        unlock()
+        _ = worker.watch(every: 16, for: hasCome)
+        return true
     }
 
     @usableFromInline

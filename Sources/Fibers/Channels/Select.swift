@@ -5,6 +5,8 @@
 //   * an arm that is found ready while the places are being taken takes the park back, by the same claim as everybody else's. Whoever was faster has served another arm,
 //     and then that is the one;
 //   * at most one lock is held at a time;
+//   * places are taken channel by channel in the order of their addresses, all those of one channel at once. So of two selects that could meet, the one that finds the other in line
+//     takes its park back, and the other does not: they cannot keep each other from waiting for ever;
 //   * a place of this select never meets another one of it.
 //
 // Among the ready arms each is as likely as any other: the choice is made while they are counted (J. Vitter, "Random sampling with a reservoir", 1985).
@@ -14,7 +16,7 @@ import CFiber
 
 @usableFromInline typealias ArmPointer = UnsafeMutablePointer<ArmRecord>
 
-/// An arm of a select that runs, in the frame of its caller; the slot for a message lies behind it.
+/// An arm of a select that runs, in the frame of its caller. Behind it lie its place in line, once it has one, and the slot for a message.
 @usableFromInline
 struct ArmRecord: BitwiseCopyable {
     @usableFromInline
@@ -23,17 +25,17 @@ struct ArmRecord: BitwiseCopyable {
     }
 
     @usableFromInline let kind: Kind
-    fileprivate let channel: Unmanaged<ChannelBase>?
-    fileprivate let deadline: Int64
     /// It wants to be told when its channel is closed; else it then is as if it were not there.
-    fileprivate let wantsEnd: Bool
+    @usableFromInline let wantsEnd: Bool
     /// Its channel is closed, and has nothing more.
-    @usableFromInline fileprivate(set) var hasEnded = false
-    fileprivate var isOut = false
-    fileprivate var place: Place?
-    fileprivate var next: ArmPointer?
+    @usableFromInline var hasEnded = false
+    @usableFromInline var isOut = false
+    @usableFromInline var hasPlace = false
+    @usableFromInline let channel: Unmanaged<ChannelBase>?
+    @usableFromInline let deadline: Int64
+    @usableFromInline var next: ArmPointer?
 
-    @usableFromInline
+    @inlinable @inline(__always)
     init(_ kind: Kind, _ channel: ChannelBase? = nil, deadline: Int64 = .max, wantsEnd: Bool = false) {
         self.kind = kind
         self.channel = channel.map { .passUnretained($0) }
@@ -41,28 +43,27 @@ struct ArmRecord: BitwiseCopyable {
         self.wantsEnd = wantsEnd
     }
 
-    /// Bytes of a record and the slot behind it.
-    @inlinable
-    static func space(slot: Int) -> Int { (MemoryLayout<ArmRecord>.stride &+ slot &+ 15) & ~15 }
+    /// Bytes of a record and what lies behind it.
+    @inlinable @inline(__always)
+    static func space(slot: Int) -> Int { (offsetOfSlot &+ slot &+ 15) & ~15 }
+
+    @inlinable @inline(__always)
+    static var offsetOfSlot: Int { (MemoryLayout<ArmRecord>.stride &+ MemoryLayout<Place>.stride &+ 15) & ~15 }
 }
 
 extension UnsafeMutablePointer where Pointee == ArmRecord {
-    @usableFromInline
-    var slot: UnsafeMutableRawPointer { UnsafeMutableRawPointer(self + 1) }
+    @inlinable @inline(__always)
+    var slot: UnsafeMutableRawPointer { UnsafeMutableRawPointer(self) + ArmRecord.offsetOfSlot }
 
-    /// The place, where it is once it has been taken.
-    fileprivate var place: PlacePointer {
-        (UnsafeMutableRawPointer(self) + MemoryLayout<ArmRecord>.offset(of: \.place).unsafelyUnwrapped).assumingMemoryBound(to: Place.self)
-    }
+    fileprivate var place: PlacePointer { UnsafeMutableRawPointer(self + 1).assumingMemoryBound(to: Place.self) }
 
-    fileprivate var isServed: Bool { pointee.place?.isServed == true }
+    fileprivate var isServed: Bool { pointee.hasPlace && place.pointee.isServed }
 }
 
 /// The arms of one select.
 @usableFromInline
 struct Selection {
     private var first: ArmPointer?
-    private var last: ArmPointer?
     private var otherwise: ArmPointer?
     private var cancellation: ArmPointer?
     private var isShared = false
@@ -85,9 +86,21 @@ struct Selection {
         case .receive, .send, .deadline:
             if arm.pointee.kind == .deadline { hasDeadlines = true }
             if arm.pointee.channel?._withUnsafeGuaranteedRef({ $0.isShared }) == true { isShared = true }
-            if let last { last.pointee.next = arm } else { first = arm }
-            last = arm
+            insert(arm)
         }
+    }
+
+    /// In the order of the channels' addresses.
+    private mutating func insert(_ arm: ArmPointer) {
+        guard let first, first.address <= arm.address else {
+            arm.pointee.next = first
+            first = arm
+            return
+        }
+        var before = first
+        while let next = before.pointee.next, next.address <= arm.address { before = next }
+        arm.pointee.next = before.pointee.next
+        before.pointee.next = arm
     }
 
     /// The arm that has happened; waits for one.
@@ -132,7 +145,7 @@ struct Selection {
         var count: UInt32 = 0
         let now = hasDeadlines ? Worker.current?.now ?? cfiber_now() : 0
         forEachArm { arm in
-            if arm.pointee.kind == .deadline ? arm.pointee.deadline <= now : arm.channel.isReady(arm) {
+            if arm.pointee.kind == .deadline ? arm.pointee.deadline <= now : arm.withChannel({ $0.isReady(arm) }) {
                 count += 1
                 if count == 1 || randomNumber(below: count) == 0 { chosen = arm }
             }
@@ -149,7 +162,7 @@ struct Selection {
     /// Does what an arm is there for; false when somebody else was faster.
     private func attempt(_ arm: ArmPointer) -> Bool {
         if arm.pointee.kind == .deadline { return true }
-        switch arm.channel.attempt(isSend: arm.pointee.kind == .send, arm.slot) {
+        switch arm.withChannel({ $0.attempt(isSend: arm.pointee.kind == .send, arm.slot) }) {
         case .sent: return true
         case .full: return false
         case .closed: return arm.noteEnd()
@@ -172,20 +185,22 @@ struct Selection {
             wait.begin(isShared: isShared || worker == nil)
             var deadline = Int64.max
             var mayPark = true
-            forEachArm { arm in
-                if arm.pointee.kind == .deadline {
-                    deadline = min(deadline, arm.pointee.deadline)
-                    return true
-                }
-                if arm.channel.takePlace(arm, wait) { return true }
+            var arm = first
+            while let this = arm {
+                if this.pointee.kind == .deadline { deadline = min(deadline, this.pointee.deadline) }
+                arm = this.nextOfOtherChannel
+                guard !this.pointee.isOut && this.pointee.kind != .deadline else { continue }
+                if this.withChannel({ $0.takePlaces(this, wait) }) { continue }
                 // Else another arm has been served meanwhile.
                 mayPark = !wait.takeBack()
-                return false
+                break
             }
             let outcome = mayPark ? wait.park(.select, until: deadline) : nil
             wait.end()
             switch outcome {
-            case nil: return nil
+            case nil:
+                forgetPlaces()
+                return nil
             case .timedOut: return earliest(deadline)
             case .cancelled: return try cancelled(worker.unsafelyUnwrapped)
             case .noTimer:
@@ -198,8 +213,17 @@ struct Selection {
                     return served == nil
                 }
                 let arm = served.unsafelyUnwrapped
-                return outcome == .ready || arm.noteEnd() ? arm : nil
+                if outcome == .ready || arm.noteEnd() { return arm }
+                forgetPlaces()
+                return nil
             }
+        }
+    }
+
+    private func forgetPlaces() {
+        forEachArm { arm in
+            arm.pointee.hasPlace = false
+            return true
         }
     }
 
@@ -214,7 +238,22 @@ struct Selection {
 }
 
 extension UnsafeMutablePointer where Pointee == ArmRecord {
-    fileprivate var channel: ChannelBase { pointee.channel.unsafelyUnwrapped._withUnsafeGuaranteedRef { $0 } }
+    /// Of its channel; 0 without one.
+    @inline(__always)
+    fileprivate var address: UInt { UInt(bitPattern: pointee.channel?.toOpaque()) }
+
+    /// The next arm that is not of the same channel.
+    @inline(__always)
+    fileprivate var nextOfOtherChannel: ArmPointer? {
+        var next = pointee.next
+        while let this = next, this.address == address && pointee.kind != .deadline { next = this.pointee.next }
+        return next
+    }
+
+    @inline(__always)
+    fileprivate func withChannel<Result>(_ body: (ChannelBase) -> Result) -> Result {
+        pointee.channel.unsafelyUnwrapped._withUnsafeGuaranteedRef(body)
+    }
 
     /// The channel has ended: true when the arm is to be told, else it is out.
     fileprivate func noteEnd() -> Bool {
@@ -230,14 +269,26 @@ extension ChannelBase {
         withLock { isReady(isSend: arm.pointee.kind == .send, besides: nil) }
     }
 
-    /// Takes the arm's place in line; false when it could happen now.
-    fileprivate final func takePlace(_ arm: ArmPointer, _ wait: UnsafeMutablePointer<Wait>) -> Bool {
+    /// Takes places in line for an arm and those behind it that are of the same channel; none, and false, when one of them could happen now.
+    fileprivate final func takePlaces(_ first: ArmPointer, _ wait: UnsafeMutablePointer<Wait>) -> Bool {
         lock()
         defer { unlock() }
-        let isSend = arm.pointee.kind == .send
-        if isReady(isSend: isSend, besides: wait) { return false }
-        arm.pointee.place = makePlace(wait, isSend: isSend, arm.slot)
-        enter(arm.place)
+        let end = first.nextOfOtherChannel
+        var arm = first
+        repeat {
+            if isReady(isSend: arm.pointee.kind == .send, besides: wait) { return false }
+            guard let next = arm.pointee.next else { break }
+            arm = next
+        } while arm != end
+        arm = first
+        repeat {
+            let isSend = arm.pointee.kind == .send
+            arm.place.initialize(to: makePlace(wait, isSend: isSend, arm.slot))
+            arm.pointee.hasPlace = true
+            enter(arm.place)
+            guard let next = arm.pointee.next else { break }
+            arm = next
+        } while arm != end
         return true
     }
 }

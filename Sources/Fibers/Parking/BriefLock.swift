@@ -11,7 +11,7 @@ import Synchronization
 
 struct BriefLock: BitwiseCopyable {
     private let word: UnsafeMutablePointer<Atomic<UInt32>>
-    private static var looks: Int { 100 }
+    private static var longestPause: Int { 128 }
 
     /// A free lock in memory that the caller owns.
     init(at memory: UnsafeMutableRawPointer) {
@@ -34,15 +34,18 @@ struct BriefLock: BitwiseCopyable {
         if word.pointee.exchange(0, ordering: .releasing) == 2 { wake() }
     }
 
+    /// Looks again after twice as long each time: so whoever has it can take it many times over while it is in his cache, and the two do not tear at it.
     @inline(never)
     private func lockSlowly() {
-        for _ in 0..<Self.looks {
-            cfiber_relax()
+        var pause = 1
+        while pause <= Self.longestPause {
+            for _ in 0..<pause { cfiber_relax() }
             if word.pointee.load(ordering: .relaxed) == 0,
                 word.pointee.compareExchange(expected: 0, desired: 1, ordering: .acquiring).exchanged
             {
                 return
             }
+            pause *= 2
         }
         while word.pointee.exchange(2, ordering: .acquiring) != 0 {
             _ = cfiber_futex_wait(UnsafeMutableRawPointer(word).assumingMemoryBound(to: UInt32.self), 2, .max)

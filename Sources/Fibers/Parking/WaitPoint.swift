@@ -133,9 +133,13 @@ extension UnsafeMutablePointer where Pointee == Wait {
 
     @inline(never)
     private func block(until deadline: Int64) -> Outcome {
+        var deadline = deadline
         while hasWoken.pointee.load(ordering: .acquiring) == 0 {
-            let status = cfiber_futex_wait(wakeWord, 0, deadline)
-            if status == -ETIMEDOUT && claimShared() { return .timedOut }
+            if cfiber_futex_wait(wakeWord, 0, deadline) == -ETIMEDOUT {
+                if claimShared() { return .timedOut }
+                // Somebody else was faster, and is about to say so.
+                deadline = .max
+            }
         }
         return pointee.outcome
     }

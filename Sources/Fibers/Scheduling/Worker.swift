@@ -273,12 +273,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// woken takes longer, and costs both sides a system call. True when something has come. After a few times in vain it does not watch any more until it has been woken as
     /// fast again, and each time that this was in vain, too, twice as often.
     @inline(__always)
-    func watch(for hasCome: () -> Bool = { false }) -> Bool {
+    func watch(every pause: Int = 1, for hasCome: () -> Bool = { false }) -> Bool {
         let begun = cfiber_counter()
         let limit = cfiber_counter_interval() / 8
         repeat {
-            for _ in 0..<16 {
-                if hasCome() || !pointee.inbox.isEmpty {
+            for i in 0..<16 {
+                if i % pause == 0 && hasCome() || !pointee.inbox.isEmpty {
                     pointee.watches = Self.watchesInVain
                     pointee.wakesToWatch = (1, 1)
                     return true
