@@ -128,6 +128,10 @@ public class BroadcastReceivingEnd<Value> {
 /// The values as they come, until the sender has gone. Where some were missed the loop goes on with the oldest that is there, and ``missed`` has grown. The loop ends, too, when the fiber is
 /// cancelled; where that matters, `try Fiber.checkCancellation()` behind it tells, or call ``receive()``, which throws.
 extension BroadcastReceivingEnd: Sequence, IteratorProtocol {
+    /// Itself.
+    @inlinable
+    public final func makeIterator() -> BroadcastReceivingEnd<Value> { self }
+
     @inlinable
     public final func next() -> Value? {
         while true {

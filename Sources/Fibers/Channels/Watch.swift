@@ -81,6 +81,10 @@ public class WatchReceivingEnd<Value> {
 /// The changes, until the sender has gone; of several since the last one only the latest. The loop ends, too, when the fiber is cancelled; where that matters,
 /// `try Fiber.checkCancellation()` behind it tells, or call ``changed()``, which throws.
 extension WatchReceivingEnd: Sequence, IteratorProtocol {
+    /// Itself.
+    @inlinable
+    public final func makeIterator() -> WatchReceivingEnd<Value> { self }
+
     @inlinable
     public final func next() -> Value? { (try? changed()) ?? nil }
 }
