@@ -88,7 +88,12 @@ extension KernelTests {
                         return $0 * 10
                     })
                 results.append(receiver.value)
-                news.append(failure { try sender.update { $0 = 7; throw TestError() } } is TestError)
+                news.append(
+                    failure {
+                        try sender.update {
+                            $0 = 7; throw TestError()
+                        }
+                    } is TestError)
                 news.append(receiver.hasChanged)
                 results.append(sender.value)
             }
@@ -133,7 +138,8 @@ extension KernelTests {
                             // Some waits end early.
                             do {
                                 let next =
-                                    Worker.current == nil ? try receiver.changed() : try withTimeout(.microseconds(50)) { try receiver.changed() }
+                                    Worker.current == nil
+                                    ? try receiver.changed() : try withTimeout(.microseconds(50)) { try receiver.changed() }
                                 guard let value = next else { break }
                                 if value <= last { wrong.add() }
                                 last = value
