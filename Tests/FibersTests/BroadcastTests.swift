@@ -316,15 +316,16 @@ extension KernelTests {
                             let own = box.value.take()!
                             var isOver = false
                             while !isOver {
-                                let visitor = own.share()
+                                var visitor: BroadcastSubscriber<Token>? = own.share()
                                 var last = -1
                                 // No more than there is room for, since its owner does not read meanwhile.
                                 for _ in 0..<random.next() % 4 {
-                                    guard let value = visitor.next() else { break }
+                                    guard let value = visitor?.next() else { break }
                                     if value.number <= last { wrong.add() }
                                     last = value.number
                                     delay(&random)
                                 }
+                                visitor = nil
                                 for _ in 0..<random.next() % 5 where own.next() == nil { isOver = true }
                                 visits.add()
                             }
@@ -399,8 +400,10 @@ extension KernelTests {
                 counts.append(received.value)
                 end.value = nil
             }
-            // Of the three of which one was missed, what the deinit of each sent replaced the next; what that of the first sent was missed, too.
-            #expect(counts == [2, 3, 3, 4])
+            #expect(counts.first == 2)
+            // Each deinit receives what it has sent, unless one inside it has sent, too: the value that is being sent may live until that has returned.
+            #expect(received.value >= 4 && received.value <= 5)
+            #expect(counts.last == received.value && counts[2] == counts[1] && counts[3] == counts[2] + 1)
             #expect(ends.value == 10)
         }
 
