@@ -274,7 +274,7 @@ extension KernelTests {
                                 // Some waits end early.
                                 let value =
                                     Worker.current == nil || index > 0
-                                    ? try subscriber.receive() : try withTimeout(.microseconds(20)) { try subscriber.receive() }
+                                    ? try subscriber.receive() : try withTimeout(limit(&random)) { try subscriber.receive() }
                                 guard let value else { break }
                                 if value.number != next { wrong.add() }
                                 next += 1
@@ -392,10 +392,12 @@ extension KernelTests {
                 var subscriber: BroadcastReceivingEnd<Token>? = subscribe(sender)
                 for _ in 0..<3 { try sender.send(token()) }
                 counts.append(received.value)
+                withExtendedLifetime(subscriber) {}
                 subscriber = nil
                 subscriber = subscribe(sender)
                 try sender.send(token())
                 counts.append(received.value)
+                withExtendedLifetime(subscriber) {}
                 subscriber = nil
                 counts.append(received.value)
                 end.value = nil

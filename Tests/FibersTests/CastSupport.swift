@@ -60,6 +60,9 @@ final class Token: Sendable {
     }
 }
 
+/// A time limit at random that ends some waits and not all, however slow the machine is: a call whose time is over when it begins takes nothing.
+func limit(_ random: inout SeededGenerator) -> Duration { .microseconds(1 << (random.next() % 12)) }
+
 /// A delay at random, often none.
 func delay(_ random: inout SeededGenerator) {
     switch random.next() % 8 {

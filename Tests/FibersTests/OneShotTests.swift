@@ -190,7 +190,7 @@ extension KernelTests {
         func nothingIsLost_whenDeadlinesRaceWithTheValue(_ side: Side) throws {
             let rounds = scaled(1_000, sanitized: 200)
             let ends = Counter()
-            var (sum, expired) = (0, 0)
+            var (sum, expired, random) = (0, 0, SeededGenerator(seed: 10))
             try onWorkers(side.workers) {
                 let (senders, toDo) = makeChannel(of: OneShotSender<Token>.self, .bounded(1))
                 let box = Box<Receiver<OneShotSender<Token>>?>(toDo)
@@ -209,7 +209,7 @@ extension KernelTests {
                     try senders.send(sender)
                     while true {
                         do {
-                            sum += try withTimeout(.microseconds(3)) { try receiver.receive().number }
+                            sum += try withTimeout(limit(&random)) { try receiver.receive().number }
                             break
                         } catch is TimeoutError { expired += 1 }
                     }

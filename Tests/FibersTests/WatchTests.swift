@@ -133,13 +133,13 @@ extension KernelTests {
                     let box = Box<WatchReceiver<Int>?>(receiver.share())
                     return try side.run {
                         let receiver = box.value.take()!
-                        var last = 0
+                        var (last, random) = (0, SeededGenerator(seed: 6))
                         while true {
                             // Some waits end early.
                             do {
                                 let next =
                                     Worker.current == nil
-                                    ? try receiver.changed() : try withTimeout(.microseconds(50)) { try receiver.changed() }
+                                    ? try receiver.changed() : try withTimeout(limit(&random)) { try receiver.changed() }
                                 guard let value = next else { break }
                                 if value <= last { wrong.add() }
                                 last = value
