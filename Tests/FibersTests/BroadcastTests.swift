@@ -222,7 +222,7 @@ extension KernelTests {
         /// Two senders, and subscribers on both sides: all see the same order.
         @Test(arguments: Side.all, [1, 7])
         func everySubscriber_getsEveryValueInOrder_whenSendersWait(_ side: Side, capacity: Int) throws {
-            let count = scaled(5_000, sanitized: 500)
+            let count = scaled(2_000, sanitized: 500)
             let orders = Box<[[Int]]>([[], [], [], []])
             try onWorkers(side.workers) {
                 var sender: BroadcastSender<Int>? = makeBroadcast(of: Int.self, capacity: capacity, .wait)
