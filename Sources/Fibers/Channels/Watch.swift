@@ -1,0 +1,289 @@
+// A value that changes, and those who want to know what it is now.
+//
+// Invariants, whenever the lock is free:
+//   * `version` is counted up by each change; a receiver knows which one it has seen last;
+//   * a receiver waits only while it has seen the version that is there, and the sender has not gone;
+//   * a value that was replaced is let go of without the lock, since its deinit may look here.
+// One worker, or any thread: see `WaitPoint`. What a receiver has seen is known to its owner alone.
+
+/// What the sending ends of watches have in common.
+public class WatchSendingEnd<Value> {
+    @usableFromInline final let core: WatchCore<Value>
+
+    @inlinable
+    init(_ core: WatchCore<Value>) { self.core = core }
+
+    deinit { core.close() }
+
+    /// Replaces the value; never waits, and lets nobody else run.
+    ///
+    /// - Complexity: O(*n*) for *n* receivers that wait.
+    @inlinable
+    public final func send(_ value: Value) { core.send(value) }
+
+    /// Changes the value and returns what `body` returns. Never waits.
+    ///
+    /// The body works on a copy, while receivers still have the value as it was; if it throws, nothing has changed. If somebody else has changed the value meanwhile it is called again, with what
+    /// is there then, so it should do nothing else, and must not change this watch itself.
+    ///
+    /// - Complexity: O(*n*) for *n* receivers that wait.
+    @inlinable
+    @discardableResult
+    public final func update<Result, Failure: Error>(_ body: (inout Value) throws(Failure) -> Result) throws(Failure) -> Result {
+        while true {
+            var (value, version) = core.latest
+            let result = try body(&value)
+            if core.replace(version, with: value) { return result }
+        }
+    }
+
+    /// The value as it is now.
+    @inlinable
+    public final var value: Value { core.latest.value }
+}
+
+/// What the receiving ends of watches have in common.
+public class WatchReceivingEnd<Value> {
+    @usableFromInline final let core: WatchCore<Value>
+    /// The version that it has seen last.
+    @exclusivity(unchecked) @usableFromInline final var seen: UInt64
+
+    @inlinable
+    init(_ core: WatchCore<Value>, seen: UInt64) {
+        self.core = core
+        self.seen = seen
+    }
+
+    /// The latest value, which counts as seen.
+    @inlinable
+    public final var value: Value {
+        let (value, version) = core.latest
+        seen = version
+        return value
+    }
+
+    /// True when there is a value that this receiver has not seen.
+    @inlinable
+    public final var hasChanged: Bool { core.isNewer(than: seen) }
+
+    /// The latest value if this receiver has not seen it yet; otherwise waits for a change. Nil when the sender has gone and its last value has been seen.
+    ///
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no change is lost.
+    /// - Note: parks
+    @inlinable
+    public final func changed() throws -> Value? {
+        guard let (value, version) = try core.changed(since: seen) else { return nil }
+        seen = version
+        return value
+    }
+}
+
+/// The changes, until the sender has gone; of several since the last one only the latest. The loop ends, too, when the fiber is cancelled; where that matters,
+/// `try Fiber.checkCancellation()` behind it tells, or call ``changed()``, which throws.
+extension WatchReceivingEnd: Sequence, IteratorProtocol {
+    /// Itself.
+    @inlinable
+    public final func makeIterator() -> WatchReceivingEnd<Value> { self }
+
+    @inlinable
+    public final func next() -> Value? { (try? changed()) ?? nil }
+}
+
+/// The sending end of a watch between workers and threads. Share it with all that change the value: when the last reference has gone, the watch ends.
+public final class WatchSender<Value: Sendable>: WatchSendingEnd<Value>, @unchecked Sendable {
+    /// Another receiver, which has seen the value as it is now.
+    public func subscribe() -> sending WatchReceiver<Value> { WatchReceiver(core, seen: core.latest.version) }
+}
+
+/// The sending end of a watch that stays on its worker. When the last reference has gone, the watch ends.
+public final class LocalWatchSender<Value>: WatchSendingEnd<Value> {
+    /// Another receiver, which has seen the value as it is now.
+    public func subscribe() -> LocalWatchReceiver<Value> { LocalWatchReceiver(core, seen: core.latest.version) }
+}
+
+/// The receiving end of a watch between workers and threads. It has one owner: it may be given away, to another fiber of any worker or to a thread, and then it is gone here. Make each who
+/// wants to know its own with ``share()``.
+public final class WatchReceiver<Value: Sendable>: WatchReceivingEnd<Value> {
+    /// Another receiver, which has seen what this one has.
+    public func share() -> sending WatchReceiver<Value> { WatchReceiver(core, seen: seen) }
+}
+
+/// The receiving end of a watch that stays on its worker.
+public final class LocalWatchReceiver<Value>: WatchReceivingEnd<Value> {
+    /// Another receiver, which has seen what this one has.
+    public func share() -> LocalWatchReceiver<Value> { LocalWatchReceiver(core, seen: seen) }
+}
+
+/// Makes a watch: a value that some change and others, fibers of all workers and plain threads, want to know as it is now, such as a configuration or a state.
+///
+/// ```swift
+/// let (settings, changes) = makeWatch(Settings())
+/// try Fiber.spawn { for settings in changes { apply(settings) } }      // ends when the sender has gone
+/// settings.update { $0.limit = 100 }
+/// ```
+///
+/// A receiver that is slow misses what was replaced in between, and always gets the latest. A fiber that has to wait parks, a plain thread blocks.
+///
+/// - Parameters:
+///   - initial: the value to begin with, which counts as seen.
+@inlinable
+public func makeWatch<Value: Sendable>(_ initial: Value) -> sending (WatchSender<Value>, WatchReceiver<Value>) {
+    let core = WatchCore(initial, isShared: true)
+    return (WatchSender(core), WatchReceiver(core, seen: 0))
+}
+
+/// Makes a watch between fibers of the calling worker: without locks, and for values of any kind.
+///
+/// ```swift
+/// let (level, changes) = makeLocalWatch(0)
+/// try Fiber.spawnLocal { while let level = try changes.changed() { draw(level) } }
+/// level.send(3)
+/// ```
+///
+/// - Parameters:
+///   - initial: the value to begin with, which counts as seen.
+@inlinable
+public func makeLocalWatch<Value>(_ initial: Value) -> (LocalWatchSender<Value>, LocalWatchReceiver<Value>) {
+    let core = WatchCore(initial, isShared: false)
+    return (LocalWatchSender(core), LocalWatchReceiver(core, seen: 0))
+}
+
+// What it does. The class without the type of the value knows versions and who waits, the generic one has the value.
+
+@usableFromInline
+class WatchBase: WaitPoint {
+    @exclusivity(unchecked) private final var version: UInt64 = 0
+    @exclusivity(unchecked) private final var isClosed = false
+
+    private final var receivers: Line { first }
+
+    /// What a receiver finds.
+    @usableFromInline
+    enum Step {
+        /// A value that it has not seen, of this version. Locked, until `finishReceive`.
+        case changed(UInt64)
+        /// There was none, and a wait for one is over.
+        case again
+        case ended
+    }
+
+    @usableFromInline
+    override init(isShared: Bool) { super.init(isShared: isShared) }
+
+    /// Takes the lock to look at the value. Held until `endLooking`.
+    @usableFromInline
+    final func beginLooking() -> UInt64 {
+        lock()
+        return version
+    }
+
+    @usableFromInline
+    final func endLooking() { unlock() }
+
+    @usableFromInline
+    final func isNewer(than seen: UInt64) -> Bool { withLock { version != seen } }
+
+    /// Begins a change; false when there is another version than the expected one. With the lock held until `finishChange`, unless false.
+    @usableFromInline
+    final func beginChange(of expected: UInt64?) -> Bool {
+        lock()
+        if let expected, expected != version {
+            unlock()
+            return false
+        }
+        version &+= 1
+        return true
+    }
+
+    @usableFromInline
+    final func finishChange() {
+        var claimed = WaitList()
+        claimAll(of: receivers, into: &claimed)
+        unlock()
+        resumeAll(&claimed)
+    }
+
+    /// Begins to receive; throws when the caller is cancelled.
+    @usableFromInline
+    final func beginReceive() throws { try refuseCancelledCaller() }
+
+    /// Looks for a version that has not been seen, and waits if there is none.
+    @usableFromInline
+    final func advance(from seen: UInt64) throws -> Step {
+        lock()
+        if version != seen { return .changed(version) }
+        if isClosed {
+            unlock()
+            return .ended
+        }
+        try checkWait(wait(in: receivers, .receive))
+        return .again
+    }
+
+    @usableFromInline
+    final func finishReceive(hasWaited: Bool) {
+        unlock()
+        if !hasWaited { chargeCaller() }
+    }
+
+    /// The sender has gone.
+    @usableFromInline
+    final func close() {
+        lock()
+        isClosed = true
+        var claimed = WaitList()
+        claimAll(of: receivers, into: &claimed)
+        unlock()
+        resumeAll(&claimed, .closed)
+    }
+}
+
+@usableFromInline
+final class WatchCore<Value>: WatchBase, @unchecked Sendable {
+    @exclusivity(unchecked) @usableFromInline var value: Value
+
+    @inlinable
+    init(_ value: Value, isShared: Bool) {
+        self.value = value
+        super.init(isShared: isShared)
+    }
+
+    @inlinable
+    var latest: (value: Value, version: UInt64) {
+        let version = beginLooking()
+        let value = value
+        endLooking()
+        return (value, version)
+    }
+
+    @inlinable
+    func send(_ value: Value) { _ = replace(nil, with: value) }
+
+    /// Replaces the value if its version is the expected one, or whatever it is.
+    @inlinable
+    func replace(_ expected: UInt64?, with value: Value) -> Bool {
+        var value = value
+        guard beginChange(of: expected) else { return false }
+        swap(&self.value, &value)
+        finishChange()
+        // What was there before goes here, and not earlier.
+        withExtendedLifetime(value) {}
+        return true
+    }
+
+    @inlinable
+    func changed(since seen: UInt64) throws -> (value: Value, version: UInt64)? {
+        try beginReceive()
+        var hasWaited = false
+        while true {
+            switch try advance(from: seen) {
+            case .changed(let version):
+                let value = value
+                finishReceive(hasWaited: hasWaited)
+                return (value, version)
+            case .again: hasWaited = true
+            case .ended: return nil
+            }
+        }
+    }
+}
