@@ -123,7 +123,12 @@ extension Kind {
             do {
                 switch job.random(0...2) {
                 case 0 where isOpen.0:
-                    if let number = try withTimeout(limit, { try ends.first.receive() }) { note(number) } else { isOpen.0 = false }
+                    // Not without end: senders may all want to send to the other.
+                    if let number = try withTimeout(limit ?? .milliseconds(1), { try ends.first.receive() }) {
+                        note(number)
+                    } else {
+                        isOpen.0 = false
+                    }
                 case 1 where isOpen.1:
                     switch ends.second.tryReceive() {
                     case .message(let number): note(number)
