@@ -512,7 +512,7 @@ extension KernelTests {
                 let local = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
                     _ = try makeLocalChannel(of: Int.self, .rendezvous).1.receive()
                 }
-                expectMessage(local, "use makeChannel")
+                expectMessage(local, "use the one without Local")
             }
         #endif
     }

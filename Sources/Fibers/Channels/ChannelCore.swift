@@ -80,7 +80,7 @@ class ChannelBase: WaitPoint {
     /// Begins to send; throws when the caller is cancelled.
     @usableFromInline
     final func beginSend() throws -> Step {
-        try refuseIfCancelled()
+        try refuseCancelledCaller()
         let step = trySend()
         guard case .wait = step, watch(for: { count < limit }) else { return step }
         return trySend()
@@ -108,7 +108,7 @@ class ChannelBase: WaitPoint {
     /// Begins to receive; throws when the caller is cancelled. A message in the queue is not counted any more.
     @usableFromInline
     final func beginReceive() throws -> Step {
-        try refuseIfCancelled()
+        try refuseCancelledCaller()
         let step = tryReceive()
         guard case .wait = step, watch(for: { count > 0 }) else { return step }
         return tryReceive()
@@ -177,7 +177,7 @@ class ChannelBase: WaitPoint {
     final func finish(_ met: PlacePointer? = nil) {
         unlock()
         if let met { resume(met) }
-        if let worker = Worker.current { worker.chargeOperation() }
+        chargeCaller()
     }
 
     @usableFromInline
@@ -190,15 +190,9 @@ class ChannelBase: WaitPoint {
         count = 0
     }
 
-    private final func refuseIfCancelled() throws {
-        if let worker = Worker.current { return try worker.refuseIfCancelled() }
-        require(isShared, "a local channel was used outside its worker: use makeChannel for one that threads may use")
-    }
-
     private final func check(_ outcome: Outcome) throws -> Bool {
-        if outcome == .ready { return true }
-        if let worker = Worker.current { try worker.check(outcome) }
-        return false
+        try checkWait(outcome)
+        return outcome == .ready
     }
 
     /// No message can be sent from here on. Those that wait to send have theirs back, those that wait to receive see the end.
