@@ -13,9 +13,11 @@ final class OnceCore: SyncCore, @unchecked Sendable {
     private let made = Atomic<Bool>(false)
     @exclusivity(unchecked) private var maker: Holder = 0
 
+    @usableFromInline
     override init(isShared: Bool) { super.init(isShared: isShared) }
 
     /// True when the value is there, and whoever sees that sees the value.
+    @usableFromInline
     var isMade: Bool { made.load(ordering: .acquiring) }
 
     /// Waits for the value. False when the caller is to make it, and must then call `end`.
@@ -59,26 +61,27 @@ final class OnceCore: SyncCore, @unchecked Sendable {
     }
 }
 
-/// The value, and what makes it, for the one who makes it or all once it is made.
-private struct OnceState<Value> {
-    var value: Value?
-    var make: (() throws -> Value)?
+/// The value, and what makes it, for the one who makes it or all once it is made. In a place of its own, so that no access is open while the initialiser waits.
+@usableFromInline
+struct OnceState<Value> {
+    @usableFromInline var value: Value?
+    @usableFromInline var make: (() throws -> Value)?
 
-    /// Runs in a place that stays where it is, without an access that would be open while the initialiser waits.
-    static func value(_ state: UnsafeMutablePointer<OnceState>, _ core: OnceCore) throws -> Value {
-        if !core.isMade, try !core.begin() {
-            let value: Value
-            do { value = try state.pointee.make.unsafelyUnwrapped() } catch {
-                core.end(isMade: false)
-                throw error
-            }
-            state.pointee.value = value
-            // What it has captured goes with it, when others can have the value already.
-            let make = state.pointee.make.take()
-            core.end(isMade: true)
-            withExtendedLifetime(make) {}
+    @usableFromInline
+    init(make: @escaping () throws -> Value) { self.make = make }
+
+    /// Waits for the value, or makes it.
+    @usableFromInline
+    static func ask(_ state: UnsafeMutablePointer<OnceState>, _ core: OnceCore) throws {
+        if try core.begin() { return }
+        do { state.pointee.value = try state.pointee.make.unsafelyUnwrapped() } catch {
+            core.end(isMade: false)
+            throw error
         }
-        return state.pointee.value.unsafelyUnwrapped
+        // What it has captured is let go of when others can have the value already.
+        let make = state.pointee.make.take()
+        core.end(isMade: true)
+        withExtendedLifetime(make) {}
     }
 }
 
@@ -92,8 +95,8 @@ private struct OnceState<Value> {
 /// Whoever asks first makes it, and may wait for things meanwhile; others who ask wait until it is there. If the initialiser throws, or its fiber is cancelled, whoever asked has that error, and
 /// the next one tries again. A fiber that asks from inside the initialiser stops the program.
 public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
-    private let core = OnceCore(isShared: true)
-    private let state = UnsafeMutablePointer<OnceState<Value>>.allocate(capacity: 1)
+    @usableFromInline let core = OnceCore(isShared: true)
+    @usableFromInline let state = UnsafeMutablePointer<OnceState<Value>>.allocate(capacity: 1)
 
     /// - Parameter make: runs once on success, in the fiber or thread that asks.
     public init(_ make: @escaping @Sendable () throws -> Value) { state.initialize(to: OnceState(make: make)) }
@@ -107,9 +110,16 @@ public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
     ///
     /// - Throws: what the initialiser throws that this call runs; `CancellationError` or ``TimeoutError`` when the fiber is cancelled while it waits. Once it is made, nothing.
     /// - Note: parks
-    public var value: Value { get throws { try OnceState.value(state, core) } }
+    @inlinable
+    public var value: Value {
+        get throws {
+            if !core.isMade { try OnceState.ask(state, core) }
+            return state.pointee.value.unsafelyUnwrapped
+        }
+    }
 
     /// The value if it was made already. Never waits.
+    @inlinable
     public var valueIfMade: Value? { core.isMade ? state.pointee.value : nil }
 
     /// Nobody waits, for tests.
@@ -118,8 +128,8 @@ public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
 
 /// A value that is made when it is first asked for, for fibers of one worker. As ``FiberOnce``, without locks and atomic operations, and for values of any kind.
 public final class LocalOnce<Value> {
-    private let core = OnceCore(isShared: false)
-    private let state = UnsafeMutablePointer<OnceState<Value>>.allocate(capacity: 1)
+    @usableFromInline let core = OnceCore(isShared: false)
+    @usableFromInline let state = UnsafeMutablePointer<OnceState<Value>>.allocate(capacity: 1)
 
     /// - Parameter make: runs once on success, in the fiber that asks.
     public init(_ make: @escaping () throws -> Value) { state.initialize(to: OnceState(make: make)) }
@@ -133,9 +143,16 @@ public final class LocalOnce<Value> {
     ///
     /// - Throws: what the initialiser throws that this call runs; `CancellationError` or ``TimeoutError`` when the fiber is cancelled while it waits. Once it is made, nothing.
     /// - Note: parks
-    public var value: Value { get throws { try OnceState.value(state, core) } }
+    @inlinable
+    public var value: Value {
+        get throws {
+            if !core.isMade { try OnceState.ask(state, core) }
+            return state.pointee.value.unsafelyUnwrapped
+        }
+    }
 
     /// The value if it was made already. Never waits.
+    @inlinable
     public var valueIfMade: Value? { core.isMade ? state.pointee.value : nil }
 
     /// Nobody waits, for tests.

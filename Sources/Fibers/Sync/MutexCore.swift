@@ -25,7 +25,7 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     /// Takes the mutex; waits for it.
     @usableFromInline
     func acquire() throws {
-        if spendsOperation() && take(UInt(bitPattern: cfiber_current())) { return }
+        if spendsCall() && take(UInt(bitPattern: cfiber_current())) { return }
         try acquireSlowly()
     }
 

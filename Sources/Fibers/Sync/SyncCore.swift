@@ -33,20 +33,21 @@ class SyncCore: WaitPoint, @unchecked Sendable {
     /// those others find nothing taken by a fiber that only waits for its next turn.
     @inline(__always)
     final func beginCall() throws {
-        if _slowPath(!spendsOperation()) { try beginCallSlowly() }
+        if _slowPath(!spendsCall()) { try beginCallSlowly() }
     }
 
-    /// Takes one from the operations that the running fiber may do before it must let others run; false when it has to look about itself first, or is a thread.
+    /// Takes one from the calls that the running fiber may make before it must look about itself; false when it must now, or is a thread.
     @inline(__always)
-    final func spendsOperation() -> Bool {
-        guard let worker = Worker.current, worker.running.pointee.attention == 0 && worker.pointee.ioBudget > 1 else { return false }
-        worker.pointee.ioBudget &-= 1
+    final func spendsCall() -> Bool {
+        guard let worker = Worker.current, worker.running.pointee.attention == 0 && worker.pointee.callBudget > 1 else { return false }
+        worker.pointee.callBudget &-= 1
         return true
     }
 
     @inline(never)
-    final func beginCallSlowly() throws {
+    private final func beginCallSlowly() throws {
         guard let worker = Worker.current else { return requireWorker() }
+        worker.pointee.callBudget = Worker.callBudgetLength
         worker.chargeOperation()
         try worker.refuseIfCancelled()
     }
