@@ -78,7 +78,7 @@ public final class Barrier: Sendable {
     public var waitingCount: Int { core.waiting }
 
     /// Nobody waits, for tests.
-    package var isLineEmpty: Bool { core.isLineEmpty }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 /// Where a number of fibers of one worker meet. As ``Barrier``, without locks and atomic operations.
@@ -102,7 +102,7 @@ public final class LocalBarrier {
     public var waitingCount: Int { core.waiting }
 
     /// Nobody waits, for tests.
-    package var isLineEmpty: Bool { core.isLineEmpty }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 @available(*, unavailable, message: "it stays on its worker: Barrier is for all")

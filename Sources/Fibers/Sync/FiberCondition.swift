@@ -69,6 +69,9 @@ public final class FiberCondition: Sendable {
     ///
     /// - Complexity: O(*n*) in the number of those that wait.
     public func broadcast() { core.broadcast() }
+
+    /// Nobody waits, for tests.
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 /// Lets fibers of one worker wait until something becomes true of what a ``LocalMutex`` protects. As ``FiberCondition``, without locks and atomic operations.
@@ -98,6 +101,9 @@ public final class LocalCondition {
     ///
     /// - Complexity: O(*n*) in the number of those that wait.
     public func broadcast() { core.broadcast() }
+
+    /// Nobody waits, for tests.
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 @available(*, unavailable, message: "it stays on its worker: FiberCondition is for all")

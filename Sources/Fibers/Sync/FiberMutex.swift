@@ -29,6 +29,9 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
         core.release()
     }
 
+    /// Nobody waits, for tests.
+    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+
     /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
     ///
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run. Plain threads are not cancelled.
@@ -118,6 +121,9 @@ public struct LocalMutex<Value: ~Copyable>: ~Copyable {
         value.deallocate()
         core.release()
     }
+
+    /// Nobody waits, for tests.
+    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
 
     /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
     ///

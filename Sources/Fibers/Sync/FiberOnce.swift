@@ -123,7 +123,7 @@ public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
     public var valueIfMade: Value? { core.isMade ? state.pointee.value : nil }
 
     /// Nobody waits, for tests.
-    package var isLineEmpty: Bool { core.isLineEmpty }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 /// A value that is made when it is first asked for, for fibers of one worker. As ``FiberOnce``, without locks and atomic operations, and for values of any kind.
@@ -156,7 +156,7 @@ public final class LocalOnce<Value> {
     public var valueIfMade: Value? { core.isMade ? state.pointee.value : nil }
 
     /// Nobody waits, for tests.
-    package var isLineEmpty: Bool { core.isLineEmpty }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 @available(*, unavailable, message: "it stays on its worker: FiberOnce is for all")

@@ -82,6 +82,9 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
         core.release()
     }
 
+    /// Nobody waits, for tests.
+    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+
     /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
     ///
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
@@ -155,6 +158,9 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
         value.deallocate()
         core.release()
     }
+
+    /// Nobody waits, for tests.
+    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
 
     /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
     ///

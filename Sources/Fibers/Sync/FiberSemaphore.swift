@@ -105,7 +105,7 @@ public final class FiberSemaphore: Sendable {
     public var availablePermits: Int { core.permits }
 
     /// Nobody waits, for tests.
-    package var isLineEmpty: Bool { core.isLineEmpty }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 /// A number of permits for fibers of one worker. As ``FiberSemaphore``, without locks and atomic operations.
@@ -147,7 +147,7 @@ public final class LocalSemaphore {
     public var availablePermits: Int { core.permits }
 
     /// Nobody waits, for tests.
-    package var isLineEmpty: Bool { core.isLineEmpty }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 @available(*, unavailable, message: "it stays on its worker: FiberSemaphore is for all")

@@ -64,7 +64,7 @@ public final class WaitGroup: Sendable {
     public var count: Int { core.count }
 
     /// Nobody waits, for tests.
-    package var isLineEmpty: Bool { core.isLineEmpty }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 /// Waits until so many things are done by fibers of one worker. As ``WaitGroup``, without locks and atomic operations.
@@ -91,7 +91,7 @@ public final class LocalWaitGroup {
     public var count: Int { core.count }
 
     /// Nobody waits, for tests.
-    package var isLineEmpty: Bool { core.isLineEmpty }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
 @available(*, unavailable, message: "it stays on its worker: WaitGroup is for all")
