@@ -229,7 +229,8 @@ extension KernelTests {
                 for _ in 0..<5 {
                     try Fiber.spawnLocal {
                         try lock.lock()
-                        while true { _ = try signalled.wait() }
+                        defer { lock.unlock() }
+                        while true { try signalled.wait() }
                     }
                 }
                 func turn(_ times: Int) {

@@ -144,7 +144,8 @@ extension KernelTests {
             try crowd.run(seed: 3) { _, random in
                 for _ in 0..<rounds {
                     let amount = Int(random.next() % 5) + 1
-                    if random.next() % 4 == 0 ? semaphore.tryAcquire(amount) : tryUnderADeadline(&random, { try semaphore.acquire(amount) }) {
+                    if random.next() % 4 == 0 ? semaphore.tryAcquire(amount) : tryUnderADeadline(&random, { try semaphore.acquire(amount) })
+                    {
                         used.add(amount)
                         if used.value > 5 { tooMany.add() }
                         dawdle(&random)
@@ -192,6 +193,32 @@ extension KernelTests {
                 if taken.value + semaphore.availablePermits != released.value || !semaphore.hasNoWaiters() { wrong += 1 }
             }
             #expect(wrong == 0)
+        }
+
+        /// A fiber that is left behind by its runtime stands first in line; the thread behind it needs less.
+        @Test func waiterThatIsLeftBehind_letsThoseBehindItGoOn() throws {
+            let semaphore = FiberSemaphore(1)
+            let (begun, ended) = (Counter(), Counter())
+            var thread: Thread?
+            try leavingFibersBehind {
+                try FiberRuntime.run(.init(onWarning: { _ in })) {
+                    for _ in 0..<2 { try Fiber.spawnLocal { try withCancellationShield { try semaphore.acquire(5) } } }
+                    settle()
+                    thread = Thread {
+                        begun.add()
+                        try? semaphore.acquire()
+                        ended.add()
+                    }
+                    // It is in line soon after that.
+                    while begun.value == 0 { Fiber.yield() }
+                    for _ in 0..<1_000 { Fiber.yield() }
+                    FiberRuntime.shutDown(within: .milliseconds(1))
+                }
+            }
+            thread?.join()
+            let isClean = semaphore.hasNoWaiters() && semaphore.availablePermits == 0
+            #expect(ended.value == 1)
+            #expect(isClean)
         }
 
         @Test(.enabled(if: cfaults_available() != 0, "sanitizers interpose malloc themselves"), arguments: [false, true])

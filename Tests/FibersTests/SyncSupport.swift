@@ -105,7 +105,9 @@ struct Crowd: Sendable, CustomTestStringConvertible {
     var threads: Int
     var testDescription: String { "\(workers) workers and \(threads) threads" }
 
-    static var all: [Crowd] { [.init(workers: 1, threads: 0), .init(workers: 2, threads: 0), .init(workers: 4, threads: 2), .init(workers: 1, threads: 3)] }
+    static var all: [Crowd] {
+        [.init(workers: 1, threads: 0), .init(workers: 2, threads: 0), .init(workers: 4, threads: 2), .init(workers: 1, threads: 3)]
+    }
     static let fibersPerWorker = 3
     var members: Int { workers * Self.fibersPerWorker + threads }
 

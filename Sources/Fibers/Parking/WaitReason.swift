@@ -1,7 +1,8 @@
 /// Why a fiber waits: what kind of thing, and which one. Stored at each park, so that a dump can say it.
 package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package enum Kind: UInt8, BitwiseCopyable, Sendable {
-        case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, event, send, receive, select, lock, semaphore, condition, once, waitGroup, barrier,
+        case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, event, send, receive, select, lock,
+            semaphore, condition, once, waitGroup, barrier,
             other
     }
 

@@ -14,7 +14,8 @@ final class ConditionCore: SyncCore, @unchecked Sendable {
     func wait(givingUp mutex: MutexCore) throws {
         require(
             mutex.isHeldByCaller,
-            "wait on a condition was called without its mutex: lock() it before, else a signal between the look at what is waited for and the wait is missed")
+            "wait on a condition was called without its mutex: lock() it before, else a signal between the look at what is waited for and the wait is missed"
+        )
         try beginCall()
         lock()
         mutex.release()

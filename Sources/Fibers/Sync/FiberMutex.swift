@@ -67,12 +67,12 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
     /// - Note: parks
     @inlinable
     public borrowing func withLock<Result: ~Copyable>(
-        waitingOn condition: FiberCondition, until predicate: (borrowing Value) throws -> Bool,
+        waitingOn condition: FiberCondition, until predicate: (inout sending Value) throws -> Bool,
         _ body: (inout sending Value) throws -> sending Result
     ) throws -> sending Result {
         try core._withUnsafeGuaranteedRef { try $0.acquire() }
         defer { core._withUnsafeGuaranteedRef { $0.release() } }
-        while try !predicate(value.pointee) { try core._withUnsafeGuaranteedRef { try condition.core.wait(givingUp: $0) } }
+        while try !predicate(&value.pointee) { try core._withUnsafeGuaranteedRef { try condition.core.wait(givingUp: $0) } }
         return try body(&value.pointee)
     }
 }

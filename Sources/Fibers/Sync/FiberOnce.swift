@@ -36,7 +36,8 @@ final class OnceCore: SyncCore, @unchecked Sendable {
         }
         if maker == me {
             misuse(
-                "\(Self.describe(me)) asks for a once-value while it makes it, and would wait for itself for ever: make it without asking for it")
+                "\(Self.describe(me)) asks for a once-value while it makes it, and would wait for itself for ever: make it without asking for it"
+            )
         }
         let outcome = wait(in: first, slot: UnsafeMutableRawPointer(bitPattern: me), .once)
         if outcome == .closed { return true }

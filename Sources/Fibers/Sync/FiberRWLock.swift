@@ -49,7 +49,8 @@ final class RWLockCore: PermitCore, @unchecked Sendable {
         let me = Self.caller
         if _slowPath(writer.load(ordering: .relaxed) == me) {
             misuse(
-                "\(Self.describe(me)) \(what) what it has locked to write already, and would wait for itself for ever: hand the value on to the code that needs it")
+                "\(Self.describe(me)) \(what) what it has locked to write already, and would wait for itself for ever: hand the value on to the code that needs it"
+            )
         }
     }
 }

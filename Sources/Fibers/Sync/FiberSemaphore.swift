@@ -95,6 +95,7 @@ public final class FiberSemaphore: Sendable {
     ///
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
     /// - Note: parks
+    @inlinable
     public func withPermits<Result: ~Copyable>(_ count: Int = 1, _ body: () throws -> Result) throws -> Result {
         try acquire(count)
         defer { release(count) }
@@ -137,6 +138,7 @@ public final class LocalSemaphore {
     ///
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
     /// - Note: parks
+    @inlinable
     public func withPermits<Result: ~Copyable>(_ count: Int = 1, _ body: () throws -> Result) throws -> Result {
         try acquire(count)
         defer { release(count) }

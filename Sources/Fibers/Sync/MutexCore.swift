@@ -79,11 +79,14 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     private func acquireSlowly() throws {
         try beginCall()
         if isShared { watch() }
+        if take(Self.caller) { return }
         try check(waitForTurn())
     }
 
-    /// Waits for a moment, where somebody else has the mutex and nobody waits in line: sections are short, and to park takes longer.
+    /// Waits for a moment, where somebody else has the mutex and nobody waits in line: sections are short, and to park takes longer. Not where that may be a fiber that waits for this
+    /// very thread: with one worker, or more than CPUs.
     private func watch() {
+        if let worker = Worker.current, !worker.pointee.runtime.workers.mayWatch { return }
         for _ in 0..<Self.looks {
             let state = state.load(ordering: .relaxed)
             if state == 0 || state & Self.contended != 0 || state == Self.caller { return }
@@ -148,8 +151,11 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     private func stopUnlockedByAnother(_ me: Holder) -> Never {
         let holder = markContended()
         let who = Self.describe(me)
-        if holder == 0 { misuse("\(who) unlocks a mutex that nobody holds: unlock() belongs to a lock() before it, withLock { … } does both") }
+        if holder == 0 {
+            misuse("\(who) unlocks a mutex that nobody holds: unlock() belongs to a lock() before it, withLock { … } does both")
+        }
         misuse(
-            "\(who) unlocks a mutex that \(Self.describe(holder)) holds: only the holder unlocks it; to signal somebody else use a FiberEvent, a semaphore or a condition")
+            "\(who) unlocks a mutex that \(Self.describe(holder)) holds: only the holder unlocks it; to signal somebody else use a FiberEvent, a semaphore or a condition"
+        )
     }
 }

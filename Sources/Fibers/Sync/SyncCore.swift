@@ -55,7 +55,9 @@ class SyncCore: WaitPoint, @unchecked Sendable {
     /// For calls that never wait.
     @inline(__always)
     final func requireWorker() {
-        require(isShared || Worker.current != nil, "a Local… thing was used on a thread without fibers: use the one without Local, which is for all threads")
+        require(
+            isShared || Worker.current != nil,
+            "a Local… thing was used on a thread without fibers: use the one without Local, which is for all threads")
     }
 
     /// Throws what a wait that did not end well says.
