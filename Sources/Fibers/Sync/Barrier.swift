@@ -61,6 +61,8 @@ final class BarrierCore: SyncCore, @unchecked Sendable {
 public final class Barrier: Sendable {
     private let core: BarrierCore
 
+    /// A barrier at which nobody waits.
+    ///
     /// - Parameter parties: how many have to come, at least 1.
     public init(parties: Int) { core = BarrierCore(parties, isShared: true) }
 
@@ -85,6 +87,8 @@ public final class Barrier: Sendable {
 public final class LocalBarrier {
     private let core: BarrierCore
 
+    /// A barrier at which nobody waits.
+    ///
     /// - Parameter parties: how many have to come, at least 1.
     public init(parties: Int) { core = BarrierCore(parties, isShared: false) }
 

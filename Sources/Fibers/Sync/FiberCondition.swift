@@ -46,6 +46,7 @@ final class ConditionCore: SyncCore, @unchecked Sendable {
 public final class FiberCondition: Sendable {
     @usableFromInline let core = ConditionCore(isShared: true)
 
+    /// A condition that nobody waits for.
     public init() {}
 
     /// Gives up the mutex, which the caller must have taken, and waits for a signal; it has the mutex again when this returns, also when it throws. What was waited for may have come and gone
@@ -79,6 +80,7 @@ public final class FiberCondition: Sendable {
 public final class LocalCondition {
     @usableFromInline let core = ConditionCore(isShared: false)
 
+    /// A condition that nobody waits for.
     public init() {}
 
     /// Gives up the mutex, which the caller must have taken, and waits for a signal; it has the mutex again when this returns, also when it throws.

@@ -99,6 +99,8 @@ public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
     @usableFromInline let core = OnceCore(isShared: true)
     @usableFromInline let state = UnsafeMutablePointer<OnceState<Value>>.allocate(capacity: 1)
 
+    /// A value that is not made yet.
+    ///
     /// - Parameter make: runs once on success, in the fiber or thread that asks.
     public init(_ make: @escaping @Sendable () throws -> Value) { state.initialize(to: OnceState(make: make)) }
 
@@ -132,6 +134,8 @@ public final class LocalOnce<Value> {
     @usableFromInline let core = OnceCore(isShared: false)
     @usableFromInline let state = UnsafeMutablePointer<OnceState<Value>>.allocate(capacity: 1)
 
+    /// A value that is not made yet.
+    ///
     /// - Parameter make: runs once on success, in the fiber that asks.
     public init(_ make: @escaping () throws -> Value) { state.initialize(to: OnceState(make: make)) }
 

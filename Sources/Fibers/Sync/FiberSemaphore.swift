@@ -70,6 +70,8 @@ class PermitCore: SyncCore, @unchecked Sendable {
 public final class FiberSemaphore: Sendable {
     private let core: PermitCore
 
+    /// A semaphore with so many permits.
+    ///
     /// - Parameter permits: how many there are at first, 0 or more.
     public init(_ permits: Int) {
         require(permits >= 0, "a semaphore begins with 0 permits or more, not \(permits)")
@@ -113,6 +115,8 @@ public final class FiberSemaphore: Sendable {
 public final class LocalSemaphore {
     private let core: PermitCore
 
+    /// A semaphore with so many permits.
+    ///
     /// - Parameter permits: how many there are at first, 0 or more.
     public init(_ permits: Int) {
         require(permits >= 0, "a semaphore begins with 0 permits or more, not \(permits)")

@@ -3,12 +3,11 @@
 import CFiber
 import Glibc
 
-/// Who holds a lock: a fiber, by the address of its context, or a plain thread. Two bits are left for its owner and for whoever stores it.
+/// Who holds a lock: a fiber, by the address of its context, or a plain thread, by its id. Bit 1 says which, bit 0 is for whoever stores it.
 typealias Holder = UInt
 
 @usableFromInline
 class SyncCore: WaitPoint, @unchecked Sendable {
-    /// What the bits of a holder say: bit 0 is for whoever stores it.
     private static var threadBit: Holder { 2 }
     private static var addressBits: Holder { ~3 }
 

@@ -44,6 +44,7 @@ final class WaitGroupCore: SyncCore, @unchecked Sendable {
 public final class WaitGroup: Sendable {
     private let core = WaitGroupCore(isShared: true)
 
+    /// A group of nothing.
     public init() {}
 
     /// Counts what is about to begin: before it does, so that a wait cannot be over too early. Never waits; any thread. A count below zero stops the program.
@@ -71,6 +72,7 @@ public final class WaitGroup: Sendable {
 public final class LocalWaitGroup {
     private let core = WaitGroupCore(isShared: false)
 
+    /// A group of nothing.
     public init() {}
 
     /// Counts what is about to begin: before it does, so that a wait cannot be over too early. Never waits. A count below zero stops the program.
