@@ -197,7 +197,8 @@ extension KernelTests {
 
         /// A fiber that is left behind by its runtime stands first in line; the thread behind it needs less.
         @Test func waiterThatIsLeftBehind_letsThoseBehindItGoOn() throws {
-            let semaphore = FiberSemaphore(1)
+            // The fibers that are left behind own it, too.
+            let semaphore = leavingFibersBehind { FiberSemaphore(1) }
             let (begun, ended) = (Counter(), Counter())
             var thread: Thread?
             try leavingFibersBehind {
