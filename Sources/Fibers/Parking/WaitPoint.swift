@@ -245,10 +245,18 @@ class WaitPoint {
 
     /// Takes a place out of its line, if it is still there.
     fileprivate final func leave(_ place: PlacePointer) {
+        var claimed = WaitList()
         lock()
-        if place.isInLine { place.pointee.line.pointee.remove(place.node) }
+        if place.isInLine {
+            place.pointee.line.pointee.remove(place.node)
+            hasLeft(place, &claimed)
+        }
         unlock()
+        resumeAll(&claimed)
     }
+
+    /// A waiter has left its line, whom nobody has served: claims those who may go on because of that. With the lock held.
+    func hasLeft(_ place: PlacePointer, _ claimed: inout WaitList) {}
 
     /// Ends the wait of a place, which has been taken out of its line; false when something else has. With the lock held.
     @inline(__always)
@@ -267,6 +275,23 @@ class WaitPoint {
         }
         return nil
     }
+
+    /// As `claimFirst(of:)`, but nil, too, when the amount that the first in line wants is not admitted. That one may have ended its wait already and not yet left: then
+    /// `hasLeft` is the next chance of those behind it. With the lock held.
+    @inline(__always)
+    final func claimFirst(of line: Line, ifAdmitted isAdmitted: (_ amount: Int) -> Bool) -> PlacePointer? {
+        while let node = line.pointee.first {
+            let place = PlacePointer(node)
+            guard isAdmitted(place.pointee.amount) else { return nil }
+            line.pointee.remove(node)
+            if claim(place) { return place }
+        }
+        return nil
+    }
+
+    /// Takes the first out of a line, whether its wait has ended or not. With the lock held.
+    @inline(__always)
+    final func popFirst(of line: Line) -> PlacePointer? { line.pointee.popFirst().map { PlacePointer($0) } }
 
     /// Claims all in a line, and puts them into a list of the caller's. With the lock held.
     final func claimAll(of line: Line, into claimed: inout WaitList) {

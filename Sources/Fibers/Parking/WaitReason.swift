@@ -1,7 +1,9 @@
 /// Why a fiber waits: what kind of thing, and which one. Stored at each park, so that a dump can say it.
 package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package enum Kind: UInt8, BitwiseCopyable, Sendable {
-        case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, event, send, receive, select, lock, other
+        case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, event, send, receive, select, lock,
+            semaphore, condition, once, waitGroup, barrier,
+            other
     }
 
     package var kind: Kind
@@ -23,6 +25,11 @@ package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package static var receive: WaitReason { WaitReason(.receive) }
     package static var select: WaitReason { WaitReason(.select) }
     package static var lock: WaitReason { WaitReason(.lock) }
+    package static var semaphore: WaitReason { WaitReason(.semaphore) }
+    package static var condition: WaitReason { WaitReason(.condition) }
+    package static var once: WaitReason { WaitReason(.once) }
+    package static var waitGroup: WaitReason { WaitReason(.waitGroup) }
+    package static var barrier: WaitReason { WaitReason(.barrier) }
     package static var other: WaitReason { WaitReason(.other) }
     package static func join(_ id: UInt64) -> WaitReason { WaitReason(.join, Int32(truncatingIfNeeded: id)) }
 }
@@ -39,6 +46,11 @@ extension WaitReason: CustomStringConvertible {
         case .receive: "a message"
         case .select: "one of several things"
         case .lock: "a lock"
+        case .semaphore: "permits of a semaphore"
+        case .condition: "a condition"
+        case .once: "a value that somebody else is making"
+        case .waitGroup: "a wait group"
+        case .barrier: "the others at a barrier"
         case .join: "join fiber #\(subject)"
         case .read, .write, .accept, .connect, .readable, .writable: "\(kind) descriptor \(subject)"
         }

@@ -1,0 +1,189 @@
+// A value behind a lock, as users name it: for all workers and threads, and for one worker. The value lies in memory of its own, so that no access to a variable stays open while a fiber
+// that holds the lock parks.
+
+/// A value that one fiber or thread at a time may use, of any worker; also outside a runtime. Unlike the toolchain's `Mutex` it may be held while its fiber waits for something.
+///
+/// ```swift
+/// let log = FiberMutex<[String]>([])
+/// try log.withLock { $0.append("begun") }
+/// ```
+///
+/// Who finds it taken waits in line, a fiber parks, a plain thread blocks; whoever gives it back hands it to the first in line. A fiber that takes it twice, or gives back what another
+/// has taken, stops the program.
+public struct FiberMutex<Value: ~Copyable>: ~Copyable {
+    @usableFromInline let core: Unmanaged<MutexCore>
+    @usableFromInline let value: UnsafeMutablePointer<Value>
+
+    /// A mutex that nobody holds.
+    @inlinable
+    public init(_ value: consuming sending Value) {
+        core = .passRetained(MutexCore(isShared: true))
+        self.value = .allocate(capacity: 1)
+        self.value.initialize(to: value)
+    }
+
+    @inlinable
+    deinit {
+        value.deinitialize(count: 1)
+        value.deallocate()
+        core.release()
+    }
+
+    /// Nobody waits, for tests.
+    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+
+    /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
+    ///
+    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run. Plain threads are not cancelled.
+    /// - Note: parks
+    @inlinable
+    public borrowing func withLock<Result: ~Copyable, Failure: Error>(
+        _ body: (inout sending Value) throws(Failure) -> sending Result
+    ) throws -> sending Result {
+        try core._withUnsafeGuaranteedRef { try $0.acquire() }
+        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        return try body(&value.pointee)
+    }
+
+    /// Runs `body` with the value if nobody else has it now; nil otherwise. Never waits, also not in a cancelled fiber.
+    ///
+    /// - Throws: what `body` throws.
+    @inlinable
+    public borrowing func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
+        _ body: (inout sending Value) throws(Failure) -> sending Result
+    ) throws(Failure) -> sending Result? {
+        guard core._withUnsafeGuaranteedRef({ $0.tryAcquire() }) else { return nil }
+        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        return try body(&value.pointee)
+    }
+
+    /// Waits until `predicate` holds of the value, and then runs `body` with it. While it does not hold, the mutex is free, and the caller waits for signals of `condition`.
+    ///
+    /// ```swift
+    /// let job = try jobs.withLock(waitingOn: hasJobs, until: { !$0.isEmpty }) { $0.removeFirst() }
+    /// ```
+    ///
+    /// - Throws: what `predicate` and `body` throw; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Note: parks
+    @inlinable
+    public borrowing func withLock<Result: ~Copyable>(
+        waitingOn condition: FiberCondition, until predicate: (inout sending Value) throws -> Bool,
+        _ body: (inout sending Value) throws -> sending Result
+    ) throws -> sending Result {
+        try core._withUnsafeGuaranteedRef { try $0.acquire() }
+        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        while try !predicate(&value.pointee) { try core._withUnsafeGuaranteedRef { try condition.core.wait(givingUp: $0) } }
+        return try body(&value.pointee)
+    }
+}
+
+extension FiberMutex: @unchecked Sendable where Value: ~Copyable {}
+
+/// For what is protected and does not lie in the mutex. `withLock` gives it back for sure and is shorter.
+extension FiberMutex where Value == Void {
+    /// A mutex that nobody holds.
+    public init() { self.init(()) }
+
+    /// Takes the mutex; waits until nobody else has it.
+    ///
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
+    /// - Note: parks
+    @inlinable
+    public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.acquire() } }
+
+    /// Takes the mutex if nobody has it; true when it did.
+    @inlinable
+    public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryAcquire() } }
+
+    /// Gives the mutex to the first in line. For the fiber or thread that has taken it; any other stops the program.
+    @inlinable
+    public borrowing func unlock() { core._withUnsafeGuaranteedRef { $0.release() } }
+}
+
+/// A value that one fiber at a time may use, of the fibers of one worker: for code that waits while it has the value. Code that does not wait needs no lock among the fibers of a worker.
+///
+/// As ``FiberMutex``, without atomic operations.
+public struct LocalMutex<Value: ~Copyable>: ~Copyable {
+    @usableFromInline let core: Unmanaged<MutexCore>
+    @usableFromInline let value: UnsafeMutablePointer<Value>
+
+    /// A mutex that nobody holds.
+    @inlinable
+    public init(_ value: consuming Value) {
+        core = .passRetained(MutexCore(isShared: false))
+        self.value = .allocate(capacity: 1)
+        self.value.initialize(to: value)
+    }
+
+    @inlinable
+    deinit {
+        value.deinitialize(count: 1)
+        value.deallocate()
+        core.release()
+    }
+
+    /// Nobody waits, for tests.
+    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+
+    /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
+    ///
+    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Note: parks
+    @inlinable
+    public borrowing func withLock<Result: ~Copyable, Failure: Error>(_ body: (inout Value) throws(Failure) -> Result) throws -> Result {
+        try core._withUnsafeGuaranteedRef { try $0.acquire() }
+        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        return try body(&value.pointee)
+    }
+
+    /// Runs `body` with the value if nobody else has it now; nil otherwise. Never waits, also not in a cancelled fiber.
+    ///
+    /// - Throws: what `body` throws.
+    @inlinable
+    public borrowing func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
+        _ body: (inout Value) throws(Failure) -> Result
+    ) throws(Failure) -> Result? {
+        guard core._withUnsafeGuaranteedRef({ $0.tryAcquire() }) else { return nil }
+        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        return try body(&value.pointee)
+    }
+
+    /// Waits until `predicate` holds of the value, and then runs `body` with it. While it does not hold, the mutex is free, and the caller waits for signals of `condition`.
+    ///
+    /// - Throws: what `predicate` and `body` throw; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Note: parks
+    @inlinable
+    public borrowing func withLock<Result: ~Copyable>(
+        waitingOn condition: LocalCondition, until predicate: (borrowing Value) throws -> Bool,
+        _ body: (inout Value) throws -> Result
+    ) throws -> Result {
+        try core._withUnsafeGuaranteedRef { try $0.acquire() }
+        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        while try !predicate(value.pointee) { try core._withUnsafeGuaranteedRef { try condition.core.wait(givingUp: $0) } }
+        return try body(&value.pointee)
+    }
+}
+
+@available(*, unavailable, message: "it stays on its worker: FiberMutex is for all")
+extension LocalMutex: Sendable where Value: ~Copyable {}
+
+/// For what is protected and does not lie in the mutex. `withLock` gives it back for sure and is shorter.
+extension LocalMutex where Value == Void {
+    /// A mutex that nobody holds.
+    public init() { self.init(()) }
+
+    /// Takes the mutex; waits until nobody else has it.
+    ///
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
+    /// - Note: parks
+    @inlinable
+    public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.acquire() } }
+
+    /// Takes the mutex if nobody has it; true when it did.
+    @inlinable
+    public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryAcquire() } }
+
+    /// Gives the mutex to the first in line. For the fiber that has taken it; any other stops the program.
+    @inlinable
+    public borrowing func unlock() { core._withUnsafeGuaranteedRef { $0.release() } }
+}

@@ -1,0 +1,218 @@
+// A value that many read or one writes: a semaphore, of whose permits a reader takes one and a writer all. In the order in which they came, so neither starves, and readers that follow each
+// other go together.
+
+import Synchronization
+
+@usableFromInline
+final class RWLockCore: PermitCore, @unchecked Sendable {
+    /// Who writes, to tell him if he locks again. Changed by himself alone, so that whoever finds himself here is right.
+    private let writer = Atomic<Holder>(0)
+    private static var all: Int { .max }
+
+    @usableFromInline
+    init(isShared: Bool) { super.init(Self.all, isShared: isShared) }
+
+    @usableFromInline
+    func acquireToRead() throws {
+        stopIfWriting("reads")
+        try acquire(1, .lock)
+    }
+
+    @usableFromInline
+    func releaseReader() { release(1) }
+
+    @usableFromInline
+    func acquireToWrite() throws {
+        stopIfWriting("writes")
+        try acquire(Self.all, .lock)
+        writer.store(Self.caller, ordering: .relaxed)
+    }
+
+    @usableFromInline
+    func releaseWriter() {
+        writer.store(0, ordering: .relaxed)
+        release(Self.all)
+    }
+
+    @usableFromInline
+    func tryAcquireToRead() -> Bool { tryAcquire(1) }
+
+    @usableFromInline
+    func tryAcquireToWrite() -> Bool {
+        guard tryAcquire(Self.all) else { return false }
+        writer.store(Self.caller, ordering: .relaxed)
+        return true
+    }
+
+    @inline(__always)
+    private func stopIfWriting(_ what: String) {
+        let me = Self.caller
+        if _slowPath(writer.load(ordering: .relaxed) == me) {
+            misuse(
+                "\(Self.describe(me)) \(what) what it has locked to write already, and would wait for itself for ever: hand the value on to the code that needs it"
+            )
+        }
+    }
+}
+
+/// A value that many fibers and threads may read at the same time, or one may write, of all workers.
+///
+/// ```swift
+/// let routes = FiberRWLock<[String: Route]>([:])
+/// let route = try routes.withReadLock { $0[path] }
+/// ```
+///
+/// Who has to wait stands in one line, readers and writers in the order in which they came; readers that follow each other go together. So a reader that comes while a writer waits waits
+/// behind it, and a fiber that reads must not read again inside, nor write: if a writer came in between, both would wait for each other for ever.
+public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
+    @usableFromInline let core: Unmanaged<RWLockCore>
+    @usableFromInline let value: UnsafeMutablePointer<Value>
+
+    /// A lock that nobody holds.
+    @inlinable
+    public init(_ value: consuming sending Value) {
+        core = .passRetained(RWLockCore(isShared: true))
+        self.value = .allocate(capacity: 1)
+        self.value.initialize(to: value)
+    }
+
+    @inlinable
+    deinit {
+        value.deinitialize(count: 1)
+        value.deallocate()
+        core.release()
+    }
+
+    /// Nobody waits, for tests.
+    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+
+    /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
+    ///
+    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Note: parks
+    @inlinable
+    public borrowing func withReadLock<Result: ~Copyable, Failure: Error>(
+        _ body: (borrowing Value) throws(Failure) -> Result
+    ) throws -> Result {
+        try core._withUnsafeGuaranteedRef { try $0.acquireToRead() }
+        defer { core._withUnsafeGuaranteedRef { $0.releaseReader() } }
+        return try body(value.pointee)
+    }
+
+    /// Runs `body` with the value, which nobody else reads or writes meanwhile; waits for all that came before.
+    ///
+    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Note: parks
+    @inlinable
+    public borrowing func withWriteLock<Result: ~Copyable, Failure: Error>(
+        _ body: (inout Value) throws(Failure) -> Result
+    ) throws -> Result {
+        try core._withUnsafeGuaranteedRef { try $0.acquireToWrite() }
+        defer { core._withUnsafeGuaranteedRef { $0.releaseWriter() } }
+        return try body(&value.pointee)
+    }
+
+    /// As ``withReadLock(_:)``, if nobody writes or waits now; nil otherwise. Never waits.
+    ///
+    /// - Throws: what `body` throws.
+    @inlinable
+    public borrowing func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
+        _ body: (borrowing Value) throws(Failure) -> Result
+    ) throws(Failure) -> Result? {
+        guard core._withUnsafeGuaranteedRef({ $0.tryAcquireToRead() }) else { return nil }
+        defer { core._withUnsafeGuaranteedRef { $0.releaseReader() } }
+        return try body(value.pointee)
+    }
+
+    /// As ``withWriteLock(_:)``, if nobody reads, writes or waits now; nil otherwise. Never waits.
+    ///
+    /// - Throws: what `body` throws.
+    @inlinable
+    public borrowing func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
+        _ body: (inout Value) throws(Failure) -> Result
+    ) throws(Failure) -> Result? {
+        guard core._withUnsafeGuaranteedRef({ $0.tryAcquireToWrite() }) else { return nil }
+        defer { core._withUnsafeGuaranteedRef { $0.releaseWriter() } }
+        return try body(&value.pointee)
+    }
+}
+
+// Readers of several threads see it at the same time.
+extension FiberRWLock: @unchecked Sendable where Value: Sendable & ~Copyable {}
+
+/// A value that many fibers of one worker may read at the same time, or one may write. As ``FiberRWLock``, without locks and atomic operations.
+public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
+    @usableFromInline let core: Unmanaged<RWLockCore>
+    @usableFromInline let value: UnsafeMutablePointer<Value>
+
+    /// A lock that nobody holds.
+    @inlinable
+    public init(_ value: consuming Value) {
+        core = .passRetained(RWLockCore(isShared: false))
+        self.value = .allocate(capacity: 1)
+        self.value.initialize(to: value)
+    }
+
+    @inlinable
+    deinit {
+        value.deinitialize(count: 1)
+        value.deallocate()
+        core.release()
+    }
+
+    /// Nobody waits, for tests.
+    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+
+    /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
+    ///
+    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Note: parks
+    @inlinable
+    public borrowing func withReadLock<Result: ~Copyable, Failure: Error>(
+        _ body: (borrowing Value) throws(Failure) -> Result
+    ) throws -> Result {
+        try core._withUnsafeGuaranteedRef { try $0.acquireToRead() }
+        defer { core._withUnsafeGuaranteedRef { $0.releaseReader() } }
+        return try body(value.pointee)
+    }
+
+    /// Runs `body` with the value, which nobody else reads or writes meanwhile; waits for all that came before.
+    ///
+    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Note: parks
+    @inlinable
+    public borrowing func withWriteLock<Result: ~Copyable, Failure: Error>(
+        _ body: (inout Value) throws(Failure) -> Result
+    ) throws -> Result {
+        try core._withUnsafeGuaranteedRef { try $0.acquireToWrite() }
+        defer { core._withUnsafeGuaranteedRef { $0.releaseWriter() } }
+        return try body(&value.pointee)
+    }
+
+    /// As ``withReadLock(_:)``, if nobody writes or waits now; nil otherwise. Never waits.
+    ///
+    /// - Throws: what `body` throws.
+    @inlinable
+    public borrowing func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
+        _ body: (borrowing Value) throws(Failure) -> Result
+    ) throws(Failure) -> Result? {
+        guard core._withUnsafeGuaranteedRef({ $0.tryAcquireToRead() }) else { return nil }
+        defer { core._withUnsafeGuaranteedRef { $0.releaseReader() } }
+        return try body(value.pointee)
+    }
+
+    /// As ``withWriteLock(_:)``, if nobody reads, writes or waits now; nil otherwise. Never waits.
+    ///
+    /// - Throws: what `body` throws.
+    @inlinable
+    public borrowing func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
+        _ body: (inout Value) throws(Failure) -> Result
+    ) throws(Failure) -> Result? {
+        guard core._withUnsafeGuaranteedRef({ $0.tryAcquireToWrite() }) else { return nil }
+        defer { core._withUnsafeGuaranteedRef { $0.releaseWriter() } }
+        return try body(&value.pointee)
+    }
+}
+
+@available(*, unavailable, message: "it stays on its worker: FiberRWLock is for all")
+extension LocalRWLock: Sendable where Value: ~Copyable {}
