@@ -7,7 +7,7 @@
      Sources/Fibers/Parking/WaitPoint.swift       the lines behind a lock: `wait`, `claimFirst`, `claimAll`, `resume`, `leave`, `takeBack`
      Sources/Fibers/Parking/SharedWaiter.swift    the claim word: the fiber that waits, or nothing; one compare-and-swap
      Sources/Fibers/Channels/ChannelCore.swift    `trySend`, `tryReceive`, `claimSender`, `isReady`, `close`
-     Sources/Fibers/Channels/Select.swift         `chooseReady`, `attempt`, `wait`, `takePlace`, `noteEnd`
+     Sources/Fibers/Channels/Select.swift         `insert`, `chooseReady`, `attempt`, `wait`, `takePlaces`, `noteEnd`
    How who was claimed comes back to his worker is in wake.pml; here he goes on at once. Memory is sequentially consistent. What only one may touch, since he has the lock or
    has claimed, he touches in one step as far as the next claim word; that it is only one is asserted. Nobody looks at messages, so a slot is full or empty; each move is
    asserted to go from a full one to an empty one, so that messages can be lost or doubled only in the accounts of their owners, and those are checked.
@@ -19,9 +19,10 @@
        nobody on a closed channel (`orderly`). This holds for those, too, who have been claimed elsewhere and have not left yet: whoever comes throws them out;
      * lines are touched with the lock held; a place is in line only while its owner's frame is there; one that was served is not touched once its owner was resumed;
      * everything ends, without a lock that is held and without anybody in line: all else is an invalid end state;
-     * with -DNP and `pan -l`: no select takes its park back again and again, for ever. Not in scenes 3 and 10: of two selects that take their places on the same two
-       channels in opposite order, or that both first send and then receive on one, each finds the other ready, and when they keep in step, each takes its park back
-       before the other can claim it, and so on. On two channels in the same order (9) they do not.
+     * with -DNP and `pan -l`: no select takes its park back again and again, for ever. That is what order is for: places are taken channel by channel, in the same order by all,
+       and all those on one channel under one hold of its lock. So the select that finds another one in line takes its park back, and that other one does not on account of
+       the first. In opposite order, or one after the other on one channel, each would find the other ready, and as long as they keep in step, each would take its park back
+       before the other can claim it.
 
    Each MUTANT_… leaves out one step, or does it in the wrong place, and must be found.
 */
@@ -315,25 +316,37 @@ proctype Plain(byte me; byte c; bit way; byte calls) {
   left--
 }
 
-/* Whether an arm could happen now, as far as others are concerned: `others` leaves out the places of the same select. */
-#ifdef MUTANT_MEETS_ITSELF
-#define others(c, direction) (len(line[side(c, direction)]) > 0)
-#else
+/* Whether an arm could happen now. In the code this is as far as others are concerned, but when a select looks, it has no places on that channel (asserted below). */
+#ifdef MUTANT_ONE_HOLD_PER_ARM
 #define others(c, direction) (len(line[side(c, direction)]) > own(c, direction, me))
+#else
+#define others(c, direction) (len(line[side(c, direction)]) > 0)
 #endif
 #define isReady(c, direction) \
   (closed[c] || others(c, 1 - direction) || direction == SEND && count[c] < capacity || direction == RECEIVE && count[c] > 0)
+
+/* Whether the other arm is on the same channel, so that it is its turn, too. */
+#ifdef MUTANT_ONE_HOLD_PER_ARM
+#define both false
+#else
+#define both (arm == 0 && channel[0] == channel[1])
+#endif
 
 proctype Select(byte me; byte c0; bit w0; byte c1; bit w1) {
   byte met = NOBODY, other, outcome, arm;
   byte channel[2];
   bit way[2], ready[2], out[2];
   d_step {
-    channel[0] = c0; channel[1] = c1;
-    way[0] = w0; way[1] = w1;
+    /* Arms lie in the order of their channels. */
+#ifndef MUTANT_IN_ORDER_OF_ARMS
+    arm = c0 > c1;
+#endif
+    channel[arm] = c0; channel[1 - arm] = c1;
+    way[arm] = w0; way[1 - arm] = w1;
+    arm = 0;
     frame[me] = 1;
-    slot[place(me, 0)] = w0 == SEND;
-    slot[place(me, 1)] = w1 == SEND;
+    slot[place(me, 0)] = way[0] == SEND;
+    slot[place(me, 1)] = way[1] == SEND;
     flying = flying + (w0 == SEND) + (w1 == SEND)
   };
 again:
@@ -363,11 +376,20 @@ none:
   :: arm < 2 && out[arm] -> arm++
   :: arm < 2 && !out[arm] ->
      lock(channel[arm]);
+#ifdef MUTANT_MEETS_ITSELF
+     if
+     :: both && !isReady(channel[arm], way[arm]) -> enter(channel[arm], way[arm], place(me, arm))
+     :: else
+     fi;
+#elif !defined(MUTANT_ONE_HOLD_PER_ARM)
+     /* It has no place here yet. What has closed is closed for both arms. */
+     d_step { assert(own(channel[arm], SEND, me) + own(channel[arm], RECEIVE, me) == 0 && !(both && out[1])) };
+#endif
      if
 #ifdef MUTANT_LOOKS_ONCE
      :: false ->
 #else
-     :: isReady(channel[arm], way[arm]) ->
+     :: isReady(channel[arm], way[arm]) || both && isReady(channel[1], way[1]) ->
 #endif
         unlock(channel[arm]);
         arm = 0;
@@ -389,6 +411,10 @@ none:
         fi
      :: else ->
         enter(channel[arm], way[arm], place(me, arm));
+        if
+        :: both -> enter(channel[1], way[1], place(me, 1))
+        :: else
+        fi;
         unlock(channel[arm]);
 #ifdef MUTANT_BEGINS_LATE
         if
@@ -396,7 +422,7 @@ none:
         :: else
         fi;
 #endif
-        arm++
+        arm = arm + 1 + both
      fi
   :: else -> break
   od;
@@ -532,7 +558,7 @@ init {
        run Plain(0, 0, SEND, 1); run Plain(1, 1, SEND, 1); run Select(2, 0, RECEIVE, 1, RECEIVE);
        run Closer(4, 2)
     :: scene == 3 ->
-       /* Two selects on two channels, one sends, one receives, in opposite order. */
+       /* Two selects on two channels, one sends, one receives; their arms are written in opposite order. */
        left = 3;
        run Select(0, 0, SEND, 1, SEND); run Select(1, 1, RECEIVE, 0, RECEIVE);
        run Closer(4, 2)
@@ -562,12 +588,7 @@ init {
        run Select(0, 0, SEND, 0, RECEIVE); run Plain(1, 0, SEND, 1);
        run Closer(4, 1); run Closer(5, 1)
     :: scene == 9 ->
-       /* As 3, in the same order. */
-       left = 3;
-       run Select(0, 0, SEND, 1, SEND); run Select(1, 0, RECEIVE, 1, RECEIVE);
-       run Closer(4, 2)
-    :: scene == 10 ->
-       /* As 5, in the same order. */
+       /* As 5, with the arms in the same order. */
        left = 3;
        run Select(0, 0, SEND, 0, RECEIVE); run Select(1, 0, SEND, 0, RECEIVE);
        run Closer(4, 1)
