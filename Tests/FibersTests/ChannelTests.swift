@@ -424,8 +424,8 @@ extension KernelTests {
             try FiberRuntime.run {
                 let (sender, receiver) = kind.make(of: Int.self, .unbounded)
                 let other = try Fiber.spawnLocal { while true { turns += 1; try Fiber.checkCancellation(); Fiber.yield() } }
-                for i in 0..<10_000 { try sender.send(i) }
-                for _ in 0..<10_000 { _ = try receiver.receive() }
+                for i in 0..<100_000 { try sender.send(i) }
+                for _ in 0..<100_000 { _ = try receiver.receive() }
                 other.cancel()
             }
             #expect(turns > 100)
@@ -437,7 +437,7 @@ extension KernelTests {
             try FiberRuntime.run {
                 let (sender, receiver) = kind.make(of: Int.self, capacity)
                 var isRunning = true
-                let burst = capacity == .unbounded ? 900 : 10
+                let burst = capacity == .unbounded ? 300 : 10
                 try Fiber.spawnLocal {
                     while isRunning {
                         for i in 0..<burst { try sender.send(i) }

@@ -210,6 +210,25 @@ func skynet(leaves n: Int) throws {
     guard try receiver.receive() == n * (n - 1) / 2 else { fatalError("leaves are missing") }
 }
 
+/// Each of them locks, adds, lets the others come while it has the lock, and unlocks; a single one has no others.
+func mutex(fibers: Int, _ n: Int) throws {
+    let mutex = LocalMutex(0)
+    let each = n / fibers
+    try withFiberGroup { group in
+        for _ in 0..<fibers {
+            try group.spawnLocal {
+                for _ in 0..<each {
+                    try mutex.withLock { value in
+                        value += 1
+                        if fibers > 1 { Fiber.yield() }
+                    }
+                }
+            }
+        }
+    }
+    guard try mutex.withLock({ $0 }) == each * fibers else { fatalError("additions are missing") }
+}
+
 /// Several send and as many receive, on two workers.
 func crossChannel(pairs: Int, _ n: Int) throws {
     let (sender, receiver) = makeChannel(of: Int.self, .bounded(128))
@@ -251,6 +270,8 @@ try FiberRuntime.run(.init(workers: ["xpong", "mpmc", "xspsc"].contains(workload
         let start = wall()
         try skynet(leaves: flag("--n", 1_000_000))
         emit(workload, (wall() - start) / 1e6, "ms")
+    case "mutex": try timed(workload, flag("--n", 2_000_000)) { try mutex(fibers: 100, $0) }
+    case "mutex1": try timed(workload, flag("--n", 20_000_000)) { try mutex(fibers: 1, $0) }
     case "mpmc": try timed(workload, flag("--n", 1_000_000)) { try crossChannel(pairs: 2, $0) }
     case "xspsc": try timed(workload, flag("--n", 1_000_000)) { try crossChannel(pairs: 1, $0) }
     default:

@@ -104,7 +104,7 @@ extension ChannelSender {
     /// - Note: parks
     @inlinable
     public final func send(_ message: Message) throws {
-        if core.admitsSend() { return core.queue.append(message) }
+        if core.isQuick && core.admitsSend() { return core.queue.append(message) }
         var slot: Message? = message
         if try withUnsafeMutablePointer(to: &slot, { try core.send(from: $0) }) { return }
         throw ChannelClosedError(message)
@@ -133,10 +133,8 @@ public class ChannelReceiver<Message: ~Copyable> {
     /// - Note: parks
     @inlinable
     public final func receive() throws -> Message? {
-        if core.admitsReceive() { return core.queue.popFirst() }
-        var slot: Message? = nil
-        _ = try withUnsafeMutablePointer(to: &slot) { try core.receive(into: $0) }
-        return slot
+        if core.isQuick && core.admitsReceive() { return core.queue.popFirst() }
+        return try core.receive()
     }
 
     /// The next message if there is one.
@@ -219,10 +217,11 @@ public final class Receiver<Message: ~Copyable & Sendable>: ChannelReceiver<Mess
 /// A fiber that has to wait parks, a plain thread blocks. Messages come in the order in which they were sent, and so do those who wait for room or messages.
 ///
 /// - Parameters:
+///   - type: what is sent, where it cannot be inferred.
 ///   - capacity: how many messages it holds.
 @inlinable
 public func makeChannel<Message: ~Copyable & Sendable>(
-    of _: Message.Type = Message.self, _ capacity: ChannelCapacity
+    of type: Message.Type = Message.self, _ capacity: ChannelCapacity
 ) -> sending (Sender<Message>, Receiver<Message>) {
     let core = ChannelCore<Message>(limit: capacity.limit, isShared: true)
     return (Sender(core), Receiver(core))
@@ -231,10 +230,11 @@ public func makeChannel<Message: ~Copyable & Sendable>(
 /// Makes a channel between fibers of the calling worker: without locks and atomic operations, and for messages of any kind.
 ///
 /// - Parameters:
+///   - type: what is sent, where it cannot be inferred.
 ///   - capacity: how many messages it holds.
 @inlinable
 public func makeLocalChannel<Message: ~Copyable>(
-    of _: Message.Type = Message.self, _ capacity: ChannelCapacity
+    of type: Message.Type = Message.self, _ capacity: ChannelCapacity
 ) -> (LocalSender<Message>, LocalReceiver<Message>) {
     let core = ChannelCore<Message>(limit: capacity.limit, isShared: false)
     return (LocalSender(core), LocalReceiver(core))

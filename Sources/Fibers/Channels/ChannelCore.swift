@@ -32,86 +32,115 @@ class ChannelBase: WaitPoint {
     /// What a call finds when it comes. Where it says so the lock is held, until `finish`.
     @usableFromInline
     enum Step {
+        /// Room, or a message, in the queue. Locked.
+        case queue
         /// Somebody waits for it, and is claimed. Locked.
         case met(PlacePointer)
-        /// There is room, or a message, in the queue. Locked.
-        case queue
-        /// Neither; the caller has to wait. Locked.
-        case wait
+        /// A message in the queue, and a sender, who is claimed and whose message is to follow. Locked.
+        case queueAndSender(PlacePointer)
+        /// It has waited, and somebody else has moved the message.
+        case moved
         case closed
+        /// It must not wait, and could not do otherwise.
+        case none
     }
 
     @usableFromInline
     init(limit: Int, isShared: Bool) {
         require(limit >= 0, "a channel has room for 0 messages or more, not \(limit)")
         self.limit = limit
+        isQuick = !isShared && limit > 0
         super.init(isShared: isShared)
     }
 
     // The common way: on one worker, nobody in line, nothing to do but to put the message into the queue, or to take it.
 
+    /// There is a common way: a queue, and one worker.
+    @usableFromInline final let isQuick: Bool
+
     /// True when the caller may append a message to the queue, which is counted already.
     @usableFromInline
     final func admitsSend() -> Bool {
-        guard !isShared && count < limit && receivers.pointee.isEmpty && !isClosed && spendsOperation() else { return false }
+        guard count < limit && receivers.pointee.isEmpty && !isClosed && spendsCall() else { return false }
         count &+= 1
         return true
     }
 
-    /// True when the caller may take a message from the queue.
+    /// True when the caller may take a message from the queue, which is not counted any more.
     @usableFromInline
     final func admitsReceive() -> Bool {
-        guard !isShared && count > 0 && senders.pointee.isEmpty && spendsOperation() else { return false }
+        guard count > 0 && senders.pointee.isEmpty && spendsCall() else { return false }
         count &-= 1
         return true
     }
 
-    /// Takes one from the operations that the running fiber may do before it must let others run; false when it has to look about itself first.
-    @inline(__always)
-    private final func spendsOperation() -> Bool {
-        guard let worker = Worker.current else { return false }
-        guard worker.running.pointee.attention == 0 && worker.pointee.ioBudget > 1 else { return false }
-        worker.pointee.ioBudget &-= 1
-        return true
-    }
+    // All others. Each call is one call of these and, without another where nobody has to go on, a move of the message.
 
-    // Sending.
-
-    /// Begins to send; throws when the caller is cancelled.
+    /// Begins to send what is in the slot, and waits if that cannot be done at once.
     @usableFromInline
-    final func beginSend() throws -> Step {
-        try refuseCancelledCaller()
-        let step = trySend()
-        guard case .wait = step, watch(for: { count < limit }) else { return step }
-        return trySend()
-    }
-
-    @usableFromInline
-    final func trySend() -> Step {
+    final func beginSend(_ slot: UnsafeMutableRawPointer) throws -> Step {
+        try beginCall()
         lock()
-        if isClosed {
-            unlock()
-            return .closed
+        if let step = look(isSend: true) { return step }
+        if watch(for: { count < limit }) {
+            lock()
+            if let step = look(isSend: true) { return step }
         }
-        if let receiver = claimFirst(of: receivers) { return .met(receiver) }
-        guard count < limit else { return .wait }
-        count &+= 1
-        return .queue
+        return try wait(in: senders, slot, .send)
     }
 
-    /// Waits until a receiver has taken the message out of the slot, or moved it into the queue. With the lock held.
+    /// Begins to receive into the slot, and waits if that cannot be done at once. A message in the queue is not counted any more.
     @usableFromInline
-    final func waitToSend(_ slot: UnsafeMutableRawPointer) throws -> Bool { try check(wait(in: senders, slot: slot, .send)) }
+    final func beginReceive(_ slot: UnsafeMutableRawPointer) throws -> Step {
+        try beginCall()
+        lock()
+        if let step = look(isSend: false) { return step }
+        if watch(for: { count > 0 }) {
+            lock()
+            if let step = look(isSend: false) { return step }
+        }
+        return try wait(in: receivers, slot, .receive)
+    }
 
-    // Receiving.
+    /// What can be done at once; nil if nothing can. With the lock held.
+    @inline(__always)
+    private final func look(isSend: Bool) -> Step? {
+        if isSend {
+            if _slowPath(isClosed) { return leaveClosed() }
+            if let receiver = claimFirst(of: receivers) { return .met(receiver) }
+            guard count < limit else { return nil }
+            count &+= 1
+            return .queue
+        }
+        if count > 0 {
+            if let sender = claimFirst(of: senders) { return .queueAndSender(sender) }
+            count &-= 1
+            return .queue
+        }
+        if let sender = claimFirst(of: senders) { return .met(sender) }
+        return isClosed ? leaveClosed() : nil
+    }
 
-    /// Begins to receive; throws when the caller is cancelled. A message in the queue is not counted any more.
+    private final func leaveClosed() -> Step {
+        unlock()
+        return .closed
+    }
+
+    /// As the two above, for calls that do not wait.
     @usableFromInline
-    final func beginReceive() throws -> Step {
-        try refuseCancelledCaller()
-        let step = tryReceive()
-        guard case .wait = step, watch(for: { count > 0 }) else { return step }
-        return tryReceive()
+    final func attempt(isSend: Bool) -> Step {
+        lock()
+        if let step = look(isSend: isSend) { return step }
+        unlock()
+        return .none
+    }
+
+    @inline(__always)
+    private final func wait(in line: Line, _ slot: UnsafeMutableRawPointer, _ reason: WaitReason) throws -> Step {
+        let outcome = wait(in: line, slot: slot, reason)
+        if _fastPath(outcome == .ready) { return .moved }
+        try checkWait(outcome)
+        return .closed
     }
 
     /// Where the other side is at work on another worker, to wait for it takes less than to park and to be sent home. True when the lock, which was held, is not held any more.
@@ -125,34 +154,6 @@ class ChannelBase: WaitPoint {
         return true
     }
 
-    @usableFromInline
-    final func tryReceive() -> Step {
-        lock()
-        if count > 0 {
-            count &-= 1
-            return .queue
-        }
-        if let sender = claimFirst(of: senders) { return .met(sender) }
-        if isClosed {
-            unlock()
-            return .closed
-        }
-        return .wait
-    }
-
-    /// A message has been taken from the queue: the first sender in line whose message is to follow, and is counted already. With the lock held.
-    @usableFromInline
-    final func claimSender() -> PlacePointer? {
-        if senders.pointee.isEmpty { return nil }
-        guard let sender = claimFirst(of: senders) else { return nil }
-        count &+= 1
-        return sender
-    }
-
-    /// Waits until a sender has put a message into the slot; false when there will be none.
-    @usableFromInline
-    final func waitToReceive(_ slot: UnsafeMutableRawPointer) throws -> Bool { try check(wait(in: receivers, slot: slot, .receive)) }
-
     // In a select.
 
     /// Does without waiting what an arm is there for.
@@ -161,9 +162,9 @@ class ChannelBase: WaitPoint {
     }
 
     /// With the lock held.
-    final func isReady(isSend: Bool, besides wait: UnsafeMutablePointer<Wait>?) -> Bool {
+    final func isReady(isSend: Bool) -> Bool {
         if isClosed { return true }
-        return isSend ? count < limit || hasOthers(in: receivers, than: wait) : count > 0 || hasOthers(in: senders, than: wait)
+        return isSend ? count < limit || !receivers.pointee.isEmpty : count > 0 || !senders.pointee.isEmpty
     }
 
     final func makePlace(_ wait: UnsafeMutablePointer<Wait>, isSend: Bool, _ slot: UnsafeMutableRawPointer) -> Place {
@@ -174,25 +175,23 @@ class ChannelBase: WaitPoint {
 
     /// Lets go of the lock, and lets the one go on who was met.
     @usableFromInline
-    final func finish(_ met: PlacePointer? = nil) {
+    final func finish(_ met: PlacePointer) {
         unlock()
-        if let met { resume(met) }
-        chargeCaller()
+        resume(met)
     }
 
     @usableFromInline
-    final func abandon() { unlock() }
+    final func finish() { unlock() }
 
-    /// Takes the lock to take all messages out of the queue. With the lock held until `abandon`.
+    /// Counts a call that must not wait.
+    @usableFromInline
+    final func chargeTry() { chargeCaller() }
+
+    /// Takes the lock to take all messages out of the queue. With the lock held until `finish`.
     @usableFromInline
     final func beginDropping() {
         lock()
         count = 0
-    }
-
-    private final func check(_ outcome: Outcome) throws -> Bool {
-        try checkWait(outcome)
-        return outcome == .ready
     }
 
     /// No message can be sent from here on. Those that wait to send have theirs back, those that wait to receive see the end.
@@ -244,80 +243,76 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     }
 
     /// Sends what is in the slot, which is empty then; false when the channel is closed.
-    @inlinable
+    @inlinable @inline(__always)
     func send(from slot: UnsafeMutablePointer<Message?>) throws -> Bool {
-        switch try beginSend() {
-        case .closed: return false
-        case .wait: return try waitToSend(UnsafeMutableRawPointer(slot))
-        case .met(let receiver): deliver(from: slot, to: receiver)
-        case .queue: enqueue(from: slot)
-        }
-        return true
-    }
-
-    /// Puts the next message into the slot; false when there will be none.
-    @inlinable
-    func receive(into slot: UnsafeMutablePointer<Message?>) throws -> Bool {
-        switch try beginReceive() {
-        case .closed: return false
-        case .wait: return try waitToReceive(UnsafeMutableRawPointer(slot))
-        case .met(let sender): take(from: sender, into: slot)
-        case .queue: dequeue(into: slot)
-        }
-        return true
+        let step = try beginSend(UnsafeMutableRawPointer(slot))
+        if case .moved = step { return true }
+        return send(from: slot, step) == .sent
     }
 
     @inlinable
     func trySend(from slot: UnsafeMutablePointer<Message?>) -> TrySendResult {
-        switch trySend() {
+        let result = send(from: slot, attempt(isSend: true))
+        chargeTry()
+        return result
+    }
+
+    @inlinable @inline(__always)
+    func send(from slot: UnsafeMutablePointer<Message?>, _ step: Step) -> TrySendResult {
+        switch step {
+        case .queue:
+            queue.append(slot.pointee.take()!)
+            if isShared { finish() }
+        case .met(let receiver):
+            Self.slot(receiver).pointee = slot.pointee.take()
+            finish(receiver)
         case .closed: return .closed
-        case .wait:
-            abandon()
-            return .full
-        case .met(let receiver): deliver(from: slot, to: receiver)
-        case .queue: enqueue(from: slot)
+        case .none, .moved, .queueAndSender: return .full
         }
         return .sent
+    }
+
+    /// The next message; nil when there will be none.
+    @inlinable @inline(__always)
+    func receive() throws -> Message? {
+        var slot: Message? = nil
+        let step = try withUnsafeMutablePointer(to: &slot) { try beginReceive(UnsafeMutableRawPointer($0)) }
+        if case .moved = step { return slot }
+        return receive(step)
     }
 
     /// `sent` when there is a message in the slot now, `full` when there was none.
     @inlinable
     func tryReceive(into slot: UnsafeMutablePointer<Message?>) -> TrySendResult {
-        switch tryReceive() {
+        let step = attempt(isSend: false)
+        defer { chargeTry() }
+        switch step {
         case .closed: return .closed
-        case .wait:
-            abandon()
-            return .full
-        case .met(let sender): take(from: sender, into: slot)
-        case .queue: dequeue(into: slot)
+        case .none: return .full
+        case .queue, .met, .queueAndSender, .moved:
+            slot.pointee = receive(step)
+            return .sent
         }
-        return .sent
     }
 
-    @inlinable
-    func deliver(from slot: UnsafeMutablePointer<Message?>, to receiver: PlacePointer) {
-        swap(&Self.slot(receiver).pointee, &slot.pointee)
-        finish(receiver)
-    }
-
-    @inlinable
-    func enqueue(from slot: UnsafeMutablePointer<Message?>) {
-        queue.append(slot.pointee.take()!)
-        finish()
-    }
-
-    @inlinable
-    func take(from sender: PlacePointer, into slot: UnsafeMutablePointer<Message?>) {
-        swap(&slot.pointee, &Self.slot(sender).pointee)
-        finish(sender)
-    }
-
-    @inlinable
-    func dequeue(into slot: UnsafeMutablePointer<Message?>) {
-        slot.initialize(to: queue.popFirst())
-        let sender = claimSender()
-        if let sender { queue.append(Self.slot(sender).pointee.take()!) }
-        finish(sender)
+    @inlinable @inline(__always)
+    func receive(_ step: Step) -> Message? {
+        switch step {
+        case .queue:
+            let message = queue.popFirst()
+            if isShared { finish() }
+            return message
+        case .queueAndSender(let sender):
+            let message = queue.popFirst()
+            queue.append(Self.slot(sender).pointee.take()!)
+            finish(sender)
+            return message
+        case .met(let sender):
+            let message = Self.slot(sender).pointee.take()
+            finish(sender)
+            return message
+        case .closed, .none, .moved: return nil
+        }
     }
 
     /// A receiver has gone; with the last one go the messages.
@@ -328,7 +323,7 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
         var messages = MessageQueue<Message>()
         beginDropping()
         swap(&queue, &messages)
-        abandon()
+        finish()
     }
 
     override func attempt(isSend: Bool, _ slot: UnsafeMutableRawPointer) -> TrySendResult {

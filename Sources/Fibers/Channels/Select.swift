@@ -7,7 +7,7 @@
 //   * at most one lock is held at a time;
 //   * places are taken channel by channel in the order of their addresses, all those of one channel at once. So of two selects that could meet, the one that finds the other in line
 //     takes its park back, and the other does not: they cannot keep each other from waiting for ever;
-//   * a place of this select never meets another one of it.
+//   * a place of this select never meets another one of it: no other arm of a channel is looked at once there is a place there.
 //
 // Among the ready arms each is as likely as any other: the choice is made while they are counted (J. Vitter, "Random sampling with a reservoir", 1985).
 // One worker, or, where all channels are shared, any thread.
@@ -266,7 +266,7 @@ extension UnsafeMutablePointer where Pointee == ArmRecord {
 extension ChannelBase {
     /// Whether an arm could happen now, as far as others are concerned.
     fileprivate final func isReady(_ arm: ArmPointer) -> Bool {
-        withLock { isReady(isSend: arm.pointee.kind == .send, besides: nil) }
+        withLock { isReady(isSend: arm.pointee.kind == .send) }
     }
 
     /// Takes places in line for an arm and those behind it that are of the same channel; none, and false, when one of them could happen now.
@@ -276,7 +276,7 @@ extension ChannelBase {
         let end = first.nextOfOtherChannel
         var arm = first
         repeat {
-            if isReady(isSend: arm.pointee.kind == .send, besides: wait) { return false }
+            if isReady(isSend: arm.pointee.kind == .send) { return false }
             guard let next = arm.pointee.next else { break }
             arm = next
         } while arm != end

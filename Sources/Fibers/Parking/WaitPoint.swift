@@ -169,10 +169,6 @@ extension UnsafeMutablePointer where Pointee == Place {
 
     @inline(__always)
     var isInLine: Bool { node.pointee.isLinked }
-
-    /// Whether two places are of the same wait, that is, of one `select`.
-    @inline(__always)
-    func belongs(to wait: UnsafeMutablePointer<Wait>?) -> Bool { pointee.wait == wait }
 }
 
 /// Something that fibers wait for in lines.
@@ -229,11 +225,6 @@ class WaitPoint {
                 return outcome
             }
         }
-    }
-
-    /// Whether places of other waits than one stand in a line. With the lock held.
-    final func hasOthers(in line: Line, than wait: UnsafeMutablePointer<Wait>?) -> Bool {
-        line.pointee.contains { !PlacePointer($0).belongs(to: wait) }
     }
 
     /// Puts a place at the end of its line. With the lock held.

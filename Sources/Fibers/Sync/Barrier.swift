@@ -28,7 +28,7 @@ final class BarrierCore: SyncCore, @unchecked Sendable {
         var isOver = false
         try withUnsafeMutablePointer(to: &isOver) { isOver in
             let outcome = wait(in: first, slot: isOver, .barrier)
-            if !isOver.pointee { try check(outcome) }
+            if !isOver.pointee { try checkWait(outcome) }
         }
         return false
     }

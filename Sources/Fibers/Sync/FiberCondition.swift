@@ -21,7 +21,7 @@ final class ConditionCore: SyncCore, @unchecked Sendable {
         mutex.release()
         let outcome = wait(in: first, .condition)
         mutex.acquireShielded()
-        try check(outcome)
+        try checkWait(outcome)
     }
 
     func signal() {

@@ -41,7 +41,7 @@ final class OnceCore: SyncCore, @unchecked Sendable {
         }
         let outcome = wait(in: first, slot: UnsafeMutableRawPointer(bitPattern: me), .once)
         if outcome == .closed { return true }
-        try check(outcome)
+        try checkWait(outcome)
         return false
     }
 

@@ -20,7 +20,7 @@ class PermitCore: SyncCore, @unchecked Sendable {
         try beginCall()
         lock()
         if take(amount) { return unlock() }
-        try check(wait(in: first, amount: amount, reason))
+        try checkWait(wait(in: first, amount: amount, reason))
     }
 
     final func tryAcquire(_ amount: Int) -> Bool {

@@ -80,7 +80,7 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         try beginCall()
         if isShared { watch() }
         if take(Self.caller) { return }
-        try check(waitForTurn())
+        try checkWait(waitForTurn())
     }
 
     /// Waits for a moment, where somebody else has the mutex and nobody waits in line: sections are short, and to park takes longer. Not where that may be a fiber that waits for this

@@ -28,43 +28,6 @@ class SyncCore: WaitPoint, @unchecked Sendable {
         return "fiber #\(id)\(fiber.name.map { " \"\($0)\"" } ?? "")"
     }
 
-    /// What a call that may wait does first: a cancelled fiber is refused, and one that has not had to wait for long lets others run. It does so now and not when the call has succeeded, so that
-    /// those others find nothing taken by a fiber that only waits for its next turn.
-    @inline(__always)
-    final func beginCall() throws {
-        if _slowPath(!spendsCall()) { try beginCallSlowly() }
-    }
-
-    /// Takes one from the calls that the running fiber may make before it must look about itself; false when it must now, or is a thread.
-    @inline(__always)
-    final func spendsCall() -> Bool {
-        guard let worker = Worker.current, worker.running.pointee.attention == 0 && worker.pointee.callBudget > 1 else { return false }
-        worker.pointee.callBudget &-= 1
-        return true
-    }
-
-    @inline(never)
-    private final func beginCallSlowly() throws {
-        guard let worker = Worker.current else { return requireWorker() }
-        worker.pointee.callBudget = Worker.callBudgetLength
-        worker.chargeOperation()
-        try worker.refuseIfCancelled()
-    }
-
-    /// For calls that never wait.
-    @inline(__always)
-    final func requireWorker() {
-        require(
-            isShared || Worker.current != nil,
-            "a Local… thing was used on a thread without fibers: use the one without Local, which is for all threads")
-    }
-
-    /// Throws what a wait that did not end well says.
-    @inline(__always)
-    final func check(_ outcome: Outcome) throws {
-        if _slowPath(outcome != .ready), let worker = Worker.current { try worker.check(outcome) }
-    }
-
     /// Nobody stands in line, for tests.
     package final var isLineEmpty: Bool { withLock { first.pointee.isEmpty } }
 }

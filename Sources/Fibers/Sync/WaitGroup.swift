@@ -25,7 +25,7 @@ final class WaitGroupCore: SyncCore, @unchecked Sendable {
         try beginCall()
         lock()
         if number == 0 { return unlock() }
-        try check(wait(in: first, .waitGroup))
+        try checkWait(wait(in: first, .waitGroup))
     }
 
     var count: Int { withLock { number } }

@@ -1,0 +1,56 @@
+// How calls begin and end that may wait at a wait point, fibers of any worker and plain threads alike.
+//
+// A call of a cancelled fiber is refused before it takes the lock, one that had not to wait is charged after it has let go of it, and one that waited says what ended the wait.
+// One worker, or any thread: see `WaitPoint`.
+
+extension WaitPoint {
+    /// What a call that may wait does first: a cancelled fiber is refused, and one that has not had to wait for long lets others run. It does so now and not when the call has succeeded, so that
+    /// those others find nothing taken by a fiber that only waits for its next turn.
+    @inline(__always)
+    final func beginCall() throws {
+        if _slowPath(!spendsCall()) { try beginCallSlowly() }
+    }
+
+    /// Takes one from the calls that the running fiber may make before it must look about itself; false when it must now, or is a thread.
+    @inline(__always)
+    final func spendsCall() -> Bool {
+        guard let worker = Worker.current, worker.running.pointee.attention == 0 && worker.pointee.callBudget > 1 else { return false }
+        worker.pointee.callBudget &-= 1
+        return true
+    }
+
+    @inline(never)
+    private final func beginCallSlowly() throws {
+        guard let worker = Worker.current else { return requireWorker() }
+        worker.pointee.callBudget = Worker.callBudgetLength
+        worker.chargeOperation()
+        try worker.refuseIfCancelled()
+    }
+
+    /// For calls that never wait.
+    @inline(__always)
+    final func requireWorker() {
+        require(
+            isShared || Worker.current != nil,
+            "a Local… thing was used on a thread without fibers: use the one without Local, which is for all threads")
+    }
+
+    /// Throws when the calling fiber is cancelled. A thread never is, but it has no business with what is local.
+    @inline(__always)
+    final func refuseCancelledCaller() throws {
+        if let worker = Worker.current { return try worker.refuseIfCancelled() }
+        requireWorker()
+    }
+
+    /// Throws when a cancellation or a deadline has ended the wait.
+    @inline(__always)
+    final func checkWait(_ outcome: Outcome) throws {
+        if _slowPath(outcome != .ready), let worker = Worker.current { try worker.check(outcome) }
+    }
+
+    /// Counts a call that has not waited. Without the lock, since others may run now.
+    @inline(__always)
+    final func chargeCaller() {
+        if let worker = Worker.current { worker.chargeOperation() }
+    }
+}
