@@ -23,6 +23,11 @@ extension WaitPoint {
     private final func beginCallSlowly() throws {
         guard let worker = Worker.current else { return requireWorker() }
         worker.pointee.callBudget = Worker.callBudgetLength
+        // Of two that talk, each has a budget of its own: else it might always be the receiver who lets the others run, and the sender be ahead of it without end.
+        if worker.pointee.caller != worker.running {
+            worker.pointee.caller = worker.running
+            worker.pointee.ioBudget = Worker.ioBudgetLength
+        }
         worker.chargeOperation()
         try worker.refuseIfCancelled()
     }

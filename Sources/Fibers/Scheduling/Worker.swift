@@ -21,8 +21,10 @@ package struct WorkerState: ~Copyable {
     var budget: Int32 = Worker.tickLength
     /// Successful I/O without a park left before the fiber must let others run.
     var ioBudget: Int32 = Worker.ioBudgetLength
-    /// Calls on locks and their like that did not wait, left before they count as one of these operations: they take a hundredth of the time.
+    /// Calls on channels, locks and their like that did not wait, left before they count as one of these operations: they take a hundredth of the time.
     var callBudget: Int32 = Worker.callBudgetLength
+    /// Whose calls were counted last.
+    var caller: FiberPointer?
     let inbox: Inbox
     /// The same, for those who need not keep it: counting references would be two more writes to memory that the owner watches.
     let lentInbox: Unmanaged<Inbox>
