@@ -191,7 +191,7 @@ public final class LocalBroadcastSubscriber<Value>: BroadcastReceivingEnd<Value>
 ///   - policy: what happens when that is not enough for the slowest.
 @inlinable
 public func makeBroadcast<Value: Sendable>(
-    of _: Value.Type = Value.self, capacity: Int, _ policy: BroadcastPolicy
+    of type: Value.Type = Value.self, capacity: Int, _ policy: BroadcastPolicy
 ) -> BroadcastSender<Value> {
     BroadcastSender(BroadcastCore(capacity: capacity, policy, isShared: true))
 }
@@ -210,7 +210,7 @@ public func makeBroadcast<Value: Sendable>(
 ///   - policy: what happens when that is not enough for the slowest.
 @inlinable
 public func makeLocalBroadcast<Value>(
-    of _: Value.Type = Value.self, capacity: Int, _ policy: BroadcastPolicy
+    of type: Value.Type = Value.self, capacity: Int, _ policy: BroadcastPolicy
 ) -> LocalBroadcastSender<Value> {
     LocalBroadcastSender(BroadcastCore(capacity: capacity, policy, isShared: false))
 }

@@ -102,9 +102,10 @@ public struct LocalOneShotReceiver<Value: ~Copyable> {
 ///
 /// A fiber that has to wait parks, a plain thread blocks. Whoever drops the query unanswered answers it by that, with an error: keep no other reference to `reply` here.
 ///
+/// - Parameter type: what is sent, where it cannot be inferred.
 /// - Complexity: three allocations, and none for sending, waiting and receiving.
 @inlinable
-public func makeOneShot<Value: ~Copyable & Sendable>(of _: Value.Type = Value.self) -> (OneShotSender<Value>, OneShotReceiver<Value>) {
+public func makeOneShot<Value: ~Copyable & Sendable>(of type: Value.Type = Value.self) -> (OneShotSender<Value>, OneShotReceiver<Value>) {
     let core = OneShotCore<Value>(isShared: true)
     return (OneShotSender(core), OneShotReceiver(core))
 }
@@ -117,9 +118,10 @@ public func makeOneShot<Value: ~Copyable & Sendable>(of _: Value.Type = Value.se
 /// let page = try receiver.receive()
 /// ```
 ///
+/// - Parameter type: what is sent, where it cannot be inferred.
 /// - Complexity: three allocations, and none for sending, waiting and receiving.
 @inlinable
-public func makeLocalOneShot<Value: ~Copyable>(of _: Value.Type = Value.self) -> (LocalOneShotSender<Value>, LocalOneShotReceiver<Value>) {
+public func makeLocalOneShot<Value: ~Copyable>(of type: Value.Type = Value.self) -> (LocalOneShotSender<Value>, LocalOneShotReceiver<Value>) {
     let core = OneShotCore<Value>(isShared: false)
     return (LocalOneShotSender(core), LocalOneShotReceiver(core))
 }

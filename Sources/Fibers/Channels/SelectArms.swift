@@ -281,6 +281,7 @@ extension ChannelSender {
     /// In ``select(_:)``: sends a message, unless another arm happens.
     ///
     /// - Parameters:
+    ///   - message: what to send.
     ///   - sent: called when it has been sent.
     ///   - closed: called when the channel is closed, and the message not sent. Without it the arm then never happens.
     @inlinable @inline(__always)

@@ -92,7 +92,7 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
         if let record = core.record { Worker.here("Fiber.spawnLocal").runNow(record) }
     }
 
-    /// Starts a fiber on the worker of the runtime that has the fewest, or on the one that is named; otherwise as ``spawnLocal(name:_:)``.
+    /// Starts a fiber on the worker of the runtime that has the fewest, or on the one that is named; otherwise as ``spawnLocal(name:startingNow:_:)``.
     ///
     /// Once started it stays where it is. The body goes to another thread, so what it captures must be safe there; it inherits the caller's fiber-local values.
     ///
