@@ -187,6 +187,7 @@ public final class LocalBroadcastSubscriber<Value>: BroadcastReceivingEnd<Value>
 /// A fiber that has to wait parks, a plain thread blocks.
 ///
 /// - Parameters:
+///   - type: what is sent, where it cannot be inferred.
 ///   - capacity: how many values it holds for those who have not read them yet, at least 1.
 ///   - policy: what happens when that is not enough for the slowest.
 @inlinable
@@ -206,6 +207,7 @@ public func makeBroadcast<Value: Sendable>(
 /// ```
 ///
 /// - Parameters:
+///   - type: what is sent, where it cannot be inferred.
 ///   - capacity: how many values it holds for those who have not read them yet, at least 1.
 ///   - policy: what happens when that is not enough for the slowest.
 @inlinable

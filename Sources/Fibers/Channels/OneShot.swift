@@ -121,7 +121,9 @@ public func makeOneShot<Value: ~Copyable & Sendable>(of type: Value.Type = Value
 /// - Parameter type: what is sent, where it cannot be inferred.
 /// - Complexity: three allocations, and none for sending, waiting and receiving.
 @inlinable
-public func makeLocalOneShot<Value: ~Copyable>(of type: Value.Type = Value.self) -> (LocalOneShotSender<Value>, LocalOneShotReceiver<Value>) {
+public func makeLocalOneShot<Value: ~Copyable>(
+    of type: Value.Type = Value.self
+) -> (LocalOneShotSender<Value>, LocalOneShotReceiver<Value>) {
     let core = OneShotCore<Value>(isShared: false)
     return (LocalOneShotSender(core), LocalOneShotReceiver(core))
 }
