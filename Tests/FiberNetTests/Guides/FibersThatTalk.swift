@@ -494,5 +494,4 @@ extension NetTests {
             }
         }
     }
-
 }
