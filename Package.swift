@@ -26,6 +26,7 @@ let package = Package(
         .executable(name: "EchoUDP", targets: ["EchoUDP"]),
         .executable(name: "Stress", targets: ["Stress"]),
         .executable(name: "Pipe", targets: ["Pipe"]),
+        .executable(name: "Pipeline", targets: ["Pipeline"]),
     ],
     traits: [
         .trait(name: "BoostContext", description: "Switch with Boost.Context (libboost_context) instead of the assembly in asm/."),
@@ -48,6 +49,7 @@ let package = Package(
         .executableTarget(
             name: "Stress", dependencies: ["Fibers", "FiberNet"], path: "Examples/Stress", swiftSettings: strict),
         .executableTarget(name: "Pipe", dependencies: ["Fibers", "FiberNet"], path: "Examples/Pipe", swiftSettings: strict),
+        .executableTarget(name: "Pipeline", dependencies: ["Fibers", "FiberNet"], path: "Examples/Pipeline", swiftSettings: strict),
         // Interposes malloc and the system calls that can run out of something, for the test binary alone.
         .target(name: "CFaults", path: "Tests/CFaults", cSettings: c),
         .testTarget(name: "FibersTests", dependencies: ["Fibers", "CFiber", "CFiberContext", "CFaults"], swiftSettings: strict),

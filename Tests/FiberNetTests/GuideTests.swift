@@ -87,10 +87,11 @@ private func blocks(of path: String, from begin: String, to end: String) throws 
     return blocks
 }
 
-/// The name of what a line declares, if it is public and at the outermost level.
+/// The name of what a line declares, if it is public and at the outermost level. A name that begins with `_` is public for inlining alone, and documentation leaves it out.
 private func publicSymbol(declaredBy line: Substring) -> String? {
     guard line.hasPrefix("public ") else { return nil }
     let words = line.split { !$0.isLetter && !$0.isNumber && $0 != "_" }
     let kinds: Set<Substring> = ["struct", "class", "enum", "protocol", "func", "typealias", "actor", "let", "var"]
-    return words.firstIndex { kinds.contains($0) }.map { String(words[$0 + 1]) }
+    guard let kind = words.firstIndex(where: { kinds.contains($0) }), !words[kind + 1].hasPrefix("_") else { return nil }
+    return String(words[kind + 1])
 }

@@ -418,6 +418,12 @@ final class Child {
         }
     }
 
+    /// Waits until it has said something on standard error.
+    func waitForErrors() throws {
+        var query = pollfd(fd: errors, events: Int16(POLLIN), revents: 0)
+        guard poll(&query, 1, Self.patience) > 0, query.revents & Int16(POLLIN) != 0 else { throw TestError(text: "it said nothing") }
+    }
+
     /// Its exit status, or minus the signal that ended it, and what it printed.
     func wait() throws -> (status: Int32, output: String, errors: String) {
         let (status, output, errors) = try waitForBytes()
