@@ -14,7 +14,7 @@ private func onOneWorkerAndTwo(sourceLocation: SourceLocation = #_sourceLocation
 enum Order: Sendable {
     case deposit(Int)
     case withdraw(Int)
-    case balance(reply: Sender<Int>)
+    case balance(reply: OneShotSender<Int>)
 }
 
 func keepAccount(_ orders: Receiver<Order>) throws {
@@ -23,7 +23,7 @@ func keepAccount(_ orders: Receiver<Order>) throws {
         switch order {
         case .deposit(let amount): balance += amount
         case .withdraw(let amount): balance -= amount
-        case .balance(let reply): try reply.send(balance)
+        case .balance(let reply): reply.send(balance)
         }
     }
 }
@@ -47,8 +47,8 @@ private func openAndCloseAccount() throws -> Sender<Order> {
 }
 
 // snippet.show
-func balance(of account: Sender<Order>) throws -> Int? {
-    let (reply, answer) = makeChannel(of: Int.self, .bounded(1))
+func balance(of account: Sender<Order>) throws -> Int {
+    let (reply, answer) = makeOneShot(of: Int.self)
     try account.send(.balance(reply: consume reply))
     return try answer.receive()
 }
@@ -172,9 +172,12 @@ extension NetTests {
             }
         }
 
-        @Test func request_isAnsweredByNil_whenWhoShouldAnswerHasGone() throws {
+        @Test func request_isAnsweredByAnError_whenWhoShouldAnswerHasGone() throws {
             try onOneWorkerAndTwo {
-                expect(try balance(of: openAndCloseAccount()) == nil)
+                do {
+                    _ = try balance(of: openAndCloseAccount())
+                    expect(false)
+                } catch is OneShotUnsentError {}
             }
         }
 
