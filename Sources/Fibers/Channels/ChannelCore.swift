@@ -176,7 +176,7 @@ class ChannelBase: WaitPoint {
     /// Lets go of the lock, and lets the one go on who was met.
     @usableFromInline
     final func finish(_ met: PlacePointer) {
-        unlock()
+        if isShared { unlock() }
         resume(met)
     }
 
@@ -235,7 +235,7 @@ extension ChannelBase: @unchecked Sendable {}
 
 @usableFromInline
 final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
-    @exclusivity(unchecked) @usableFromInline var queue = MessageQueue<Message>()
+    @exclusivity(unchecked) @usableFromInline var queue: MessageQueue<Message>
 
     @inlinable
     static func slot(_ place: PlacePointer) -> UnsafeMutablePointer<Message?> {
@@ -320,7 +320,7 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     func dropReceiver() {
         guard removeReceiver() else { return }
         // What they own may have a deinit that looks here, so they go when the queue is as if they had never been.
-        var messages = MessageQueue<Message>()
+        var messages = MessageQueue<Message>(limit: limit)
         beginDropping()
         swap(&queue, &messages)
         finish()
@@ -332,5 +332,8 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     }
 
     @inlinable
-    override init(limit: Int, isShared: Bool) { super.init(limit: limit, isShared: isShared) }
+    override init(limit: Int, isShared: Bool) {
+        queue = MessageQueue(limit: limit)
+        super.init(limit: limit, isShared: isShared)
+    }
 }

@@ -23,9 +23,13 @@ struct MessageQueue<Message: ~Copyable>: ~Copyable {
     @usableFromInline var tailEnd: Slot
     @usableFromInline var spare: UnsafeMutableRawPointer?
     @usableFromInline var spares = 0
+    /// In a block.
+    @usableFromInline let places: Int
 
+    /// - Parameter limit: how many messages there may be.
     @inlinable
-    init() {
+    init(limit: Int) {
+        places = min(Self.mostPlaces, max(1, limit))
         // A block of no places: the first message finds it full.
         (head, headEnd) = (Self.nowhere, Self.nowhere)
         (tail, tailEnd) = (Self.nowhere, Self.nowhere)
@@ -34,9 +38,9 @@ struct MessageQueue<Message: ~Copyable>: ~Copyable {
     @inlinable
     static var mostSpares: Int { 16 }
 
-    /// Places in a block: up to 64, and a kilobyte.
+    /// Places in a block at most: 64, and a kilobyte.
     @inlinable
-    static var places: Int { max(1, min(64, 1024 / max(1, MemoryLayout<Message>.stride))) }
+    static var mostPlaces: Int { max(1, min(64, 1024 / max(1, MemoryLayout<Message>.stride))) }
 
     /// Where the places of a block begin; a link to the next block lies before them.
     @inlinable
@@ -62,7 +66,7 @@ struct MessageQueue<Message: ~Copyable>: ~Copyable {
     /// The queue is empty.
     @inlinable @inline(__always)
     mutating func restart() {
-        head = headEnd - Self.places
+        head = headEnd - places
         tail = head
     }
 
@@ -75,22 +79,22 @@ struct MessageQueue<Message: ~Copyable>: ~Copyable {
             spares -= 1
         } else {
             block = .allocate(
-                byteCount: Self.offset + Self.places * MemoryLayout<Message>.stride, alignment: max(16, MemoryLayout<Message>.alignment))
+                byteCount: Self.offset + places * MemoryLayout<Message>.stride, alignment: max(16, MemoryLayout<Message>.alignment))
         }
         Self.link(block, to: nil)
-        let slots = (block + Self.offset).bindMemory(to: Message.self, capacity: Self.places)
+        let slots = (block + Self.offset).bindMemory(to: Message.self, capacity: places)
         if tailEnd == Self.nowhere {
-            (head, headEnd) = (slots, slots + Self.places)
+            (head, headEnd) = (slots, slots + places)
         } else {
-            Self.link(Self.block(endingAt: tailEnd), to: block)
+            Self.link(self.block(endingAt: tailEnd), to: block)
         }
-        (tail, tailEnd) = (slots, slots + Self.places)
+        (tail, tailEnd) = (slots, slots + places)
     }
 
     /// The first block has been emptied, and there is another.
     @inlinable
     mutating func leaveBlock() {
-        let block = Self.block(endingAt: headEnd)
+        let block = self.block(endingAt: headEnd)
         let next = Self.next(of: block).unsafelyUnwrapped
         if spares < Self.mostSpares {
             Self.link(block, to: spare)
@@ -100,14 +104,14 @@ struct MessageQueue<Message: ~Copyable>: ~Copyable {
             block.deallocate()
         }
         head = (next + Self.offset).assumingMemoryBound(to: Message.self)
-        headEnd = head + Self.places
+        headEnd = head + places
     }
 
     @inlinable
     deinit {
         guard headEnd != Self.nowhere else { return }
         var (head, headEnd) = (head, headEnd)
-        var block = Self.block(endingAt: headEnd)
+        var block = self.block(endingAt: headEnd)
         while true {
             let end = headEnd == tailEnd ? tail : headEnd
             head.deinitialize(count: end - head)
@@ -116,7 +120,7 @@ struct MessageQueue<Message: ~Copyable>: ~Copyable {
             guard let next else { break }
             block = next
             head = (block + Self.offset).assumingMemoryBound(to: Message.self)
-            headEnd = head + Self.places
+            headEnd = head + places
         }
         var rest = spare
         while let block = rest {
@@ -132,7 +136,7 @@ struct MessageQueue<Message: ~Copyable>: ~Copyable {
     static var nowhere: Slot { Slot(bitPattern: Int.max & ~(MemoryLayout<Message>.alignment - 1)).unsafelyUnwrapped }
 
     @inlinable
-    static func block(endingAt end: Slot) -> UnsafeMutableRawPointer { UnsafeMutableRawPointer(end - places) - offset }
+    func block(endingAt end: Slot) -> UnsafeMutableRawPointer { UnsafeMutableRawPointer(end - places) - Self.offset }
 
     @inlinable
     static func next(of block: UnsafeMutableRawPointer) -> UnsafeMutableRawPointer? {

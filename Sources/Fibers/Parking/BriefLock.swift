@@ -11,7 +11,8 @@ import Synchronization
 
 struct BriefLock: BitwiseCopyable {
     private let word: UnsafeMutablePointer<Atomic<UInt32>>
-    private static var longestPause: Int { 128 }
+    private static var shortestPause: Int { 64 }
+    private static var longestPause: Int { 512 }
 
     /// A free lock in memory that the caller owns.
     init(at memory: UnsafeMutableRawPointer) {
@@ -37,7 +38,7 @@ struct BriefLock: BitwiseCopyable {
     /// Looks again after twice as long each time: so whoever has it can take it many times over while it is in his cache, and the two do not tear at it.
     @inline(never)
     private func lockSlowly() {
-        var pause = 1
+        var pause = Self.shortestPause
         while pause <= Self.longestPause {
             for _ in 0..<pause { cfiber_relax() }
             if word.pointee.load(ordering: .relaxed) == 0,

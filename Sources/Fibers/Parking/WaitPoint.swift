@@ -215,6 +215,8 @@ class WaitPoint {
     ) -> Outcome {
         var wait = Wait()
         return _withUnprotectedUnsafeMutablePointer(to: &wait) { wait in
+            // The same as below for what is local, where a fiber is all that waits.
+            if !isShared, let worker = Worker.current { return waitLocally(worker, wait, line, slot, amount, reason, deadline) }
             wait.begin(isShared: isShared)
             var place = Place(wait, self, line, slot, amount)
             return _withUnprotectedUnsafeMutablePointer(to: &place) { place in
@@ -224,6 +226,25 @@ class WaitPoint {
                 wait.end()
                 return outcome
             }
+        }
+    }
+
+    @inline(__always)
+    private final func waitLocally(
+        _ worker: Worker, _ wait: UnsafeMutablePointer<Wait>, _ line: Line, _ slot: UnsafeMutableRawPointer?, _ amount: Int,
+        _ reason: WaitReason, _ deadline: Int64
+    ) -> Outcome {
+        let waiter = worker.beginPark()
+        wait.pointee.waiter = waiter
+        waiter.fiber.pointee.wait = wait
+        var place = Place(wait, self, line, slot, amount)
+        return _withUnprotectedUnsafeMutablePointer(to: &place) { place in
+            enter(place)
+            let outcome = worker.park(reason, until: deadline)
+            waiter.fiber.pointee.wait = nil
+            // Whoever serves has taken it out.
+            if _slowPath(!place.pointee.isServed) { leave(place) }
+            return outcome
         }
     }
 
