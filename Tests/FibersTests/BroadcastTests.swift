@@ -422,7 +422,7 @@ extension KernelTests {
                     let sender = makeLocalBroadcast(of: Int.self, capacity: 1, .wait)
                     _ = try sender.subscribe().receive()
                 }
-                expectMessage(result, "a call on a Local… thing was made outside its worker: use the one without Local")
+                expectMessage(result, "a Local… thing was used on a thread without fibers: use the one without Local")
             }
         #endif
     }

@@ -372,7 +372,7 @@ extension KernelTests {
                     sender.send(1)
                     _ = try receiver.receive()
                 }
-                expectMessage(result, "a call on a Local… thing was made outside its worker: use the one without Local")
+                expectMessage(result, "a Local… thing was used on a thread without fibers: use the one without Local")
             }
         #endif
     }

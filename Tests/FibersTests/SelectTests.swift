@@ -457,7 +457,7 @@ extension KernelTests {
             .enabled(if: cfaults_available() != 0, "sanitizers interpose malloc themselves"),
             .enabled(if: !isDebugBuild, "without optimisation the contexts of the handlers are allocated"), arguments: ChannelKind.allCases)
         func select_allocatesNothing(kind: ChannelKind) throws {
-            var count = -1
+            var counts: [Int] = []
             try FiberRuntime.run {
                 let (jobs, work) = kind.make(of: Int.self, .rendezvous)
                 let (results, out) = kind.make(of: String.self, .rendezvous)
@@ -477,11 +477,13 @@ extension KernelTests {
                     return total
                 }
                 _ = try turns(100)
-                count = try allocations { _ = try turns(1_000) }
+                for n in [1_000, 3_000] { counts.append(try allocations { _ = try turns(n) }) }
                 source.cancel()
                 drain.cancel()
             }
-            #expect(count == 0)
+            // What the function itself allocates, for a variable that its handlers share, it does once.
+            #expect(counts[0] <= 1)
+            #expect(counts[1] == counts[0])
         }
 
         @Test func plainThread_selects_untilATimeout() {

@@ -226,7 +226,7 @@ extension KernelTests {
                     _ = try receiver.changed()
                     withExtendedLifetime(sender) {}
                 }
-                expectMessage(result, "a call on a Local… thing was made outside its worker: use the one without Local")
+                expectMessage(result, "a Local… thing was used on a thread without fibers: use the one without Local")
             }
         #endif
     }
