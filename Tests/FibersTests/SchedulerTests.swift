@@ -36,6 +36,50 @@ extension KernelTests {
             #expect(trace == ["main", "a", "a goes on", "b", "child of a"])
         }
 
+        @Test func fiberThatStartsNow_runsBeforeOthers_andItsSpawnerAfterIt() throws {
+            var log: [String] = []
+            try FiberRuntime.run {
+                let other = try Fiber.spawnLocal { log.append("other") }
+                try Fiber.spawnLocal(startingNow: true) {
+                    log.append("child")
+                    try Fiber.spawnLocal(startingNow: true) {
+                        log.append("grandchild")
+                        Fiber.yield()
+                        log.append("grandchild again")
+                    }
+                    log.append("child again")
+                }
+                log.append("spawner")
+                try other.join()
+                #expect(yield { log.count == 6 })
+            }
+            #expect(log == ["child", "grandchild", "child again", "spawner", "other", "grandchild again"])
+        }
+
+        /// With each number of switches before, since every so many of them a tick ends.
+        @Test(arguments: 0..<4)
+        func others_haveTheirTurn_whileFibersStartNowForEver(switches: Int) throws {
+            var (turns, depth) = (0, 0)
+            func descend(_ level: Int) throws {
+                depth = max(depth, level)
+                while turns < 10 {
+                    if level < 20 {
+                        try Fiber.spawnLocal(startingNow: true) { try descend(level + 1) }
+                    } else {
+                        try Fiber.spawnLocal(startingNow: true) {}
+                    }
+                }
+            }
+            try FiberRuntime.run {
+                for _ in 0..<switches { try Fiber.spawnLocal {}.join() }
+                let other = try Fiber.spawnLocal { while turns < 10 { turns += 1; Fiber.yield() } }
+                while turns < 5 { try Fiber.spawnLocal(startingNow: true) {} }
+                try descend(0)
+                try other.join()
+            }
+            #expect(depth == 20)
+        }
+
         @Test func sleeper_wakes_whenAnotherFiberYieldsForEver() throws {
             var woke = false
             var seen = false

@@ -418,6 +418,99 @@ extension KernelTests {
             #expect(ends.value == 4)
         }
 
+        // The ends.
+
+        @Test(arguments: ChannelKind.allCases)
+        func arm_keepsItsEnd_whileTheSelectWaits(kind: ChannelKind) throws {
+            /// As Go's: the receiver is nobody's but the arm's.
+            func after(_ duration: Duration) throws -> ChannelReceiver<Int> {
+                let (sender, receiver) = kind.make(of: Int.self, .bounded(1))
+                try Fiber.spawnLocal {
+                    try Fiber.sleep(for: duration)
+                    try sender.send(7)
+                }
+                return receiver
+            }
+            var received = 0
+            try FiberRuntime.run {
+                try select {
+                    try after(.milliseconds(2)).onReceive {
+                        received = $0
+                    } end: {
+                        received = -1
+                    }
+                }
+            }
+            #expect(received == 7)
+        }
+
+        @Test(arguments: ChannelKind.allCases)
+        func message_ofAnyAlignment_isCarried(kind: ChannelKind) throws {
+            var sum: SIMD8<Double> = .zero
+            var isAligned = true
+            try FiberRuntime.run {
+                let (sender, receiver) = kind.make(of: SIMD8<Double>.self, .rendezvous)
+                try Fiber.spawnLocal {
+                    for i in 0..<10 {
+                        try select {
+                            sender.onSend(SIMD8(repeating: Double(i))) {}
+                            onTimeout(.seconds(100)) {}
+                        }
+                    }
+                    sender.close()
+                }
+                var isOpen = true
+                while isOpen {
+                    try select {
+                        onTimeout(.seconds(100)) {}
+                        receiver.onReceive { message in
+                            var message = message
+                            withUnsafePointer(to: &message) { if UInt(bitPattern: $0) % 64 != 0 { isAligned = false } }
+                            sum += message
+                        } end: {
+                            isOpen = false
+                        }
+                    }
+                }
+            }
+            #expect(sum == SIMD8(repeating: 45))
+            #expect(isAligned)
+        }
+
+        @Test func timeoutThatNeverComes_isNoArm() throws {
+            var isThrown = false
+            try FiberRuntime.run {
+                let (sender, receiver) = makeLocalChannel(of: Int.self, .bounded(1))
+                sender.close()
+                do {
+                    try select {
+                        receiver.onReceive { _ in }
+                        onTimeout(nil) {}
+                    }
+                } catch is ChannelClosedError<Void> { isThrown = true }
+            }
+            #expect(isThrown)
+        }
+
+        #if compiler(>=6.2)
+            @Test(.enabled(if: !isSanitized, "a child under a sanitizer may hang at its end"))
+            func misuse_stopsTheProgram_withARemedy() async {
+                let local = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                    let (_, receiver) = makeLocalChannel(of: Int.self, .bounded(1))
+                    try select { receiver.onReceive { _ in } }
+                }
+                expectMessage(local, "use the one without Local")
+                let empty = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                    try FiberRuntime.run {
+                        let (sender, _) = makeLocalChannel(of: Int.self, .bounded(1))
+                        var message: Int?
+                        try sender.send(from: &message)
+                    }
+                }
+                expectMessage(empty, "send(from:) was given nil")
+            }
+        #endif
+
         // The rest.
 
         @Test func handler_mayReturnAndThrow() throws {

@@ -68,13 +68,15 @@ public class ChannelSender<Message: ~Copyable> {
     /// - Note: parks
     @inlinable
     public final func send(from message: inout Message?) throws {
+        if message == nil { core.stopWithoutMessage() }
         guard try withUnsafeMutablePointer(to: &message, { try core.send(from: $0) }) else { throw ChannelClosedError(()) }
     }
 
     /// Sends the message in `message` if nobody has to wait for that, and then it is nil afterwards.
     @inlinable
     public final func trySend(from message: inout Message?) -> TrySendResult {
-        withUnsafeMutablePointer(to: &message) { core.trySend(from: $0) }
+        if message == nil { core.stopWithoutMessage() }
+        return withUnsafeMutablePointer(to: &message) { core.trySend(from: $0) }
     }
 
     /// Closes the channel for all senders: receivers have what was sent before, and then see the end. Doing so again does nothing.

@@ -129,6 +129,7 @@ class ChannelBase: WaitPoint {
     /// As the two above, for calls that do not wait.
     @usableFromInline
     final func attempt(isSend: Bool) -> Step {
+        requireWorker()
         lock()
         if let step = look(isSend: isSend) { return step }
         unlock()
@@ -182,6 +183,9 @@ class ChannelBase: WaitPoint {
 
     @usableFromInline
     final func finish() { unlock() }
+
+    @usableFromInline
+    final func stopWithoutMessage() -> Never { misuse("send(from:) was given nil: put a message there; it is nil once it has been sent") }
 
     /// Counts a call that must not wait.
     @usableFromInline

@@ -211,6 +211,7 @@ class OneShotBase: WaitPoint {
 
     @usableFromInline
     final func tryReceive() -> Step {
+        requireWorker()
         lock()
         switch state {
         case .open: return .wait

@@ -34,26 +34,36 @@ struct ArmRecord: BitwiseCopyable {
     @usableFromInline let channel: Unmanaged<ChannelBase>?
     @usableFromInline let deadline: Int64
     @usableFromInline var next: ArmPointer?
+    /// Of those that have a channel.
+    @usableFromInline let slot: UnsafeMutableRawPointer?
 
     @inlinable @inline(__always)
-    init(_ kind: Kind, _ channel: ChannelBase? = nil, deadline: Int64 = .max, wantsEnd: Bool = false) {
+    init(
+        _ kind: Kind, _ channel: ChannelBase? = nil, slot: UnsafeMutableRawPointer? = nil, deadline: Int64 = .max, wantsEnd: Bool = false
+    ) {
+        self.slot = slot
         self.kind = kind
         self.channel = channel.map { .passUnretained($0) }
         self.deadline = deadline
         self.wantsEnd = wantsEnd
     }
 
-    /// Bytes of a record and what lies behind it.
+    /// Bytes of a record and what lies behind it, from an address that 16 divides.
     @inlinable @inline(__always)
-    static func space(slot: Int) -> Int { (offsetOfSlot &+ slot &+ 15) & ~15 }
+    static func space(slot: Int, alignment: Int) -> Int { (offsetOfSlot &+ max(0, alignment &- 16) &+ slot &+ 15) & ~15 }
+
+    /// Where the slot of an arm lies.
+    @inlinable @inline(__always)
+    static func slot(in memory: UnsafeMutableRawPointer, alignment: Int) -> UnsafeMutableRawPointer {
+        (memory + offsetOfSlot).alignedUp(toMultipleOf: alignment)
+    }
 
     @inlinable @inline(__always)
     static var offsetOfSlot: Int { (MemoryLayout<ArmRecord>.stride &+ MemoryLayout<Place>.stride &+ 15) & ~15 }
 }
 
 extension UnsafeMutablePointer where Pointee == ArmRecord {
-    @inlinable @inline(__always)
-    var slot: UnsafeMutableRawPointer { UnsafeMutableRawPointer(self) + ArmRecord.offsetOfSlot }
+    fileprivate var slot: UnsafeMutableRawPointer { pointee.slot.unsafelyUnwrapped }
 
     fileprivate var place: PlacePointer { UnsafeMutableRawPointer(self + 1).assumingMemoryBound(to: Place.self) }
 
@@ -84,8 +94,14 @@ struct Selection {
             require(cancellation == nil, "a select has two onCancellation { … }: leave one out")
             cancellation = arm
         case .receive, .send, .deadline:
-            if arm.pointee.kind == .deadline { hasDeadlines = true }
-            if arm.pointee.channel?._withUnsafeGuaranteedRef({ $0.isShared }) == true { isShared = true }
+            if arm.pointee.kind == .deadline {
+                // It never comes.
+                if arm.pointee.deadline == .max { return }
+                hasDeadlines = true
+            } else {
+                arm.withChannel { $0.requireWorker() }
+                if arm.withChannel({ $0.isShared }) { isShared = true }
+            }
             insert(arm)
         }
     }

@@ -150,23 +150,29 @@ public struct OptionalArm<Arm: SelectArm & ~Copyable>: SelectArm, ~Copyable {
 
 /// Receives a message.
 public struct ReceiveArm<Message: ~Copyable, Result>: SelectArm {
-    @usableFromInline let core: ChannelCore<Message>
+    /// The end itself, which closes the channel when nobody has it any more.
+    @usableFromInline let receiver: ChannelReceiver<Message>
     @usableFromInline let received: (consuming Message) throws -> Result
     @usableFromInline let ended: (() throws -> Result)?
 
     @inlinable @inline(__always)
-    init(_ core: ChannelCore<Message>, _ received: @escaping (consuming Message) throws -> Result, _ ended: (() throws -> Result)?) {
-        self.core = core
+    init(_ receiver: ChannelReceiver<Message>, _ received: @escaping (consuming Message) throws -> Result, _ ended: (() throws -> Result)?)
+    {
+        self.receiver = receiver
         self.received = received
         self.ended = ended
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size) }
+    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size, alignment: MemoryLayout<Message?>.alignment) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
-        let arm = memory.initializeMemory(as: ArmRecord.self, to: ArmRecord(.receive, core, wantsEnd: ended != nil))
+        let arm = memory.initializeMemory(
+            as: ArmRecord.self,
+            to: ArmRecord(
+                .receive, receiver.core, slot: ArmRecord.slot(in: memory, alignment: MemoryLayout<Message?>.alignment),
+                wantsEnd: ended != nil))
         Self.slot(arm).initialize(to: nil)
         selection.selection.add(arm)
     }
@@ -183,12 +189,15 @@ public struct ReceiveArm<Message: ~Copyable, Result>: SelectArm {
     public mutating func _discard(_ memory: UnsafeMutableRawPointer) {}
 
     @inlinable @inline(__always)
-    static func slot(_ arm: ArmPointer) -> UnsafeMutablePointer<Message?> { arm.slot.assumingMemoryBound(to: Message?.self) }
+    static func slot(_ arm: ArmPointer) -> UnsafeMutablePointer<Message?> {
+        arm.pointee.slot.unsafelyUnwrapped.assumingMemoryBound(to: Message?.self)
+    }
 }
 
 /// Sends a message.
 public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
-    @usableFromInline let core: ChannelCore<Message>
+    /// The end itself, which closes the channel when nobody has it any more.
+    @usableFromInline let sender: ChannelSender<Message>
     @usableFromInline var message: Message?
     @usableFromInline let sent: () throws -> Result
     @usableFromInline let closed: (() throws -> Result)?
@@ -196,10 +205,11 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
 
     @inlinable @inline(__always)
     init(
-        _ core: ChannelCore<Message>, _ message: consuming Message, _ sent: @escaping () throws -> Result, _ closed: (() throws -> Result)?,
+        _ sender: ChannelSender<Message>, _ message: consuming Message, _ sent: @escaping () throws -> Result,
+        _ closed: (() throws -> Result)?,
         _ unsent: ((consuming Message) -> Void)?
     ) {
-        self.core = core
+        self.sender = sender
         self.message = consume message
         self.sent = sent
         self.closed = closed
@@ -207,11 +217,14 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size) }
+    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size, alignment: MemoryLayout<Message?>.alignment) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
-        let arm = memory.initializeMemory(as: ArmRecord.self, to: ArmRecord(.send, core, wantsEnd: closed != nil))
+        let arm = memory.initializeMemory(
+            as: ArmRecord.self,
+            to: ArmRecord(
+                .send, sender.core, slot: ArmRecord.slot(in: memory, alignment: MemoryLayout<Message?>.alignment), wantsEnd: closed != nil))
         Self.slot(arm).initialize(to: message.take())
         selection.selection.add(arm)
     }
@@ -234,7 +247,9 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
     }
 
     @inlinable @inline(__always)
-    static func slot(_ arm: ArmPointer) -> UnsafeMutablePointer<Message?> { arm.slot.assumingMemoryBound(to: Message?.self) }
+    static func slot(_ arm: ArmPointer) -> UnsafeMutablePointer<Message?> {
+        arm.pointee.slot.unsafelyUnwrapped.assumingMemoryBound(to: Message?.self)
+    }
 }
 
 /// What has no message: a time that comes, a cancellation, or nothing else at all.
@@ -249,7 +264,7 @@ public struct PlainArm<Result>: SelectArm {
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: 0) }
+    public static var _space: Int { ArmRecord.space(slot: 0, alignment: 1) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
@@ -273,7 +288,7 @@ extension ChannelReceiver where Message: ~Copyable {
     public final func onReceive<Result>(
         _ received: @escaping (consuming Message) throws -> Result, end: (() throws -> Result)? = nil
     ) -> ReceiveArm<Message, Result> {
-        ReceiveArm(core, received, end)
+        ReceiveArm(self, received, end)
     }
 }
 
@@ -288,7 +303,7 @@ extension ChannelSender {
     public final func onSend<Result>(
         _ message: Message, _ sent: @escaping () throws -> Result, closed: (() throws -> Result)? = nil
     ) -> SendArm<Message, Result> {
-        SendArm(core, message, sent, closed, nil)
+        SendArm(self, message, sent, closed, nil)
     }
 }
 
@@ -297,7 +312,8 @@ extension ChannelSender where Message: ~Copyable {
     ///
     /// - Parameters:
     ///   - message: what to send.
-    ///   - unsent: gets the message back when it was not sent, before the handler of what happened instead is called.
+    ///   - unsent: gets the message back when it was not sent, before the handler of what happened instead is called. Not where an arm behind this one throws while it is being made: then
+    ///     nothing has begun, and the message goes with its arm.
     ///   - sent: called when it has been sent.
     ///   - closed: called when the channel is closed. Without it the arm then never happens.
     @inlinable @inline(__always)
@@ -305,7 +321,7 @@ extension ChannelSender where Message: ~Copyable {
         moving message: consuming Message, unsent: @escaping (consuming Message) -> Void, _ sent: @escaping () throws -> Result,
         closed: (() throws -> Result)? = nil
     ) -> SendArm<Message, Result> {
-        SendArm(core, message, sent, closed, unsent)
+        SendArm(self, message, sent, closed, unsent)
     }
 }
 

@@ -18,6 +18,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Lets a fiber that has just been started run before all others, and the calling one after it, unless it is time to let others run.
     func runNow(_ fiber: FiberPointer) {
+        require(running != pointee.root, "spawnLocal(startingNow: true) was called outside a fiber: leave startingNow out there")
         pointee.budget &-= 1
         guard pointee.budget > 0, pointee.ready.removeLast(fiber) else { return yield() }
         pointee.ready.prepend(running)

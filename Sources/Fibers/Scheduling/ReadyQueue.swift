@@ -15,6 +15,8 @@ struct ReadyQueue {
     private var mask: UInt32
     private var head: UInt32 = 0
     private var tail: UInt32 = 0
+    /// Where those end that were put before all others in this tick.
+    private var frontEnd: UInt32 = 0
 
     /// Nil when memory is short.
     init?() {
@@ -40,8 +42,15 @@ struct ReadyQueue {
 
     /// Puts a fiber before all others.
     mutating func prepend(_ fiber: FiberPointer) {
+        if Int32(bitPattern: frontEnd &- head) <= 0 { frontEnd = head }
         head &-= 1
         ring[Int(head & mask)] = fiber
+    }
+
+    /// At the end of a tick: those that were put before the others go behind them, so that everybody has his turn.
+    mutating func endTick() {
+        while Int32(bitPattern: frontEnd &- head) > 0, let fiber = popFirst() { append(fiber) }
+        frontEnd = head
     }
 
     /// Takes a fiber back that was appended last; false when another stands there.
@@ -78,6 +87,7 @@ struct ReadyQueue {
         cfiber_free(ring)
         ring = wider
         mask = UInt32(capacity - 1)
+        frontEnd &-= head
         head = 0
         tail = count
         return true

@@ -163,6 +163,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(never)
     private func endTick() {
         pointee.budget = Self.tickLength
+        pointee.ready.endTick()
         collectInbox()
         // Messages are for the root, which takes its turn like a fiber.
         if _slowPath(hasMessages && !pointee.isRootQueued) {
