@@ -62,13 +62,9 @@ extension KernelTests {
             var (turns, depth) = (0, 0)
             func descend(_ level: Int) throws {
                 depth = max(depth, level)
-                while turns < 10 {
-                    if level < 20 {
-                        try Fiber.spawnLocal(startingNow: true) { try descend(level + 1) }
-                    } else {
-                        try Fiber.spawnLocal(startingNow: true) {}
-                    }
-                }
+                if level < 20 { return _ = try Fiber.spawnLocal(startingNow: true) { try descend(level + 1) } }
+                // All those above have been put before the others.
+                while turns < 10 { try Fiber.spawnLocal(startingNow: true) {} }
             }
             try FiberRuntime.run {
                 for _ in 0..<switches { try Fiber.spawnLocal {}.join() }

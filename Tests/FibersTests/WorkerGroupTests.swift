@@ -86,21 +86,25 @@ extension KernelTests {
         }
 
         @Test func groupsOnOtherWorkers_areCancelledFromTheTop_howeverDeep() throws {
-            let cancelled = Counter()
+            let (sleeping, cancelled) = (Counter(), Counter())
             let depth = 30
             let end = try onWorkers(3) {
                 @Sendable func descend(_ level: Int) throws {
                     try withFiberGroup { group in
                         if level < depth { try group.spawn(on: level % 3) { try descend(level + 1) } }
+                        sleeping.add()
                         do { try Fiber.sleep(for: .seconds(1_000)) } catch {
                             cancelled.add()
                             throw error
                         }
                     }
                 }
-                return failure { try withTimeout(.milliseconds(20)) { try descend(1) } }
+                let top = try Fiber.spawnLocal { try descend(1) }
+                while sleeping.value < depth { Fiber.yield() }
+                top.cancel()
+                return failure { try top.join() }
             }
-            #expect(end is TimeoutError)
+            #expect(end is CancellationError)
             #expect(cancelled.value == depth)
         }
 
