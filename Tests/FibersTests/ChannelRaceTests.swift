@@ -261,10 +261,11 @@ extension KernelTests {
 
         /// A fiber that its runtime leaves behind stands in no line any more.
         @Test func channel_goesOn_whenARuntimeLeavesAFiberBehind() throws {
-            let (sender, receiver) = makeChannel(of: Int.self, .rendezvous)
-            let ends = Box((receiver.share(), receiver.share()))
-            let warnings = Counter()
-            leavingFibersBehind {
+            // With all that the fiber has, which nobody can let go of.
+            let (sender, receiver, warnings) = leavingFibersBehind {
+                let (sender, receiver) = makeChannel(of: Int.self, .rendezvous)
+                let ends = Box((receiver.share(), receiver.share()))
+                let warnings = Counter()
                 _ = try? FiberRuntime.run(.init(workers: 2, shutdownLimit: .milliseconds(1), onWarning: { _ in warnings.add() })) {
                     for i in 0..<2 {
                         try Fiber.spawn(on: i) {
@@ -279,10 +280,12 @@ extension KernelTests {
                     while sender.waiting.receivers < 4 { Fiber.yield() }
                     throw TestError()
                 }
+                return (sender, receiver, warnings)
             }
             #expect(warnings.value > 0)
             #expect(sender.waiting == (0, 0))
             #expect(sender.trySend(1) == .full)
+            #expect(receiver.count == 0)
         }
     }
 }
