@@ -261,7 +261,8 @@ extension KernelTests {
         @Test func runtimes_leaveNoThreads_whenTheyEnd() throws {
             let before = Process.threads
             for _ in 0..<200 { try FiberRuntime.run { try withBlockingThread {} } }
-            #expect(Process.threads == before)
+            // Threads of the test runner may end meanwhile.
+            #expect(Process.threads <= before)
         }
     }
 }
