@@ -444,16 +444,20 @@ extension KernelTests {
             #expect(received == 7)
         }
 
+        /// Vectors are aligned to the most that there is; where they lie otherwise, the instructions that move them fault.
         @Test(arguments: ChannelKind.allCases)
-        func message_ofAnyAlignment_isCarried(kind: ChannelKind) throws {
+        func message_ofTheWidestAlignment_isCarried(kind: ChannelKind) throws {
+            #expect(MemoryLayout<SIMD8<Double>>.alignment == 16, "slots lie at multiples of 16")
             var sum: SIMD8<Double> = .zero
-            var isAligned = true
             try FiberRuntime.run {
                 let (sender, receiver) = kind.make(of: SIMD8<Double>.self, .rendezvous)
+                let (oddSender, oddReceiver) = kind.make(of: UInt8.self, .rendezvous)
                 try Fiber.spawnLocal {
-                    for i in 0..<10 {
+                    var i = 0
+                    while i < 10 {
                         try select {
-                            sender.onSend(SIMD8(repeating: Double(i))) {}
+                            oddSender.onSend(1) {}
+                            sender.onSend(SIMD8(repeating: Double(i))) { i += 1 }
                             onTimeout(.seconds(100)) {}
                         }
                     }
@@ -463,10 +467,9 @@ extension KernelTests {
                 while isOpen {
                     try select {
                         onTimeout(.seconds(100)) {}
-                        receiver.onReceive { message in
-                            var message = message
-                            withUnsafePointer(to: &message) { if UInt(bitPattern: $0) % 64 != 0 { isAligned = false } }
-                            sum += message
+                        oddReceiver.onReceive { _ in }
+                        receiver.onReceive {
+                            sum += $0
                         } end: {
                             isOpen = false
                         }
@@ -474,7 +477,6 @@ extension KernelTests {
                 }
             }
             #expect(sum == SIMD8(repeating: 45))
-            #expect(isAligned)
         }
 
         @Test func timeoutThatNeverComes_isNoArm() throws {

@@ -79,7 +79,7 @@ struct MessageQueue<Message: ~Copyable>: ~Copyable {
             spares -= 1
         } else {
             block = .allocate(
-                byteCount: Self.offset + places * MemoryLayout<Message>.stride, alignment: max(16, MemoryLayout<Message>.alignment))
+                byteCount: Self.offset + places * MemoryLayout<Message>.stride, alignment: 16)
         }
         Self.link(block, to: nil)
         let slots = (block + Self.offset).bindMemory(to: Message.self, capacity: places)

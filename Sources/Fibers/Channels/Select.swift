@@ -48,15 +48,9 @@ struct ArmRecord: BitwiseCopyable {
         self.wantsEnd = wantsEnd
     }
 
-    /// Bytes of a record and what lies behind it, from an address that 16 divides.
+    /// Bytes of a record and what lies behind it, from an address that 16 divides: Swift aligns no type to more.
     @inlinable @inline(__always)
-    static func space(slot: Int, alignment: Int) -> Int { (offsetOfSlot &+ max(0, alignment &- 16) &+ slot &+ 15) & ~15 }
-
-    /// Where the slot of an arm lies.
-    @inlinable @inline(__always)
-    static func slot(in memory: UnsafeMutableRawPointer, alignment: Int) -> UnsafeMutableRawPointer {
-        (memory + offsetOfSlot).alignedUp(toMultipleOf: alignment)
-    }
+    static func space(slot: Int) -> Int { (offsetOfSlot &+ slot &+ 15) & ~15 }
 
     @inlinable @inline(__always)
     static var offsetOfSlot: Int { (MemoryLayout<ArmRecord>.stride &+ MemoryLayout<Place>.stride &+ 15) & ~15 }

@@ -164,14 +164,14 @@ public struct ReceiveArm<Message: ~Copyable, Result>: SelectArm {
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size, alignment: MemoryLayout<Message?>.alignment) }
+    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
         let arm = memory.initializeMemory(
             as: ArmRecord.self,
             to: ArmRecord(
-                .receive, receiver.core, slot: ArmRecord.slot(in: memory, alignment: MemoryLayout<Message?>.alignment),
+                .receive, receiver.core, slot: memory + ArmRecord.offsetOfSlot,
                 wantsEnd: ended != nil))
         Self.slot(arm).initialize(to: nil)
         selection.selection.add(arm)
@@ -217,14 +217,14 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size, alignment: MemoryLayout<Message?>.alignment) }
+    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
         let arm = memory.initializeMemory(
             as: ArmRecord.self,
             to: ArmRecord(
-                .send, sender.core, slot: ArmRecord.slot(in: memory, alignment: MemoryLayout<Message?>.alignment), wantsEnd: closed != nil))
+                .send, sender.core, slot: memory + ArmRecord.offsetOfSlot, wantsEnd: closed != nil))
         Self.slot(arm).initialize(to: message.take())
         selection.selection.add(arm)
     }
@@ -264,7 +264,7 @@ public struct PlainArm<Result>: SelectArm {
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: 0, alignment: 1) }
+    public static var _space: Int { ArmRecord.space(slot: 0) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
