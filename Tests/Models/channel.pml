@@ -2,25 +2,40 @@
 
      Tests/Models/check channel  (spin -DSCENE=2 -DCAPACITY=0 -a channel.pml && cc -O1 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan)
 
-   A few fibers, as if each had a thread of its own, send and receive, some with `select`, on one or two channels with room for CAPACITY messages (0 or 1); timers and
+   A few fibers, as if each had a thread of its own, send and receive, some with `select`, on one or two channels with room for CAPACITY messages (0 to 2); timers and
    cancellations end CANCELS of their waits, at any time; another thread closes the channels, at any time. SCENE says who there is: see `init`. Modelled, step by step, as in
-     Sources/Fibers/Parking/WaitPoint.swift       the lines behind a lock: `wait`, `claimFirst`, `claimAll`, `resume`, `leave`, `takeBack`
+     Sources/Fibers/Parking/WaitPoint.swift       the lines behind their locks: `wait`, `claimFirst`, `claimAll`, `resume`, `leave`, `takeBack`
      Sources/Fibers/Parking/SharedWaiter.swift    the claim word: the fiber that waits, or nothing; one compare-and-swap
-     Sources/Fibers/Channels/ChannelCore.swift    `trySend`, `tryReceive`, `claimSender`, `isReady`, `close`
+     Sources/Fibers/Channels/ChannelCore.swift    the quick ways, `look`, `isReady`, `close`
      Sources/Fibers/Channels/Select.swift         `insert`, `chooseReady`, `attempt`, `wait`, `takePlaces`, `noteEnd`
    How who was claimed comes back to his worker is in wake.pml; here he goes on at once. Memory is sequentially consistent. What only one may touch, since he has the lock or
-   has claimed, he touches in one step as far as the next claim word; that it is only one is asserted. Nobody looks at messages, so a slot is full or empty; each move is
-   asserted to go from a full one to an empty one, so that messages can be lost or doubled only in the accounts of their owners, and those are checked.
+   has claimed, he touches in one step as far as the next claim word; that it is only one is asserted. Each move of
+   a message is asserted to go from a full slot to an empty one, so that messages can be lost or doubled only in the accounts of their owners, and those are checked.
+
+   A channel has two locks: S, of the sending side, and R, of the receiving side.
+     * The general way is all that looks at more than one side, and all that waits: it takes both, S first.
+     * Where the queue has places there is a quick way before it. A sender takes S alone. If the channel is open, both lines are empty, and there is room, he puts his message
+       into the queue, publishes that it is there, and is done. A receiver takes R alone. If both lines are empty, and there is a message, he takes it out and publishes that its
+       slot is free. Else each lets go of his lock and goes the general way.
+     * So the lines and the closed flag change only under both locks, and either is enough to look at them; `sent` and the end of the queue change only under S, `received` and
+       the front only under R. What one side sees of the other may be old. Then there is more room, or there are more messages, than it thinks: at worst it goes the general way
+       without need.
+     * Nobody decides to wait but under both locks, when nobody is in a quick way. So nobody has to look at the other side after he has published something of his own, and
+       it is enough to publish with release and to look with acquire.
+   To fill a slot of the queue and to publish that are two steps here, and so are to empty one and to publish that. A channel without places has no quick way, and both locks
+   are as good as one. The arms of a select go the general way.
 
    Checked, for every interleaving:
      * each message is received once, or handed back once, or left in the queue of a closed channel (asserts, and the balance at the end);
      * each wait is claimed once and resumed once, and one arm of a select takes effect, or, when a timer was faster or all channels are closed, none;
-     * whenever a lock is let go, no receiver waits while there is a message in the queue or with somebody else who waits to send, no sender while there is room, and
+     * whenever both locks are free, no receiver waits while there is a message in the queue or with somebody else who waits to send, no sender while there is room, and
        nobody on a closed channel (`orderly`). This holds for those, too, who have been claimed elsewhere and have not left yet: whoever comes throws them out;
-     * lines are touched with the lock held; a place is in line only while its owner's frame is there; one that was served is not touched once its owner was resumed;
+     * what one sender has sent is received in that order, and nothing is put into the queue of a closed channel;
+     * a slot of the queue is filled when it is empty, and emptied when it is full;
+     * lines are touched with both locks held; a place is in line only while its owner's frame is there; one that was served is not touched once its owner was resumed;
      * everything ends, without a lock that is held and without anybody in line: all else is an invalid end state;
      * with -DNP and `pan -l`: no select takes its park back again and again, for ever. That is what order is for: places are taken channel by channel, in the same order by all,
-       and all those on one channel under one hold of its lock. So the select that finds another one in line takes its park back, and that other one does not on account of
+       and all those on one channel under one hold of its locks. So the select that finds another one in line takes its park back, and that other one does not on account of
        the first. In opposite order, or one after the other on one channel, each would find the other ready, and as long as they keep in step, each would take its park back
        before the other can claim it.
 
@@ -50,9 +65,12 @@
 #define owner(place) ((place) >> 1)
 
 chan line[4] = [4] of { byte };
-byte holder[2];         /* of a channel's lock, counted from 1; 0 when it is free */
+byte sending[2];        /* who holds S, the lock of a channel's sending side, counted from 1; 0 when it is free */
+byte receiving[2];      /* R, that of the receiving side */
 bit closed[2];
-byte count[2];          /* messages in the queue */
+byte sent[2];           /* messages that have been put into the queue */
+byte received[2];       /* those that have been taken out */
+byte queue[4];          /* a ring of up to two slots for each channel: the message in each, or 0 */
 
 bit waiting[MOST];      /* the claim word */
 byte woken[MOST];       /* resumed, and with what outcome */
@@ -60,11 +78,25 @@ bit parked[MOST];
 bit frame[MOST];        /* the frame with its places is there */
 bit linked[8];
 bit served[8];
-bit slot[8];            /* there is a message in it */
+byte slot[8];           /* the message in it, or 0 */
+byte heard[MOST] = 3;   /* what the last message said that was received of a sender's: how many more he has to send */
 
 byte scene, capacity;
 byte flying = 0;        /* messages of which nobody has heard the end */
 byte left = 0;          /* who has not finished */
+
+/* A message says whose it is, and how many more he has to send. */
+#define message(who, rest) (4 * (who) + (rest) + 1)
+
+#define count(c) (sent[c] - received[c])
+#define at(c, number) (2 * (c) + (number) % capacity)
+
+#define isFree(c) (sending[c] == 0 && receiving[c] == 0)
+#if defined(MUTANT_LINKS_UNLOCKED) || defined(MUTANT_RECEIVES_WITHOUT_R) || defined(MUTANT_ENTERS_WITH_ONE)
+#define holds(c) true
+#else
+#define holds(c) (sending[c] == me + 1 && receiving[c] == me + 1)
+#endif
 
 #define resting(who) (!frame[who] || parked[who] && waiting[who])
 #define quiet (resting(0) && resting(1) && resting(2) && resting(3))
@@ -73,11 +105,12 @@ byte left = 0;          /* who has not finished */
 #define has(c, direction, which) (line[side(c, direction)] ?? [eval(which)] > 0)
 #define own(c, direction, who) (has(c, direction, place(who, 0)) + has(c, direction, place(who, 1)))
 
-/* The invariants of a channel whenever its lock is free. Both lines have somebody only if all of them are the places of one select. */
+/* The invariants of a channel whenever its locks are free, and so nobody is in a quick way. Both lines have somebody only if all of them are the places of one select. */
 inline orderly(c) {
   assert(!closed[c] || len(line[side(c, SEND)]) + len(line[side(c, RECEIVE)]) == 0);
-  assert(count[c] == 0 || len(line[side(c, RECEIVE)]) == 0);
-  assert(count[c] == capacity || len(line[side(c, SEND)]) == 0);
+  assert(count(c) >= 0 && count(c) <= capacity);
+  assert(count(c) == 0 || len(line[side(c, RECEIVE)]) == 0);
+  assert(count(c) == capacity || len(line[side(c, SEND)]) == 0);
   if
   :: len(line[side(c, SEND)]) > 0 && len(line[side(c, RECEIVE)]) > 0 ->
      line[side(c, SEND)] ? <other>;
@@ -88,22 +121,39 @@ inline orderly(c) {
   fi
 }
 
-inline lock(c) { atomic { holder[c] == 0 -> holder[c] = me + 1 } }
+inline lockSending(c) { atomic { sending[c] == 0 -> sending[c] = me + 1 } }
+inline lockReceiving(c) { atomic { receiving[c] == 0 -> receiving[c] = me + 1 } }
 
+inline lock(c) {
+  if
+  :: atomic { capacity == 0 && isFree(c) -> sending[c] = me + 1; receiving[c] = me + 1 }
+#ifdef MUTANT_OPPOSITE_ORDER
+  :: capacity > 0 && me >= MOST -> lockReceiving(c); lockSending(c)
+  :: capacity > 0 && me < MOST -> lockSending(c); lockReceiving(c)
+#else
+  :: atomic { capacity > 0 && sending[c] == 0 -> sending[c] = me + 1 };
+     lockReceiving(c)
+#endif
+  fi
+}
+
+/* Lets go of both locks, or of the one that is held. Of both in one step: as long as only R is free, others can do nothing that they could not do afterwards. */
 inline unlock(c) {
   d_step {
-    assert(holder[c] == me + 1);
-    orderly(c);
-    holder[c] = 0
+    assert(sending[c] == me + 1 || receiving[c] == me + 1);
+    sending[c] = (sending[c] == me + 1 -> 0 : sending[c]);
+    receiving[c] = (receiving[c] == me + 1 -> 0 : receiving[c]);
+    if
+    :: isFree(c) -> orderly(c)
+    :: else
+    fi
   }
 }
 
 /* WaitPoint.enter */
 inline enter(c, direction, which) {
   d_step {
-#ifndef MUTANT_LINKS_UNLOCKED
-    assert(holder[c] == me + 1);
-#endif
+    assert(holds(c));
     assert(!linked[which] && frame[me]);
     line[side(c, direction)] ! which;
     linked[which] = 1
@@ -116,7 +166,7 @@ inline claimFirst(c, direction) {
   do
   :: atomic {
        nempty(line[side(c, direction)]) ->
-       assert(holder[c] == me + 1);
+       assert(holds(c));
        line[side(c, direction)] ? other;
        assert(frame[owner(other)] && linked[other] && owner(other) != me);
        linked[other] = 0;
@@ -151,10 +201,31 @@ inline serve(which) {
   served[which] = 1
 }
 
+/* What was sent first by one sender is received first. */
+inline hear(what) {
+  assert((what - 1 & 3) < heard[what - 1 >> 2]);
+  heard[what - 1 >> 2] = what - 1 & 3
+}
+
 inline move(from, to) {
   assert(slot[from] && !slot[to]);
+  slot[to] = slot[from];
   slot[from] = 0;
-  slot[to] = 1
+  hear(slot[to])
+}
+
+/* The message of this number goes into the queue, or leaves it. Whoever does that has yet to publish it: under both locks in the same step. */
+inline put(c, from, number) {
+  assert(!closed[c] && slot[from] && !queue[at(c, number)]);
+  queue[at(c, number)] = slot[from];
+  slot[from] = 0
+}
+
+inline take(c, to, number) {
+  assert(!slot[to] && queue[at(c, number)]);
+  slot[to] = queue[at(c, number)];
+  queue[at(c, number)] = 0;
+  hear(slot[to])
 }
 
 inline resume(which, outcome) {
@@ -164,7 +235,7 @@ inline resume(which, outcome) {
   }
 }
 
-/* Serves `met` with the message that goes from one slot to another, lets go of the lock, and lets him go on. */
+/* Serves `met` with the message that goes from one slot to another, lets go of the locks, and lets him go on. */
 inline meet(c, from, to) {
 #ifdef MUTANT_MOVES_LAST
   d_step { serve(met) };
@@ -183,23 +254,29 @@ inline meet(c, from, to) {
   met = NOBODY
 }
 
-/* trySend and tryReceive, for the caller's place `which`: READY, CLOSED, or NOTHING with the lock held. */
+/* trySend and tryReceive, for the caller's place `which`: READY, CLOSED, or NOTHING with the locks held. */
 inline attempt(c, direction, which, outcome) {
   lock(c);
+#ifdef MUTANT_RECEIVES_WITHOUT_R
+  if
+  :: direction == RECEIVE && capacity > 0 -> receiving[c] = 0
+  :: else
+  fi;
+#endif
   if
   :: direction == SEND && closed[c] -> unlock(c); outcome = CLOSED
   :: direction == SEND && !closed[c] ->
      claimFirst(c, RECEIVE);
      if
      :: met != NOBODY -> meet(c, which, met); outcome = READY
-     :: met == NOBODY && count[c] < capacity ->
-        d_step { assert(slot[which]); slot[which] = 0; count[c]++ };
+     :: met == NOBODY && count(c) < capacity ->
+        d_step { put(c, which, sent[c]); sent[c]++ };
         unlock(c);
         outcome = READY
      :: else -> outcome = NOTHING
      fi
-  :: direction == RECEIVE && count[c] > 0 ->
-     d_step { assert(!slot[which]); slot[which] = 1; count[c]-- };
+  :: direction == RECEIVE && count(c) > 0 ->
+     d_step { take(c, which, received[c]); received[c]++ };
 #ifdef MUTANT_LEAVES_THE_NEXT_SENDER
      met = NOBODY;
 #else
@@ -207,20 +284,70 @@ inline attempt(c, direction, which, outcome) {
 #endif
      if
      :: met != NOBODY ->
-        d_step { serve(met); assert(slot[met]); slot[met] = 0; count[c]++ };
+        d_step { serve(met); put(c, met, sent[c]); sent[c]++ };
         unlock(c);
         resume(met, READY);
         met = NOBODY
      :: else -> unlock(c)
      fi;
      outcome = READY
-  :: direction == RECEIVE && count[c] == 0 ->
+  :: direction == RECEIVE && count(c) == 0 ->
      claimFirst(c, SEND);
      if
      :: met != NOBODY -> meet(c, met, which); outcome = READY
      :: met == NOBODY && closed[c] -> unlock(c); outcome = CLOSED
      :: else -> outcome = NOTHING
      fi
+  fi
+}
+
+/* Whether the quick ways are open, each with the lock of its side held. */
+#define nobody(c, direction) (len(line[side(c, direction)]) == 0)
+#if defined(MUTANT_QUICKLY_PAST_RECEIVERS)
+#define maySend(c) (!closed[c] && nobody(c, SEND) && count(c) < capacity)
+#elif defined(MUTANT_QUICKLY_PAST_THE_END)
+#define maySend(c) (nobody(c, SEND) && nobody(c, RECEIVE) && count(c) < capacity)
+#elif defined(MUTANT_ONE_TOO_MANY)
+#define maySend(c) (!closed[c] && nobody(c, SEND) && nobody(c, RECEIVE) && count(c) <= capacity)
+#else
+#define maySend(c) (!closed[c] && nobody(c, SEND) && nobody(c, RECEIVE) && count(c) < capacity)
+#endif
+#ifdef MUTANT_QUICKLY_PAST_SENDERS
+#define mayReceive(c) (nobody(c, RECEIVE) && count(c) > 0)
+#else
+#define mayReceive(c) (nobody(c, SEND) && nobody(c, RECEIVE) && count(c) > 0)
+#endif
+
+/* A quick way that is open, for the caller's place `which`, or else the general way. To take the lock and to look are one step, and so are to publish and to let go: the other
+   side does not care who has the lock. Whoever takes it in vain might as well not have come; that may happen to anybody, since what is seen of the other side may be old. */
+inline quicklyOrNot(c, direction, which, outcome) {
+  if
+#ifdef MUTANT_QUICKLY_LOOKS_UNLOCKED
+  :: direction == SEND && maySend(c) ->
+     lockSending(c);
+#else
+  :: atomic { direction == SEND && sending[c] == 0 && maySend(c) -> sending[c] = me + 1 };
+#endif
+#ifdef MUTANT_PUBLISHES_SENT_FIRST
+     sent[c]++;
+     d_step { put(c, which, sent[c] - 1) };
+     unlock(c);
+#else
+     d_step { put(c, which, sent[c]) };
+     atomic { sent[c]++; unlock(c) };
+#endif
+     outcome = READY
+  :: atomic { direction == RECEIVE && receiving[c] == 0 && mayReceive(c) -> receiving[c] = me + 1 };
+#ifdef MUTANT_PUBLISHES_RECEIVED_FIRST
+     received[c]++;
+     d_step { take(c, which, received[c] - 1) };
+     unlock(c);
+#else
+     d_step { take(c, which, received[c]) };
+     atomic { received[c]++; unlock(c) };
+#endif
+     outcome = READY
+  :: attempt(c, direction, which, outcome)
   fi
 }
 
@@ -252,7 +379,7 @@ inline leave(c, direction, which) {
      d_step {
        if
        :: linked[which] ->
-          assert(holder[c] == me + 1 && has(c, direction, which));
+          assert(holds(c) && has(c, direction, which));
           line[side(c, direction)] ?? eval(which);
           linked[which] = 0
        :: else
@@ -267,8 +394,8 @@ inline leave(c, direction, which) {
 
 /* The caller knows now what has become of an arm: with a message of his own that was not sent he does as he likes, and so he does with one that he has received. */
 inline settle(which, direction, outcome) {
-  assert(!linked[which] && !served[which] && slot[which] == ((direction == SEND && outcome != READY) || (direction == RECEIVE && outcome == READY)));
-  flying = flying - slot[which];
+  assert(!linked[which] && !served[which] && (slot[which] > 0) == ((direction == SEND && outcome != READY) || (direction == RECEIVE && outcome == READY)));
+  flying = flying - (slot[which] > 0);
   slot[which] = 0
 }
 
@@ -282,11 +409,11 @@ proctype Plain(byte me; byte c; bit way; byte calls) {
        calls--;
        frame[me] = 1;
        if
-       :: way == SEND -> slot[place(me, 0)] = 1; flying++
+       :: way == SEND -> slot[place(me, 0)] = message(me, calls); flying++
        :: else
        fi
      };
-     attempt(c, way, place(me, 0), outcome);
+     quicklyOrNot(c, way, place(me, 0), outcome);
      if
      :: outcome == NOTHING ->
 #ifdef MUTANT_LINKS_LATER
@@ -295,6 +422,12 @@ proctype Plain(byte me; byte c; bit way; byte calls) {
 #endif
 #ifdef MUTANT_LINKS_UNLOCKED
         unlock(c);
+#endif
+#ifdef MUTANT_ENTERS_WITH_ONE
+        if
+        :: way == SEND -> receiving[c] = 0
+        :: else -> sending[c] = 0
+        fi;
 #endif
         begin();
         enter(c, way, place(me, 0));
@@ -323,7 +456,7 @@ proctype Plain(byte me; byte c; bit way; byte calls) {
 #define others(c, direction) (len(line[side(c, direction)]) > 0)
 #endif
 #define isReady(c, direction) \
-  (closed[c] || others(c, 1 - direction) || direction == SEND && count[c] < capacity || direction == RECEIVE && count[c] > 0)
+  (closed[c] || others(c, 1 - direction) || direction == SEND && count(c) < capacity || direction == RECEIVE && count(c) > 0)
 
 /* Whether the other arm is on the same channel, so that it is its turn, too. */
 #ifdef MUTANT_ONE_HOLD_PER_ARM
@@ -345,13 +478,13 @@ proctype Select(byte me; byte c0; bit w0; byte c1; bit w1) {
     way[arm] = w0; way[1 - arm] = w1;
     arm = 0;
     frame[me] = 1;
-    slot[place(me, 0)] = way[0] == SEND;
-    slot[place(me, 1)] = way[1] == SEND;
+    slot[place(me, 0)] = (way[0] == SEND) * message(me, 0);
+    slot[place(me, 1)] = (way[1] == SEND) * message(me, 0);
     flying = flying + (w0 == SEND) + (w1 == SEND)
   };
 again:
-  atomic { holder[channel[0]] == 0 -> ready[0] = !out[0] && isReady(channel[0], way[0]) };
-  atomic { holder[channel[1]] == 0 -> ready[1] = !out[1] && isReady(channel[1], way[1]) };
+  atomic { isFree(channel[0]) -> ready[0] = !out[0] && isReady(channel[0], way[0]) };
+  atomic { isFree(channel[1]) -> ready[1] = !out[1] && isReady(channel[1], way[1]) };
   atomic {
     if
     :: ready[0] -> arm = 0
@@ -501,7 +634,7 @@ proctype Closer(byte me; byte channels) {
      if
      :: closed[c] -> unlock(c)
      :: else ->
-        closed[c] = 1;
+        d_step { assert(holds(c)); closed[c] = 1 };
 #ifdef MUTANT_CLOSE_UNLOCKS_FIRST
         unlock(c);
         lock(c);
@@ -592,10 +725,20 @@ init {
        left = 3;
        run Select(0, 0, SEND, 0, RECEIVE); run Select(1, 0, SEND, 0, RECEIVE);
        run Closer(4, 1)
+    :: scene == 10 ->
+       /* Two who send more than there is room for, and one who receives it all. */
+       left = 4;
+       run Plain(0, 0, SEND, 2); run Plain(1, 0, SEND, 1); run Plain(2, 0, RECEIVE, 3);
+       run Closer(4, 1)
+    :: scene == 11 ->
+       /* One who sends and one who receives, again and again, and a select that may do either. */
+       left = 4;
+       run Plain(0, 0, SEND, 2); run Plain(1, 0, RECEIVE, 2); run Select(2, 0, RECEIVE, 0, SEND);
+       run Closer(4, 1)
     fi
   }
   left == 0;
-  assert(quiet && holder[0] == 0 && holder[1] == 0);
+  assert(quiet && isFree(0) && isFree(1));
   assert(empty(line[0]) && empty(line[1]) && empty(line[2]) && empty(line[3]));
-  assert(flying == count[0] + count[1])
+  assert(flying == count(0) + count(1))
 }
