@@ -69,14 +69,14 @@ public class ChannelSender<Message: ~Copyable> {
     @inlinable
     public final func send(from message: inout Message?) throws {
         if message == nil { core.stopWithoutMessage() }
-        guard try withUnsafeMutablePointer(to: &message, { try core.send(from: $0) }) else { throw ChannelClosedError(()) }
+        guard try core.send(from: &message) else { throw ChannelClosedError(()) }
     }
 
     /// Sends the message in `message` if nobody has to wait for that, and then it is nil afterwards.
     @inlinable
     public final func trySend(from message: inout Message?) -> TrySendResult {
         if message == nil { core.stopWithoutMessage() }
-        return withUnsafeMutablePointer(to: &message) { core.trySend(from: $0) }
+        return core.trySend(from: &message)
     }
 
     /// Closes the channel for all senders: receivers have what was sent before, and then see the end. Doing so again does nothing.
@@ -106,10 +106,8 @@ extension ChannelSender {
     /// - Note: parks
     @inlinable
     public final func send(_ message: Message) throws {
-        if core.isQuick && core.admitsSend() { return core.queue.append(message) }
-        var slot: Message? = message
-        if try withUnsafeMutablePointer(to: &slot, { try core.send(from: $0) }) { return }
-        throw ChannelClosedError(message)
+        var unsent: Message? = message
+        guard try core.send(from: &unsent) else { throw ChannelClosedError(message) }
     }
 
     /// Sends a message if nobody has to wait for that.
@@ -135,16 +133,14 @@ public class ChannelReceiver<Message: ~Copyable> {
     /// - Note: parks
     @inlinable
     public final func receive() throws -> Message? {
-        if core.isQuick && core.admitsReceive() { return core.queue.popFirst() }
-        return try core.receive()
+        try core.receive()
     }
 
     /// The next message if there is one.
     @inlinable
     public final func tryReceive() -> TryReceiveResult<Message> {
         var slot: Message? = nil
-        let step = withUnsafeMutablePointer(to: &slot) { core.tryReceive(into: $0) }
-        switch step {
+        switch core.tryReceive(into: &slot) {
         case .sent: return .message(slot.take()!)
         case .full: return .empty
         case .closed: return .ended
@@ -152,7 +148,7 @@ public class ChannelReceiver<Message: ~Copyable> {
     }
 
     /// Blocks of memory that are kept for messages to come.
-    package final var spareBlocks: Int { core.queue.spares }
+    package final var spareBlocks: Int { core.spareBlocks }
 
     /// Closes the channel: nothing can be sent any more, and what was sent before can be received. Doing so again does nothing.
     @inlinable

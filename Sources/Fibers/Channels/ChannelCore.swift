@@ -1,13 +1,21 @@
 // What a channel does, for one worker or for all: messages in a queue, senders in line for room in it, receivers in line for messages.
 //
-// Invariants, whenever the lock is free:
+// Invariants, whenever nobody has a lock:
 //   * a receiver waits only while there is no message, neither in the queue nor with a sender in line;
 //   * a sender waits only while the queue is full (one without places always is), and the channel is open;
 //   * a message is in exactly one place: with its sender, in the queue, or with its receiver. It moves once from a sender to a waiting receiver, and from a waiting
-//     sender into the queue or to a receiver; waiting places have slots for that, optionals of the message;
-//   * `count` is the number of messages in the queue; with what moves them it is changed before anybody else can look.
+//     sender into the queue or to a receiver;
+//   * who waits has a slot: a sender's has the message, a receiver's is uninitialised. Whoever claims the wait moves the message, and the one who waited knows by that;
+//   * a place in the queue belongs to whoever has taken it, with the lock of its end, until he has let go of that lock.
 //
-// The class without the type of the message knows who waits, the generic one below moves messages, which is all that is made anew for each type.
+// A bounded channel of all workers is a ring with two locks, one for senders and one for receivers, so that the two sides need not wait for each other:
+//   * the quick way, while nobody of the other side is in line, takes one of them, and touches what belongs to that end alone: it looks at the other's count, moves a message, and then lets its
+//     own be seen;
+//   * all else takes both, the senders' first;
+//   * the lines, and whether the channel is closed, change only with both, so either is enough to look. Who stands in line therefore has seen all that was done in the quick way, and is seen by
+//     all who come after.
+//
+// The class without the type of the message does all but the moves, so that little is made anew for each type.
 // One worker, or any thread: see `WaitPoint`.
 
 import CFiber
@@ -17,155 +25,254 @@ import Synchronization
 class ChannelBase: WaitPoint {
     /// How many messages the queue may hold: 0 for a rendezvous, `Int.max` without a limit.
     @usableFromInline final let limit: Int
-    /// Who only watches looks at it without the lock; it is changed with it, so by a plain load and store.
-    private final let storedCount = Atomic<Int>(0)
+    private final let queue: MessageQueue
     @exclusivity(unchecked) private final var isClosed = false
     @exclusivity(unchecked) private final var receiverCount = 1
 
-    private final var count: Int {
-        @inline(__always) get { storedCount.load(ordering: .relaxed) }
-        @inline(__always) set { storedCount.store(newValue, ordering: .relaxed) }
-    }
     private final var senders: Line { first }
     private final var receivers: Line { second }
 
-    /// What a call finds when it comes. Where it says so the lock is held, until `finish`.
+    /// What a call finds when it comes: a message to be moved and what is to be done then, or nothing.
     @usableFromInline
-    enum Step {
-        /// Room, or a message, in the queue. Locked.
-        case queue
-        /// Somebody waits for it, and is claimed. Locked.
-        case met(PlacePointer)
-        /// A message in the queue, and a sender, who is claimed and whose message is to follow. Locked.
-        case queueAndSender(PlacePointer)
+    struct Step: BitwiseCopyable {
+        /// Where to move the message to, or from where; nil when there is nothing to be moved.
+        @usableFromInline let slot: UnsafeMutableRawPointer?
+        /// What `finish` has to do then, or why there is nothing to be moved.
+        @usableFromInline let rest: UInt
+
+        fileprivate static var sent: UInt { 1 }
+        fileprivate static var received: UInt { 2 }
+        /// Beside the address of a sender's place: there is room for its message now.
+        fileprivate static var refill: UInt { 1 }
+
+        /// The message has been moved by somebody else, or cannot be.
+        @inline(__always)
+        fileprivate init(_ outcome: Outcome) {
+            slot = nil
+            rest = UInt(outcome.rawValue)
+        }
+
+        @inline(__always)
+        fileprivate init(_ slot: UnsafeMutableRawPointer?, _ rest: UInt = 0) {
+            self.slot = slot
+            self.rest = rest
+        }
+
+        /// It could only wait, and must not.
+        fileprivate static var none: Step { Step(.timedOut) }
+        fileprivate var outcome: Outcome { Outcome(rawValue: UInt8(truncatingIfNeeded: rest)).unsafelyUnwrapped }
+
+        /// The move is not all.
+        @inlinable @inline(__always)
+        var isUnfinished: Bool { rest != 0 }
         /// It has waited, and somebody else has moved the message.
-        case moved
-        case closed
-        /// It must not wait, and could not do otherwise.
-        case none
+        @inlinable @inline(__always)
+        var isMoved: Bool { rest == 0 }
+        @inlinable @inline(__always)
+        var isClosed: Bool { rest == 1 }
     }
 
     @usableFromInline
-    init(limit: Int, isShared: Bool) {
+    init(limit: Int, stride: Int, isShared: Bool) {
         require(limit >= 0, "a channel has room for 0 messages or more, not \(limit)")
         self.limit = limit
-        isQuick = !isShared && limit > 0
-        super.init(isShared: isShared)
+        let isRing = MessageQueue.isRing(limit: limit, stride: stride, isShared: isShared)
+        let memory = WaitMemory(isShared: isShared, isDivided: isShared && isRing, hasSides: true)
+        queue = MessageQueue(limit: limit, stride: stride, isShared: isShared, ends: memory.sides)
+        super.init(memory)
     }
 
-    // The common way: on one worker, nobody in line, nothing to do but to put the message into the queue, or to take it.
+    // Each call is one call of `begin` or `attempt`, a move of the message, and where somebody else is concerned one call of `finish`.
 
-    /// There is a common way: a queue, and one worker.
-    @usableFromInline final let isQuick: Bool
-
-    /// True when the caller may append a message to the queue, which is counted already.
+    /// Begins to send what is in the caller's slot, or to receive into it, and waits if that cannot be done at once.
+    ///
+    /// The common way on one worker has no call in it: nobody in line, and room or a message in a block that is there. All others are calls in the last place, and each of those is one function for
+    /// both directions: where two fibers take turns the CPU guesses that one returns to where the other one did, and each frame in which that is wrong takes as long as a switch.
     @usableFromInline
-    final func admitsSend() -> Bool {
-        guard count < limit && receivers.pointee.isEmpty && !isClosed && spendsCall() else { return false }
-        count &+= 1
-        return true
-    }
-
-    /// True when the caller may take a message from the queue, which is not counted any more.
-    @usableFromInline
-    final func admitsReceive() -> Bool {
-        guard count > 0 && senders.pointee.isEmpty && spendsCall() else { return false }
-        count &-= 1
-        return true
-    }
-
-    // All others. Each call is one call of these and, without another where nobody has to go on, a move of the message.
-
-    /// Begins to send what is in the slot, and waits if that cannot be done at once.
-    @usableFromInline
-    final func beginSend(_ slot: UnsafeMutableRawPointer) throws -> Step {
-        try beginCall()
-        lock()
-        if let step = look(isSend: true) { return step }
-        if watch(for: { count < limit }) {
-            lock()
-            if let step = look(isSend: true) { return step }
+    final func begin(isSend: Bool, _ own: UnsafeMutableRawPointer) -> Step {
+        if isShared { return beginShared(isSend: isSend, own) }
+        guard let worker = Worker.current else { return beginLocally(isSend: isSend, own) }
+        if isSend {
+            if queue.hasPlaceReady && queue.count < limit && receivers.pointee.isEmpty && !isClosed && spendsCall(worker) {
+                queue.noteCome()
+                return Step(queue.takeReadyPlace())
+            }
+        } else if queue.hasMessageReady && queue.count > 0 && senders.pointee.isEmpty && spendsCall(worker) {
+            queue.noteLeft()
+            return Step(queue.takeReadyMessage())
         }
-        return try wait(in: senders, slot, .send)
+        return beginLocally(isSend: isSend, own)
     }
 
-    /// Begins to receive into the slot, and waits if that cannot be done at once. A message in the queue is not counted any more.
-    @usableFromInline
-    final func beginReceive(_ slot: UnsafeMutableRawPointer) throws -> Step {
-        try beginCall()
+    @inline(never)
+    private final func beginLocally(isSend: Bool, _ own: UnsafeMutableRawPointer) -> Step {
+        if isCallRefused() { return Step(.cancelled) }
+        if let step = look(isSend: isSend, isShared: false) { return step }
+        return waitInLine(isSend: isSend, own)
+    }
+
+    @inline(never)
+    private final func waitInLine(isSend: Bool, _ own: UnsafeMutableRawPointer) -> Step {
+        Step(waitLocally(Worker.current.unsafelyUnwrapped, in: isSend ? senders : receivers, own, isSend ? .send : .receive))
+    }
+
+    @inline(never)
+    private final func beginShared(isSend: Bool, _ own: UnsafeMutableRawPointer) -> Step {
+        if isCallRefused() { return Step(.cancelled) }
+        if isDivided, let step = lookAside(isSend: isSend) { return step }
+        if watch(isSend: isSend), isDivided, let step = lookAside(isSend: isSend) { return step }
         lock()
-        if let step = look(isSend: false) { return step }
-        if watch(for: { count > 0 }) {
-            lock()
-            if let step = look(isSend: false) { return step }
-        }
-        return try wait(in: receivers, slot, .receive)
+        if let step = look(isSend: isSend, isShared: true) { return step }
+        let outcome = wait(in: isSend ? senders : receivers, slot: own, isSend ? .send : .receive)
+        return Step(outcome)
     }
 
-    /// What can be done at once; nil if nothing can. With the lock held.
+    /// Why a call has come to nothing that is not over because of the channel.
+    @usableFromInline
+    final func refusal(_ step: Step) -> any Error {
+        do {
+            try Worker.here("a call").check(step.outcome)
+        } catch {
+            return error
+        }
+        misuse("a call on a channel came to nothing without a reason")
+    }
+
+    /// As `begin`, for calls that do not wait.
+    @usableFromInline
+    final func attempt(isSend: Bool) -> Step {
+        requireWorker()
+        lock()
+        if let step = look(isSend: isSend, isShared: isShared) { return step }
+        unlock()
+        return .none
+    }
+
+    /// What can be done at once; nil if nothing can. With the lock held, which then it is still, and else only as long as the move needs it.
     @inline(__always)
-    private final func look(isSend: Bool) -> Step? {
+    private final func look(isSend: Bool, isShared: Bool) -> Step? {
         if isSend {
             if _slowPath(isClosed) { return leaveClosed() }
-            if let receiver = claimFirst(of: receivers) { return .met(receiver) }
-            guard count < limit else { return nil }
-            count &+= 1
-            return .queue
+            if let receiver = claimFirst(of: receivers, isShared: isShared) { return meet(receiver, isShared: isShared) }
+            return queue.count < limit ? takeSlot(isSend: true, isShared: isShared) : nil
         }
-        if count > 0 {
-            if let sender = claimFirst(of: senders) { return .queueAndSender(sender) }
-            count &-= 1
-            return .queue
+        if queue.count > 0 {
+            guard let sender = claimFirst(of: senders, isShared: isShared) else { return takeSlot(isSend: false, isShared: isShared) }
+            return Step(queue.takeFront(), UInt(bitPattern: sender) | Step.refill)
         }
-        if let sender = claimFirst(of: senders) { return .met(sender) }
+        if let sender = claimFirst(of: senders, isShared: isShared) { return meet(sender, isShared: isShared) }
         return isClosed ? leaveClosed() : nil
     }
 
     private final func leaveClosed() -> Step {
         unlock()
-        return .closed
+        return Step(.closed)
     }
 
-    /// As the two above, for calls that do not wait.
-    @usableFromInline
-    final func attempt(isSend: Bool) -> Step {
-        requireWorker()
-        lock()
-        if let step = look(isSend: isSend) { return step }
-        unlock()
-        return .none
+    /// Somebody who waits, and is claimed. On one worker nobody runs before the message has been moved.
+    @inline(__always)
+    private final func meet(_ place: PlacePointer, isShared: Bool) -> Step {
+        if isShared {
+            unlock()
+            return Step(place.pointee.slot, UInt(bitPattern: place))
+        }
+        resumeLocally(place)
+        return Step(place.pointee.slot)
+    }
+
+    /// A place in the queue, which others see when the move is over, and until then one lock is held. On one worker nobody looks before.
+    @inline(__always)
+    private final func takeSlot(isSend: Bool, isShared: Bool) -> Step {
+        let slot = isSend ? queue.takeBack() : queue.takeFront()
+        if isShared {
+            if isDivided { unlockSide(isSecond: isSend) }
+            return Step(slot, isSend ? Step.sent : Step.received)
+        }
+        if isSend { queue.noteCome() } else { queue.noteLeft() }
+        return Step(slot)
+    }
+
+    /// The quick way with two locks; nil, and no lock, when it must be the other one.
+    @inline(__always)
+    private final func lookAside(isSend: Bool) -> Step? {
+        lockSide(isSecond: !isSend)
+        if isQuick(isSend: isSend) && (queue.isKnownReady(isSend: isSend, limit: limit) || askOtherSide(isSend: isSend)) {
+            return isSend ? Step(queue.takeBack(), Step.sent) : Step(queue.takeFront(), Step.received)
+        }
+        unlockSide(isSecond: !isSend)
+        return nil
     }
 
     @inline(__always)
-    private final func wait(in line: Line, _ slot: UnsafeMutableRawPointer, _ reason: WaitReason) throws -> Step {
-        let outcome = wait(in: line, slot: slot, reason)
-        if _fastPath(outcome == .ready) { return .moved }
-        try checkWait(outcome)
-        return .closed
-    }
+    private final func isQuick(isSend: Bool) -> Bool { isSend ? receivers.pointee.isEmpty && !isClosed : senders.pointee.isEmpty }
 
-    /// Where the other side is at work on another worker, to wait for it takes less than to park and to be sent home. True when the lock, which was held, is not held any more.
+    /// Whether there is room, or a message, when what was known of it has been used up. With the lock of the own side.
     ///
-    /// It looks only now and then: each look takes the cache line away from the other side, which meanwhile can do many of its own.
+    /// Where both sides are as fast, one follows at the other's heels: each message is in the cache of the other CPU, and so is the count, and both take three times as long. So whoever finds few twice
+    /// in turn leaves the other side alone for a moment, in which that gets ahead by dozens.
+    @inline(never)
+    private final func askOtherSide(isSend: Bool) -> Bool {
+        let end = isSend ? queue.back : queue.front
+        var number = queue.ask(isSend: isSend, limit: limit)
+        if number > 0 && number < min(16, limit / 8) && !end.pointee.wasInVain, let worker = Worker.current, worker.mayPause {
+            unlockSide(isSecond: !isSend)
+            for _ in 0..<pauses { cfiber_relax() }
+            lockSide(isSecond: !isSend)
+            guard isQuick(isSend: isSend) else { return false }
+            number = queue.ask(isSend: isSend, limit: limit)
+        }
+        end.pointee.wasInVain = number <= 0
+        return number > 0
+    }
+
+    /// Between two looks at the other side: what it takes that to use up half of the room.
+    private final var pauses: Int { min(64, limit / 2 + 1) }
+
+    /// Where the other side is at work on another worker, to wait for it takes less than to park and to be sent home. True when it has done something.
     @inline(__always)
-    private final func watch(for hasCome: () -> Bool) -> Bool {
-        guard isShared && limit > 0, let worker = Worker.current, worker.mayWatch else { return false }
-        unlock()
-        _ = worker.watch(every: 16, for: hasCome)
-        return true
+    private final func watch(isSend: Bool) -> Bool {
+        guard limit > 0, let worker = Worker.current, worker.mayWatch else { return false }
+        return worker.watch(every: pauses) { isSend ? queue.count < limit : queue.count > 0 }
+    }
+
+    /// After the move: lets others see it, and lets the one go on who was met.
+    @usableFromInline
+    final func finish(_ step: Step) {
+        switch step.rest {
+        case 0: return
+        case Step.sent:
+            queue.noteCome()
+            if isDivided { unlockSide(isSecond: false) } else { unlock() }
+        case Step.received:
+            queue.noteLeft()
+            if isDivided { unlockSide(isSecond: true) } else { unlock() }
+        default:
+            let place = PlacePointer(bitPattern: step.rest & ~Step.refill).unsafelyUnwrapped
+            if step.rest & Step.refill != 0 {
+                queue.noteLeft()
+                move(from: place.pointee.slot.unsafelyUnwrapped, to: queue.takeBack())
+                queue.noteCome()
+                unlock()
+            }
+            resume(place)
+        }
+    }
+
+    fileprivate func move(from: UnsafeMutableRawPointer, to: UnsafeMutableRawPointer) {
+        misuse("a channel without messages was used")
     }
 
     // In a select.
 
     /// Does without waiting what an arm is there for.
-    func attempt(isSend: Bool, _ slot: UnsafeMutableRawPointer) -> TrySendResult {
+    func attempt(isSend: Bool, _ own: UnsafeMutableRawPointer) -> TrySendResult {
         misuse("a channel without messages was used")
     }
 
     /// With the lock held.
     final func isReady(isSend: Bool) -> Bool {
         if isClosed { return true }
-        return isSend ? count < limit || !receivers.pointee.isEmpty : count > 0 || !senders.pointee.isEmpty
+        return isSend ? queue.count < limit || !receivers.pointee.isEmpty : queue.count > 0 || !senders.pointee.isEmpty
     }
 
     final func makePlace(_ wait: UnsafeMutablePointer<Wait>, isSend: Bool, _ slot: UnsafeMutableRawPointer) -> Place {
@@ -174,29 +281,12 @@ class ChannelBase: WaitPoint {
 
     // Ending.
 
-    /// Lets go of the lock, and lets the one go on who was met.
-    @usableFromInline
-    final func finish(_ met: PlacePointer) {
-        if isShared { unlock() }
-        resume(met)
-    }
-
-    @usableFromInline
-    final func finish() { unlock() }
-
     @usableFromInline
     final func stopWithoutMessage() -> Never { misuse("send(from:) was given nil: put a message there; it is nil once it has been sent") }
 
     /// Counts a call that must not wait.
     @usableFromInline
     final func chargeTry() { chargeCaller() }
-
-    /// Takes the lock to take all messages out of the queue. With the lock held until `finish`.
-    @usableFromInline
-    final func beginDropping() {
-        lock()
-        count = 0
-    }
 
     /// No message can be sent from here on. Those that wait to send have theirs back, those that wait to receive see the end.
     @usableFromInline
@@ -214,16 +304,25 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final func addReceiver() { withLock { receiverCount += 1 } }
 
-    /// True for the last: nobody will take what is in the queue.
+    /// Says how many messages are left that nobody will receive: none as long as there are other receivers. Nothing is counted any more afterwards, and nobody else comes.
     @usableFromInline
-    final func removeReceiver() -> Bool {
+    final func removeReceiver() -> Int {
         let isLast = withLock {
             receiverCount -= 1
             return receiverCount == 0
         }
-        if isLast { close() }
-        return isLast
+        guard isLast else { return 0 }
+        close()
+        return withLock {
+            let count = queue.count
+            queue.noteLeft(count)
+            return count
+        }
     }
+
+    /// Where one of those is.
+    @usableFromInline
+    final func nextLeftover() -> UnsafeMutableRawPointer { queue.takeFront() }
 
     /// How many stand in line, for tests and diagnostics; among them those whose wait has ended and that have not left yet.
     final var waiting: (senders: Int, receivers: Int) { withLock { (senders.pointee.count, receivers.pointee.count) } }
@@ -231,7 +330,8 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final var hasClosed: Bool { withLock { isClosed } }
     @usableFromInline
-    final var messageCount: Int { withLock { count } }
+    final var messageCount: Int { withLock { queue.count } }
+    final var spareBlocks: Int { Int(queue.front.pointee.spares) }
 }
 
 // Its ends say where they may go.
@@ -239,105 +339,97 @@ extension ChannelBase: @unchecked Sendable {}
 
 @usableFromInline
 final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
-    @exclusivity(unchecked) @usableFromInline var queue: MessageQueue<Message>
+    @usableFromInline typealias Slot = UnsafeMutablePointer<Message>
 
-    @inlinable
-    static func slot(_ place: PlacePointer) -> UnsafeMutablePointer<Message?> {
-        place.pointee.slot.unsafelyUnwrapped.assumingMemoryBound(to: Message?.self)
-    }
-
-    /// Sends what is in the slot, which is empty then; false when the channel is closed.
+    /// Calls a body with memory for a message in the caller's frame.
     @inlinable @inline(__always)
-    func send(from slot: UnsafeMutablePointer<Message?>) throws -> Bool {
-        let step = try beginSend(UnsafeMutableRawPointer(slot))
-        if case .moved = step { return true }
-        return send(from: slot, step) == .sent
-    }
-
-    @inlinable
-    func trySend(from slot: UnsafeMutablePointer<Message?>) -> TrySendResult {
-        let result = send(from: slot, attempt(isSend: true))
-        chargeTry()
-        return result
-    }
-
-    @inlinable @inline(__always)
-    func send(from slot: UnsafeMutablePointer<Message?>, _ step: Step) -> TrySendResult {
-        switch step {
-        case .queue:
-            queue.append(slot.pointee.take()!)
-            if isShared { finish() }
-        case .met(let receiver):
-            Self.slot(receiver).pointee = slot.pointee.take()
-            finish(receiver)
-        case .closed: return .closed
-        case .none, .moved, .queueAndSender: return .full
+    func withSlot(_ body: (Slot) throws -> Void) rethrows {
+        try _withUnprotectedUnsafeTemporaryAllocation(byteCount: MemoryLayout<Message>.stride, alignment: 16) {
+            try body($0.baseAddress.unsafelyUnwrapped.bindMemory(to: Message.self, capacity: 1))
         }
-        return .sent
+    }
+
+    /// Sends a message, which is nil then; false, with the message, when the channel is closed. It has it, too, when it throws.
+    @inlinable @inline(__always)
+    func send(from message: inout Message?) throws -> Bool {
+        var isSent = true
+        try withSlot { own in
+            own.initialize(to: message.take()!)
+            let step = begin(isSend: true, UnsafeMutableRawPointer(own))
+            if let slot = step.slot {
+                slot.bindMemory(to: Message.self, capacity: 1).moveInitialize(from: own, count: 1)
+                if step.isUnfinished { finish(step) }
+            } else if !step.isMoved {
+                message = own.move()
+                isSent = false
+                if !step.isClosed { throw refusal(step) }
+            }
+        }
+        return isSent
+    }
+
+    @inlinable
+    func trySend(from message: inout Message?) -> TrySendResult {
+        var result = TrySendResult.sent
+        withSlot { own in
+            own.initialize(to: message.take()!)
+            result = attempt(isSend: true, UnsafeMutableRawPointer(own))
+            if result != .sent { message = own.move() }
+        }
+        return result
     }
 
     /// The next message; nil when there will be none.
     @inlinable @inline(__always)
     func receive() throws -> Message? {
-        var slot: Message? = nil
-        let step = try withUnsafeMutablePointer(to: &slot) { try beginReceive(UnsafeMutableRawPointer($0)) }
-        if case .moved = step { return slot }
-        return receive(step)
+        var message: Message? = nil
+        try withSlot { own in
+            let step = begin(isSend: false, UnsafeMutableRawPointer(own))
+            if let slot = step.slot {
+                message = slot.assumingMemoryBound(to: Message.self).move()
+                if step.isUnfinished { finish(step) }
+            } else if step.isMoved {
+                message = own.move()
+            } else if !step.isClosed {
+                throw refusal(step)
+            }
+        }
+        return message
     }
 
-    /// `sent` when there is a message in the slot now, `full` when there was none.
+    /// The next message if there is one, and what was found.
     @inlinable
-    func tryReceive(into slot: UnsafeMutablePointer<Message?>) -> TrySendResult {
-        let step = attempt(isSend: false)
-        defer { chargeTry() }
-        switch step {
-        case .closed: return .closed
-        case .none: return .full
-        case .queue, .met, .queueAndSender, .moved:
-            slot.pointee = receive(step)
-            return .sent
+    func tryReceive(into message: inout Message?) -> TrySendResult {
+        var result = TrySendResult.sent
+        withSlot { own in
+            result = attempt(isSend: false, UnsafeMutableRawPointer(own))
+            if result == .sent { message = own.move() }
         }
+        return result
     }
 
-    @inlinable @inline(__always)
-    func receive(_ step: Step) -> Message? {
-        switch step {
-        case .queue:
-            let message = queue.popFirst()
-            if isShared { finish() }
-            return message
-        case .queueAndSender(let sender):
-            let message = queue.popFirst()
-            queue.append(Self.slot(sender).pointee.take()!)
-            finish(sender)
-            return message
-        case .met(let sender):
-            let message = Self.slot(sender).pointee.take()
-            finish(sender)
-            return message
-        case .closed, .none, .moved: return nil
-        }
-    }
-
-    /// A receiver has gone; with the last one go the messages.
+    /// A receiver has gone; with the last one go the messages. What they own may have a deinit that looks here: the queue is as if they had never been.
     @usableFromInline
     func dropReceiver() {
-        guard removeReceiver() else { return }
-        // What they own may have a deinit that looks here, so they go when the queue is as if they had never been.
-        var messages = MessageQueue<Message>(limit: limit)
-        beginDropping()
-        swap(&queue, &messages)
-        finish()
+        for _ in 0..<removeReceiver() { nextLeftover().assumingMemoryBound(to: Message.self).deinitialize(count: 1) }
     }
 
-    override func attempt(isSend: Bool, _ slot: UnsafeMutableRawPointer) -> TrySendResult {
-        let slot = slot.assumingMemoryBound(to: Message?.self)
-        return isSend ? trySend(from: slot) : tryReceive(into: slot)
+    @usableFromInline
+    override func attempt(isSend: Bool, _ own: UnsafeMutableRawPointer) -> TrySendResult {
+        let step = attempt(isSend: isSend)
+        defer { chargeTry() }
+        guard let slot = step.slot else { return step.isClosed ? .closed : .full }
+        if isSend { move(from: own, to: slot) } else { move(from: slot, to: own) }
+        if step.isUnfinished { finish(step) }
+        return .sent
+    }
+
+    override func move(from: UnsafeMutableRawPointer, to: UnsafeMutableRawPointer) {
+        to.bindMemory(to: Message.self, capacity: 1).moveInitialize(from: from.assumingMemoryBound(to: Message.self), count: 1)
     }
 
     @inlinable
-    override init(limit: Int, isShared: Bool) {
-        queue = MessageQueue(limit: limit)
-        super.init(limit: limit, isShared: isShared)
+    init(limit: Int, isShared: Bool) {
+        super.init(limit: limit, stride: MemoryLayout<Message>.stride, isShared: isShared)
     }
 }

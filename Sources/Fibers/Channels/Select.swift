@@ -4,7 +4,7 @@
 //   * one arm takes effect, and no other: before the park by one attempt, in the park by one claim;
 //   * an arm that is found ready while the places are being taken takes the park back, by the same claim as everybody else's. Whoever was faster has served another arm,
 //     and then that is the one;
-//   * at most one lock is held at a time;
+//   * at most the locks of one channel are held at a time;
 //   * places are taken channel by channel in the order of their addresses, all those of one channel at once. So of two selects that could meet, the one that finds the other in line
 //     takes its park back, and the other does not: they cannot keep each other from waiting for ever;
 //   * a place of this select never meets another one of it: no other arm of a channel is looked at once there is a place there.

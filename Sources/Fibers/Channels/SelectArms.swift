@@ -164,33 +164,28 @@ public struct ReceiveArm<Message: ~Copyable, Result>: SelectArm {
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size) }
+    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message>.size) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
         let arm = memory.initializeMemory(
-            as: ArmRecord.self,
-            to: ArmRecord(
-                .receive, receiver.core, slot: memory + ArmRecord.offsetOfSlot,
-                wantsEnd: ended != nil))
-        Self.slot(arm).initialize(to: nil)
+            as: ArmRecord.self, to: ArmRecord(.receive, receiver.core, slot: memory + ArmRecord.offsetOfSlot, wantsEnd: ended != nil))
         selection.selection.add(arm)
     }
 
     @inlinable @inline(__always)
     public mutating func _finish(_ memory: UnsafeMutableRawPointer, _ happened: UnsafeMutableRawPointer) throws -> Result {
         let arm = memory.assumingMemoryBound(to: ArmRecord.self)
-        let message = Self.slot(arm).move()
         if arm.pointee.hasEnded { return try ended.unsafelyUnwrapped() }
-        return try received(message!)
+        return try received(Self.slot(arm).move())
     }
 
     @inlinable @inline(__always)
     public mutating func _discard(_ memory: UnsafeMutableRawPointer) {}
 
     @inlinable @inline(__always)
-    static func slot(_ arm: ArmPointer) -> UnsafeMutablePointer<Message?> {
-        arm.pointee.slot.unsafelyUnwrapped.assumingMemoryBound(to: Message?.self)
+    static func slot(_ arm: ArmPointer) -> UnsafeMutablePointer<Message> {
+        arm.pointee.slot.unsafelyUnwrapped.bindMemory(to: Message.self, capacity: 1)
     }
 }
 
@@ -217,15 +212,13 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message?>.size) }
+    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message>.size) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
         let arm = memory.initializeMemory(
-            as: ArmRecord.self,
-            to: ArmRecord(
-                .send, sender.core, slot: memory + ArmRecord.offsetOfSlot, wantsEnd: closed != nil))
-        Self.slot(arm).initialize(to: message.take())
+            as: ArmRecord.self, to: ArmRecord(.send, sender.core, slot: memory + ArmRecord.offsetOfSlot, wantsEnd: closed != nil))
+        Self.slot(arm).initialize(to: message.take()!)
         selection.selection.add(arm)
     }
 
@@ -242,13 +235,13 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
 
     @inlinable @inline(__always)
     func handBack(_ arm: ArmPointer) {
-        guard let message = Self.slot(arm).move() else { return }
+        let message = Self.slot(arm).move()
         if let unsent { unsent(message) }
     }
 
     @inlinable @inline(__always)
-    static func slot(_ arm: ArmPointer) -> UnsafeMutablePointer<Message?> {
-        arm.pointee.slot.unsafelyUnwrapped.assumingMemoryBound(to: Message?.self)
+    static func slot(_ arm: ArmPointer) -> UnsafeMutablePointer<Message> {
+        arm.pointee.slot.unsafelyUnwrapped.bindMemory(to: Message.self, capacity: 1)
     }
 }
 

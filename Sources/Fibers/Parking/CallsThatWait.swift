@@ -8,20 +8,33 @@ extension WaitPoint {
     /// those others find nothing taken by a fiber that only waits for its next turn.
     @inline(__always)
     final func beginCall() throws {
-        if _slowPath(!spendsCall()) { try beginCallSlowly() }
+        if _slowPath(isCallRefused()) { throw Worker.here("a call").running.cancellation }
     }
+
+    /// As `beginCall`; true when the caller is cancelled.
+    @inline(__always)
+    final func isCallRefused() -> Bool { _slowPath(!spendsCall()) && isCallRefusedSlowly() }
 
     /// Takes one from the calls that the running fiber may make before it must look about itself; false when it must now, or is a thread.
     @inline(__always)
     final func spendsCall() -> Bool {
-        guard let worker = Worker.current, worker.running.pointee.attention == 0 && worker.pointee.callBudget > 1 else { return false }
+        guard let worker = Worker.current else { return false }
+        return spendsCall(worker)
+    }
+
+    @inline(__always)
+    final func spendsCall(_ worker: Worker) -> Bool {
+        guard worker.running.pointee.attention == 0 && worker.pointee.callBudget > 1 else { return false }
         worker.pointee.callBudget &-= 1
         return true
     }
 
     @inline(never)
-    private final func beginCallSlowly() throws {
-        guard let worker = Worker.current else { return requireWorker() }
+    private final func isCallRefusedSlowly() -> Bool {
+        guard let worker = Worker.current else {
+            requireWorker()
+            return false
+        }
         worker.pointee.callBudget = Worker.callBudgetLength
         // Of two that talk, each has a budget of its own: else it might always be the receiver who lets the others run, and the sender be ahead of it without end.
         if worker.pointee.caller != worker.running {
@@ -29,7 +42,7 @@ extension WaitPoint {
             worker.pointee.ioBudget = Worker.ioBudgetLength
         }
         worker.chargeOperation()
-        try worker.refuseIfCancelled()
+        return worker.isRefused
     }
 
     /// For calls that never wait.

@@ -35,7 +35,7 @@ struct Place: BitwiseCopyable {
     /// First, so that a pointer to the node of a place is one to the place.
     fileprivate let node: WaitNode
     fileprivate let wait: UnsafeMutablePointer<Wait>
-    /// What it brings, or where it wants what it waits for; an optional of a type that those who meet here know.
+    /// What it brings, or where it wants what it waits for; those who meet here know its type.
     @usableFromInline let slot: UnsafeMutableRawPointer?
     /// How much it wants, for lines where that differs.
     var amount: Int
@@ -171,29 +171,83 @@ extension UnsafeMutablePointer where Pointee == Place {
     var isInLine: Bool { node.pointee.isLinked }
 }
 
+/// The memory of a wait point.
+///
+///     one lock:    lock, lines, side, side
+///     two locks:   lock, side | lock, side | lines            each part on a pair of cache lines of its own, since CPUs fetch them in pairs
+struct WaitMemory: BitwiseCopyable {
+    static var bytesOfSide: Int { 48 }
+    fileprivate let base: UnsafeMutableRawPointer
+    fileprivate let isShared: Bool
+    fileprivate let isDivided: Bool
+
+    /// - Parameters:
+    ///   - isDivided: two locks.
+    ///   - hasSides: space for each of two sides.
+    init(isShared: Bool, isDivided: Bool = false, hasSides: Bool = false) {
+        base = .allocate(byteCount: isDivided ? 384 : hasSides ? 128 : 64, alignment: isDivided ? 128 : isShared ? 64 : 16)
+        self.isShared = isShared
+        self.isDivided = isDivided
+        _ = BriefLock(at: base)
+        if isDivided { _ = BriefLock(at: base + 128) }
+        (base + (isDivided ? 256 : 8)).bindMemory(to: WaitList.self, capacity: 2).initialize(repeating: WaitList(), count: 2)
+    }
+
+    fileprivate var lines: Line { (base + (isDivided ? 256 : 8)).assumingMemoryBound(to: WaitList.self) }
+    var sides: (UnsafeMutableRawPointer, UnsafeMutableRawPointer) {
+        isDivided ? (base + 8, base + 136) : (base + 24, base + 24 + Self.bytesOfSide)
+    }
+}
+
 /// Something that fibers wait for in lines.
+///
+/// What has two sides that mostly do not meet may have a lock for each: the lines, and all else that both sides look at, are changed only with both, and may be looked at with either.
 @usableFromInline
 class WaitPoint {
-    /// The lock and the lines, on one cache line.
     private let memory: UnsafeMutableRawPointer
+    private let lines: Line
     @usableFromInline final let isShared: Bool
+    /// It has two locks.
+    final let isDivided: Bool
 
     init(isShared: Bool) {
+        let memory = WaitMemory(isShared: isShared)
+        (self.memory, lines) = (memory.base, memory.lines)
         self.isShared = isShared
-        memory = .allocate(byteCount: 64, alignment: isShared ? 64 : 16)
-        _ = BriefLock(at: memory)
-        (memory + 8).bindMemory(to: WaitList.self, capacity: 2).initialize(repeating: WaitList(), count: 2)
+        isDivided = false
+    }
+
+    init(_ memory: WaitMemory) {
+        (self.memory, lines) = (memory.base, memory.lines)
+        isShared = memory.isShared
+        isDivided = memory.isDivided
     }
 
     deinit { memory.deallocate() }
 
     private final var mutex: BriefLock { BriefLock(over: memory) }
+    private final var secondMutex: BriefLock { BriefLock(over: memory + 128) }
 
     @inline(__always)
-    final func lock() { if isShared { mutex.lock() } }
+    final func lock() {
+        guard isShared else { return }
+        mutex.lock()
+        if isDivided { secondMutex.lock() }
+    }
 
     @inline(__always)
-    final func unlock() { if isShared { mutex.unlock() } }
+    final func unlock() {
+        guard isShared else { return }
+        if isDivided { secondMutex.unlock() }
+        mutex.unlock()
+    }
+
+    /// One of the two locks.
+    @inline(__always)
+    final func lockSide(isSecond: Bool) { (isSecond ? secondMutex : mutex).lock() }
+
+    @inline(__always)
+    final func unlockSide(isSecond: Bool) { (isSecond ? secondMutex : mutex).unlock() }
 
     @inline(__always)
     final func withLock<Result>(_ body: () -> Result) -> Result {
@@ -204,9 +258,9 @@ class WaitPoint {
 
     /// The two lines.
     @inline(__always)
-    final var first: Line { (memory + 8).assumingMemoryBound(to: WaitList.self) }
+    final var first: Line { lines }
     @inline(__always)
-    final var second: Line { (memory + 16).assumingMemoryBound(to: WaitList.self) }
+    final var second: Line { lines + 1 }
 
     /// Puts the caller at the end of a line and lets it wait until somebody serves it, or something else ends the wait. Called with the lock held, returns without.
     @inline(__always)
@@ -227,6 +281,13 @@ class WaitPoint {
                 return outcome
             }
         }
+    }
+
+    /// As `wait`, of what is local.
+    @inline(__always)
+    final func waitLocally(_ worker: Worker, in line: Line, _ slot: UnsafeMutableRawPointer?, _ reason: WaitReason) -> Outcome {
+        var wait = Wait()
+        return _withUnprotectedUnsafeMutablePointer(to: &wait) { waitLocally(worker, $0, line, slot, 1, reason, .max) }
     }
 
     @inline(__always)
@@ -272,7 +333,7 @@ class WaitPoint {
 
     /// Ends the wait of a place, which has been taken out of its line; false when something else has. With the lock held.
     @inline(__always)
-    final func claim(_ place: PlacePointer) -> Bool {
+    final func claim(_ place: PlacePointer, isShared: Bool) -> Bool {
         guard isShared ? place.pointee.wait.claimShared() : place.pointee.wait.pointee.waiter.claim() else { return false }
         place.pointee.isServed = true
         return true
@@ -280,10 +341,13 @@ class WaitPoint {
 
     /// Takes the first out of a line whose wait nothing else has ended, and claims that; nil when there is none. With the lock held.
     @inline(__always)
-    final func claimFirst(of line: Line) -> PlacePointer? {
+    final func claimFirst(of line: Line) -> PlacePointer? { claimFirst(of: line, isShared: isShared) }
+
+    @inline(__always)
+    final func claimFirst(of line: Line, isShared: Bool) -> PlacePointer? {
         while let node = line.pointee.popFirst() {
             let place = PlacePointer(node)
-            if claim(place) { return place }
+            if claim(place, isShared: isShared) { return place }
         }
         return nil
     }
@@ -296,7 +360,7 @@ class WaitPoint {
             let place = PlacePointer(node)
             guard isAdmitted(place.pointee.amount) else { return nil }
             line.pointee.remove(node)
-            if claim(place) { return place }
+            if claim(place, isShared: isShared) { return place }
         }
         return nil
     }
@@ -314,6 +378,11 @@ class WaitPoint {
     @inline(__always)
     final func resume(_ place: PlacePointer, _ outcome: Outcome = .ready) {
         if isShared { return place.pointee.wait.resumeShared(outcome) }
+        resumeLocally(place, outcome)
+    }
+
+    @inline(__always)
+    final func resumeLocally(_ place: PlacePointer, _ outcome: Outcome = .ready) {
         let fiber = place.pointee.wait.pointee.waiter.fiber
         fiber.pointee.outcome = outcome
         fiber.pointee.worker.makeReady(fiber)

@@ -42,6 +42,8 @@ final class Inbox: @unchecked Sendable {
     /// A stack, newest first: of claimed fibers, linked through their records, and of messages, which are marked by the lowest bit.
     private let head = Atomic<UInt>(0)
     private let sleeping = Atomic<Bool>(false)
+    /// What the time counter showed when the sleeping worker was last sent for; 0 when it has not been since it fell asleep.
+    private let sentForAt = Atomic<UInt64>(0)
     /// An eventfd, watched by the worker's driver.
     let wakeDescriptor: Int32
 
@@ -76,6 +78,7 @@ final class Inbox: @unchecked Sendable {
             old = now
         }
         if sleeping.load(ordering: .sequentiallyConsistent), sleeping.exchange(false, ordering: .sequentiallyConsistent) {
+            sentForAt.store(cfiber_counter(), ordering: .relaxed)
             _ = cfiber_wake_send(wakeDescriptor)
         }
     }
@@ -124,14 +127,17 @@ final class Inbox: @unchecked Sendable {
 
     /// Announces sleep. False when something has arrived, and then there is no sleep.
     func beginSleep() -> Bool {
+        sentForAt.store(0, ordering: .relaxed)
         sleeping.store(true, ordering: .sequentiallyConsistent)
         if head.load(ordering: .sequentiallyConsistent) == 0 { return true }
         sleeping.store(false, ordering: .relaxed)
         return false
     }
 
-    func endSleep() {
+    /// - Returns: what the time counter showed when somebody sent for the worker; 0 if nobody has, or his word is still on its way.
+    func endSleep() -> UInt64 {
         // A sender that was faster has taken the flag down itself; its eventfd is then readable and drained as an event.
         sleeping.store(false, ordering: .relaxed)
+        return sentForAt.load(ordering: .relaxed)
     }
 }

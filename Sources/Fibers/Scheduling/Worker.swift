@@ -48,8 +48,10 @@ package struct WorkerState: ~Copyable {
     var isActive = false
     /// Its fibers were left behind, and none runs any more.
     var isAbandoned = false
-    /// How often it may yet watch its inbox in vain before it sleeps.
-    var watches: Int32 = 0
+    /// What it may spend on watching before it sleeps: to watch in vain costs many times what it earns to see something come.
+    var watchCredit: Int32 = 0
+    /// What it takes from being sent for by another worker to waking up, on average, by the time counter.
+    var wakeLatency = Int64(cfiber_counter_interval() / 16)
     /// How many wakes that come soon after falling asleep it takes to make it watch again, and how many are missing.
     var wakesToWatch: (wanted: Int32, missing: Int32) = (1, 1)
     /// What the time counter showed after the last look at the driver.
@@ -85,7 +87,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     static var tickLength: Int32 { 64 }
     static var ioBudgetLength: Int32 { 32 }
     static var callBudgetLength: Int32 { 16 }
-    private static var watchesInVain: Int32 { 4 }
+    private static var mostWatchCredit: Int32 { 64 }
+    private static var costOfVainWatch: Int32 { 16 }
     private static var mostWakesToWatch: Int32 { 1024 }
     private static var messagesAtATime: Int32 { 64 }
 
@@ -241,7 +244,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     }
 
     private func sleep() {
-        if pointee.watches > 0 {
+        if pointee.watchCredit > 0 {
             // What is watched may come again and again, so timers and driver have their turn before.
             if isPollDue {
                 poll(timeout: 0)
@@ -264,36 +267,58 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.statistics.sleeps &+= 1
         let begun = cfiber_counter()
         poll(timeout: wake == .max ? -1 : Swift.max(0, wake &- now))
-        pointee.inbox.endSleep()
-        // Woken by another worker before falling asleep had paid.
-        if pointee.runtime.workers.mayWatch, !pointee.inbox.isEmpty, pointee.lastPoll &- begun < cfiber_counter_interval() / 2 {
-            pointee.wakesToWatch.missing &-= 1
-            if pointee.wakesToWatch.missing <= 0 {
-                pointee.watches = Self.watchesInVain
-                pointee.wakesToWatch.missing = pointee.wakesToWatch.wanted
-            }
+        let sent = pointee.inbox.endSleep()
+        if pointee.runtime.workers.mayWatch && sent != 0 { noteWake(sent: sent, after: Int64(bitPattern: sent &- begun)) }
+    }
+
+    /// Another worker has sent for this one, and it has woken.
+    @inline(never)
+    private func noteWake(sent: UInt64, after time: Int64) {
+        let latency = Int64(Swift.min(cfiber_counter() &- sent, cfiber_counter_interval()))
+        pointee.wakeLatency += (latency - pointee.wakeLatency) / 8
+        guard time < watchLimit else { return }
+        // To watch would have been enough.
+        pointee.wakesToWatch.missing &-= 1
+        if pointee.wakesToWatch.missing <= 0 {
+            pointee.watchCredit = Self.mostWatchCredit / 2
+            pointee.wakesToWatch.missing = pointee.wakesToWatch.wanted
         }
     }
 
-    /// Watches the inbox, and what a fiber waits for, for some microseconds, where something has come from other workers as fast as that lately: to sleep and to be
-    /// woken takes longer, and costs both sides a system call. True when something has come. After a few times in vain it does not watch any more until it has been woken as
-    /// fast again, and each time that this was in vain, too, twice as often.
+    /// For how long to watch, by the time counter: somewhat longer than it takes to be woken, since the other side may have been sent for, too, and be about to wake. To wait
+    /// as long as what is to be avoided would take costs at most twice the least (A. Karlin et al., "Competitive randomized algorithms for non-uniform problems", 1990).
+    private var watchLimit: Int64 {
+        let interval = Int64(cfiber_counter_interval())
+        return Swift.min(Swift.max(pointee.wakeLatency * 3 / 2, interval / 32), interval / 2)
+    }
+
+    /// Watches the inbox, and what a fiber waits for, for as long as it takes to be woken, where something has come from other workers as fast as that lately: to sleep and to be
+    /// woken takes longer, and costs both sides a system call. True when something has come.
+    ///
+    /// Where threads share a CPU, whoever watches keeps the other from doing what is watched for. So it pays only where nearly every time something comes: when too often nothing has, the worker does
+    /// not watch any more until it has been woken as fast again, and twice as often each time.
     @inline(__always)
     func watch(every pause: Int = 1, for hasCome: () -> Bool = { false }) -> Bool {
+        // What is there already says nothing of how long it would have been to wait.
+        if hasCome() { return true }
         let begun = cfiber_counter()
-        let limit = cfiber_counter_interval() / 8
+        let limit = UInt64(watchLimit)
         repeat {
             for i in 0..<16 {
                 if i % pause == 0 && hasCome() || !pointee.inbox.isEmpty {
-                    pointee.watches = Self.watchesInVain
-                    pointee.wakesToWatch = (1, 1)
+                    pointee.watchCredit += 1
+                    if pointee.watchCredit >= Self.mostWatchCredit {
+                        pointee.watchCredit = Self.mostWatchCredit
+                        pointee.wakesToWatch = (1, 1)
+                    }
                     return true
                 }
                 cfiber_relax()
             }
         } while cfiber_counter() &- begun < limit
-        pointee.watches &-= 1
-        if pointee.watches == 0 {
+        pointee.watchCredit -= Self.costOfVainWatch
+        if pointee.watchCredit <= 0 {
+            pointee.watchCredit = 0
             let wanted = min(pointee.wakesToWatch.wanted &* 2, Self.mostWakesToWatch)
             pointee.wakesToWatch = (wanted, wanted)
         }
@@ -302,7 +327,11 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// True when the running fiber may keep the worker busy with watching: nobody else is ready, and something has come from another worker soon lately.
     @inline(__always)
-    var mayWatch: Bool { pointee.watches > 0 && pointee.ready.isEmpty && !isPollDue }
+    var mayWatch: Bool { pointee.watchCredit > 0 && mayPause }
+
+    /// True when nobody on this worker has anything to do, and the other workers have CPUs of their own.
+    @inline(__always)
+    var mayPause: Bool { pointee.ready.isEmpty && pointee.runtime.workers.mayWatch && !isPollDue }
 
     @inline(__always)
     private var isPollDue: Bool { cfiber_counter() &- pointee.lastPoll >= cfiber_counter_interval() }

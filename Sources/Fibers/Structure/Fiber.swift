@@ -187,11 +187,13 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     }
 
     /// For calls that need not park. Throws in a cancelled fiber, after others have run, so that a loop that ignores it starves nobody.
-    func refuseIfCancelled() throws {
-        if isCancelled {
-            yield()
-            throw running.cancellation
-        }
+    func refuseIfCancelled() throws { if isRefused { throw running.cancellation } }
+
+    /// Whether the running fiber is cancelled; then it has let others run.
+    var isRefused: Bool {
+        guard isCancelled else { return false }
+        yield()
+        return true
     }
 
     /// Throws what a park that did not end well says.

@@ -37,7 +37,7 @@ final class BarrierCore: SyncCore, @unchecked Sendable {
         var claimed = WaitList()
         while let place = popFirst(of: first) {
             place.pointee.slot.unsafelyUnwrapped.storeBytes(of: true, as: Bool.self)
-            if claim(place) { claimed.append(place.node) }
+            if claim(place, isShared: isShared) { claimed.append(place.node) }
         }
         arrived = 0
         unlock()
