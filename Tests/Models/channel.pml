@@ -14,9 +14,9 @@
 
    A channel has two locks: S, of the sending side, and R, of the receiving side.
      * The general way is all that looks at more than one side, and all that waits: it takes both, S first.
-     * Where the queue has places there is a quick way before it. A sender takes S alone. If the channel is open, both lines are empty, and there is room, he puts his message
-       into the queue, publishes that it is there, and is done. A receiver takes R alone. If both lines are empty, and there is a message, he takes it out and publishes that its
-       slot is free. Else each lets go of his lock and goes the general way.
+     * Where the queue has places there is a quick way before it. A sender takes S alone. If the channel is open, nobody waits to receive, and there is room, he puts his message
+       into the queue, publishes that it is there, and is done. A receiver takes R alone. If nobody waits to send, and there is a message, he takes it out and publishes that its
+       slot is free. Else each lets go of his lock and goes the general way. Who finds there that he only needs a place in the queue, or a message, lets go of the other side's lock first.
      * So the lines and the closed flag change only under both locks, and either is enough to look at them; `sent` and the end of the queue change only under S, `received` and
        the front only under R. What one side sees of the other may be old. Then there is more room, or there are more messages, than it thinks: at worst it goes the general way
        without need.
@@ -235,7 +235,7 @@ inline resume(which, outcome) {
   }
 }
 
-/* Serves `met` with the message that goes from one slot to another, lets go of the locks, and lets him go on. */
+/* Serves `met`: lets go of the locks, moves the message from one slot to the other, and lets him go on. */
 inline meet(c, from, to) {
 #ifdef MUTANT_MOVES_LAST
   d_step { serve(met) };
@@ -243,8 +243,9 @@ inline meet(c, from, to) {
   resume(met, READY);
   d_step { move(from, to) };
 #else
-  d_step { serve(met); move(from, to) };
+  d_step { serve(met) };
   unlock(c);
+  d_step { move(from, to) };
 #ifdef MUTANT_FORGETS_TO_RESUME
   skip;
 #else
@@ -269,14 +270,14 @@ inline attempt(c, direction, which, outcome) {
      claimFirst(c, RECEIVE);
      if
      :: met != NOBODY -> meet(c, which, met); outcome = READY
-     :: met == NOBODY && count(c) < capacity ->
-        d_step { put(c, which, sent[c]); sent[c]++ };
+     :: atomic { met == NOBODY && count(c) < capacity -> receiving[c] = 0 };
+        d_step { put(c, which, sent[c]) };
+        sent[c]++;
         unlock(c);
         outcome = READY
      :: else -> outcome = NOTHING
      fi
   :: direction == RECEIVE && count(c) > 0 ->
-     d_step { take(c, which, received[c]); received[c]++ };
 #ifdef MUTANT_LEAVES_THE_NEXT_SENDER
      met = NOBODY;
 #else
@@ -284,11 +285,14 @@ inline attempt(c, direction, which, outcome) {
 #endif
      if
      :: met != NOBODY ->
-        d_step { serve(met); put(c, met, sent[c]); sent[c]++ };
+        d_step { serve(met); take(c, which, received[c]); received[c]++; put(c, met, sent[c]); sent[c]++ };
         unlock(c);
         resume(met, READY);
         met = NOBODY
-     :: else -> unlock(c)
+     :: atomic { else -> sending[c] = 0 };
+        d_step { take(c, which, received[c]) };
+        received[c]++;
+        unlock(c)
      fi;
      outcome = READY
   :: direction == RECEIVE && count(c) == 0 ->
@@ -304,18 +308,18 @@ inline attempt(c, direction, which, outcome) {
 /* Whether the quick ways are open, each with the lock of its side held. */
 #define nobody(c, direction) (len(line[side(c, direction)]) == 0)
 #if defined(MUTANT_QUICKLY_PAST_RECEIVERS)
-#define maySend(c) (!closed[c] && nobody(c, SEND) && count(c) < capacity)
+#define maySend(c) (!closed[c] && count(c) < capacity)
 #elif defined(MUTANT_QUICKLY_PAST_THE_END)
-#define maySend(c) (nobody(c, SEND) && nobody(c, RECEIVE) && count(c) < capacity)
+#define maySend(c) (nobody(c, RECEIVE) && count(c) < capacity)
 #elif defined(MUTANT_ONE_TOO_MANY)
-#define maySend(c) (!closed[c] && nobody(c, SEND) && nobody(c, RECEIVE) && count(c) <= capacity)
+#define maySend(c) (!closed[c] && nobody(c, RECEIVE) && count(c) <= capacity)
 #else
-#define maySend(c) (!closed[c] && nobody(c, SEND) && nobody(c, RECEIVE) && count(c) < capacity)
+#define maySend(c) (!closed[c] && nobody(c, RECEIVE) && count(c) < capacity)
 #endif
 #ifdef MUTANT_QUICKLY_PAST_SENDERS
-#define mayReceive(c) (nobody(c, RECEIVE) && count(c) > 0)
+#define mayReceive(c) (count(c) > 0)
 #else
-#define mayReceive(c) (nobody(c, SEND) && nobody(c, RECEIVE) && count(c) > 0)
+#define mayReceive(c) (nobody(c, SEND) && count(c) > 0)
 #endif
 
 /* A quick way that is open, for the caller's place `which`, or else the general way. To take the lock and to look are one step, and so are to publish and to let go: the other

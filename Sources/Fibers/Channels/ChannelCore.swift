@@ -8,7 +8,7 @@
 //   * who waits has a slot: a sender's has the message, a receiver's is uninitialised. Whoever claims the wait moves the message, and the one who waited knows by that;
 //   * a place in the queue belongs to whoever has taken it, with the lock of its end, until he has let go of that lock.
 //
-// A bounded channel of all workers is a ring with two locks, one for senders and one for receivers, so that the two sides need not wait for each other:
+// A bounded channel of all workers, of up to 64 KB, is a ring with two locks, one for senders and one for receivers, so that the two sides need not wait for each other:
 //   * the quick way, while nobody of the other side is in line, takes one of them, and touches what belongs to that end alone: it looks at the other's count, moves a message, and then lets its
 //     own be seen;
 //   * all else takes both, the senders' first;
@@ -82,26 +82,32 @@ class ChannelBase: WaitPoint {
         super.init(memory)
     }
 
-    // Each call is one call of `begin` or `attempt`, a move of the message, and where somebody else is concerned one call of `finish`.
+    // Each call is one call of `beginSend`, `beginReceive` or `attempt`, a move of the message, and where somebody else is concerned one call of `finish`.
 
-    /// Begins to send what is in the caller's slot, or to receive into it, and waits if that cannot be done at once.
-    ///
-    /// The common way on one worker has no call in it: nobody in line, and room or a message in a block that is there. All others are calls in the last place, and each of those is one function for
-    /// both directions: where two fibers take turns the CPU guesses that one returns to where the other one did, and each frame in which that is wrong takes as long as a switch.
+    // The common way on one worker has no call in it: nobody in line, and room or a message in a block that is there. All others are calls in the last place, and each of those is one function for
+    // both directions: where two fibers take turns the CPU guesses that one returns to where the other one did, and each frame in which that is wrong takes as long as a switch.
+
+    /// Begins to send what is in the caller's slot, and waits if that cannot be done at once.
     @usableFromInline
-    final func begin(isSend: Bool, _ own: UnsafeMutableRawPointer) -> Step {
-        if isShared { return beginShared(isSend: isSend, own) }
-        guard let worker = Worker.current else { return beginLocally(isSend: isSend, own) }
-        if isSend {
-            if queue.hasPlaceReady && queue.count < limit && receivers.pointee.isEmpty && !isClosed && spendsCall(worker) {
-                queue.noteCome()
-                return Step(queue.takeReadyPlace())
-            }
-        } else if queue.hasMessageReady && queue.count > 0 && senders.pointee.isEmpty && spendsCall(worker) {
-            queue.noteLeft()
-            return Step(queue.takeReadyMessage())
+    final func beginSend(_ own: UnsafeMutableRawPointer) -> Step {
+        if isShared { return beginShared(isSend: true, own) }
+        guard let worker = Worker.current, receivers.pointee.isEmpty && queue.countOfOne < limit && queue.hasPlaceReady && !isClosed,
+            spendsCall(worker)
+        else { return beginLocally(isSend: true, own) }
+        queue.noteCome()
+        return Step(queue.takeReadyPlace())
+    }
+
+    /// Begins to receive into the caller's slot, and waits if that cannot be done at once.
+    @usableFromInline
+    final func beginReceive(_ own: UnsafeMutableRawPointer) -> Step {
+        if isShared { return beginShared(isSend: false, own) }
+        guard let worker = Worker.current, queue.countOfOne > 0 && queue.hasMessageReady && senders.pointee.isEmpty, spendsCall(worker)
+        else {
+            return beginLocally(isSend: false, own)
         }
-        return beginLocally(isSend: isSend, own)
+        queue.noteLeft()
+        return Step(queue.takeReadyMessage())
     }
 
     @inline(never)
@@ -119,13 +125,26 @@ class ChannelBase: WaitPoint {
     @inline(never)
     private final func beginShared(isSend: Bool, _ own: UnsafeMutableRawPointer) -> Step {
         if isCallRefused() { return Step(.cancelled) }
-        if isDivided, let step = lookAside(isSend: isSend) { return step }
-        if watch(isSend: isSend), isDivided, let step = lookAside(isSend: isSend) { return step }
-        lock()
-        if let step = look(isSend: isSend, isShared: true) { return step }
-        let outcome = wait(in: isSend ? senders : receivers, slot: own, isSend ? .send : .receive)
-        return Step(outcome)
+        if isDivided {
+            var mayCome = false
+            if let step = lookAside(isSend: isSend, &mayCome) { return step }
+            if mayCome, watch(isSend: isSend), let step = lookAside(isSend: isSend, &mayCome) { return step }
+            lock()
+            if let step = lookShared(isSend: isSend) { return step }
+        } else {
+            lock()
+            if let step = lookShared(isSend: isSend) { return step }
+            if limit > 0, Worker.current?.mayWatch ?? false {
+                unlock()
+                _ = watch(isSend: isSend)
+                lock()
+                if let step = lookShared(isSend: isSend) { return step }
+            }
+        }
+        return Step(wait(in: isSend ? senders : receivers, slot: own, isSend ? .send : .receive))
     }
+
+    private final func lookShared(isSend: Bool) -> Step? { look(isSend: isSend, isShared: true) }
 
     /// Why a call has come to nothing that is not over because of the channel.
     @usableFromInline
@@ -138,7 +157,7 @@ class ChannelBase: WaitPoint {
         misuse("a call on a channel came to nothing without a reason")
     }
 
-    /// As `begin`, for calls that do not wait.
+    /// As the two above, for calls that do not wait.
     @usableFromInline
     final func attempt(isSend: Bool) -> Step {
         requireWorker()
@@ -185,6 +204,7 @@ class ChannelBase: WaitPoint {
     private final func takeSlot(isSend: Bool, isShared: Bool) -> Step {
         let slot = isSend ? queue.takeBack() : queue.takeFront()
         if isShared {
+            // From here on it is the quick way.
             if isDivided { unlockSide(isSecond: isSend) }
             return Step(slot, isSend ? Step.sent : Step.received)
         }
@@ -192,13 +212,15 @@ class ChannelBase: WaitPoint {
         return Step(slot)
     }
 
-    /// The quick way with two locks; nil, and no lock, when it must be the other one.
+    /// The quick way with two locks; nil, and no lock, when it must be the other one: then, too, whether what is missing may come from the other side.
     @inline(__always)
-    private final func lookAside(isSend: Bool) -> Step? {
+    private final func lookAside(isSend: Bool, _ mayCome: inout Bool) -> Step? {
         lockSide(isSecond: !isSend)
-        if isQuick(isSend: isSend) && (queue.isKnownReady(isSend: isSend, limit: limit) || askOtherSide(isSend: isSend)) {
+        let isQuick = isQuick(isSend: isSend)
+        if isQuick && (queue.isKnownReady(isSend: isSend, limit: limit) || askOtherSide(isSend: isSend)) {
             return isSend ? Step(queue.takeBack(), Step.sent) : Step(queue.takeFront(), Step.received)
         }
+        mayCome = isQuick && !isClosed
         unlockSide(isSecond: !isSend)
         return nil
     }
@@ -208,8 +230,8 @@ class ChannelBase: WaitPoint {
 
     /// Whether there is room, or a message, when what was known of it has been used up. With the lock of the own side.
     ///
-    /// Where both sides are as fast, one follows at the other's heels: each message is in the cache of the other CPU, and so is the count, and both take three times as long. So whoever finds few twice
-    /// in turn leaves the other side alone for a moment, in which that gets ahead by dozens.
+    /// Where both sides are as fast, one follows at the other's heels: each message is in the cache of the other CPU, and so is the count, and both take three times as long. So whoever finds few, and
+    /// had not to wait for them, leaves the other side alone for a moment, in which that gets ahead by dozens.
     @inline(never)
     private final func askOtherSide(isSend: Bool) -> Bool {
         let end = isSend ? queue.back : queue.front
@@ -324,6 +346,8 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final func nextLeftover() -> UnsafeMutableRawPointer { queue.takeFront() }
 
+    deinit { queue.freeBlocks() }
+
     /// How many stand in line, for tests and diagnostics; among them those whose wait has ended and that have not left yet.
     final var waiting: (senders: Int, receivers: Int) { withLock { (senders.pointee.count, receivers.pointee.count) } }
 
@@ -341,7 +365,7 @@ extension ChannelBase: @unchecked Sendable {}
 final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     @usableFromInline typealias Slot = UnsafeMutablePointer<Message>
 
-    /// Calls a body with memory for a message in the caller's frame.
+    /// Calls a body with memory for a message: in the caller's frame up to a kilobyte, else allocated.
     @inlinable @inline(__always)
     func withSlot(_ body: (Slot) throws -> Void) rethrows {
         try _withUnprotectedUnsafeTemporaryAllocation(byteCount: MemoryLayout<Message>.stride, alignment: 16) {
@@ -355,7 +379,7 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
         var isSent = true
         try withSlot { own in
             own.initialize(to: message.take()!)
-            let step = begin(isSend: true, UnsafeMutableRawPointer(own))
+            let step = beginSend(UnsafeMutableRawPointer(own))
             if let slot = step.slot {
                 slot.bindMemory(to: Message.self, capacity: 1).moveInitialize(from: own, count: 1)
                 if step.isUnfinished { finish(step) }
@@ -384,7 +408,7 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     func receive() throws -> Message? {
         var message: Message? = nil
         try withSlot { own in
-            let step = begin(isSend: false, UnsafeMutableRawPointer(own))
+            let step = beginReceive(UnsafeMutableRawPointer(own))
             if let slot = step.slot {
                 message = slot.assumingMemoryBound(to: Message.self).move()
                 if step.isUnfinished { finish(step) }

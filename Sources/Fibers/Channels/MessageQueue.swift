@@ -9,8 +9,8 @@
 //
 // Invariants:
 //   * messages lie from the front to the end of its block, in the blocks behind it, and in the last one up to the back; in a ring they may go on at its start;
-//   * in a ring what happens at one end touches nothing of the other one;
-//   * other queues, and the rings of one worker, begin at the start of their block again when they have become empty: what is sent and received in turn stays in one cache line;
+//   * in a ring of all workers what happens at one end touches nothing of the other one;
+//   * all others begin at the start of their block again when they have become empty: what is sent and received in turn stays in one cache line;
 //   * at most `mostSpares` blocks are kept for later.
 // It knows places and not types: who asks for one moves a message there, or from there. The idea of recycled blocks is monoio's local-sync.
 
@@ -21,7 +21,7 @@ struct QueueEnd: ~Copyable {
     /// The next place, and the end of its block.
     var slot = MessageQueue.nowhere
     var blockEnd = MessageQueue.nowhere
-    /// How many messages have gone through here. Only who may change the end writes it, by a plain load and store.
+    /// How many messages have gone through here, or, of the back of a queue whose ends are not apart, how many there are. By a plain load and store of who may change it.
     let count = Atomic<Int>(0)
     /// What was seen last of the other end's count, which only grows.
     var seen = 0
@@ -33,7 +33,7 @@ struct QueueEnd: ~Copyable {
 }
 
 /// What changes lies in its ends: the two sides of a channel may use it at the same time.
-struct MessageQueue: ~Copyable {
+struct MessageQueue {
     typealias End = UnsafeMutablePointer<QueueEnd>
 
     let back: End
@@ -43,7 +43,8 @@ struct MessageQueue: ~Copyable {
     /// Of a block.
     private let blockBytes: Int
     let isRing: Bool
-    private let startsAnew: Bool
+    /// A ring whose ends may be used at the same time.
+    private let endsAreApart: Bool
 
     private static var mostSpares: Int { 16 }
     /// In a block of many: 64 messages, and a kilobyte.
@@ -61,7 +62,7 @@ struct MessageQueue: ~Copyable {
     init(limit: Int, stride: Int, isShared: Bool, ends: (back: UnsafeMutableRawPointer, front: UnsafeMutableRawPointer)) {
         self.stride = stride
         isRing = Self.isRing(limit: limit, stride: stride, isShared: isShared)
-        startsAnew = !(isRing && isShared)
+        endsAreApart = isRing && isShared
         let places = isRing ? limit : max(1, min(Self.mostPlaces, Self.mostBytes / stride))
         blockBytes = places &* stride
         back = ends.back.bindMemory(to: QueueEnd.self, capacity: 1)
@@ -72,16 +73,23 @@ struct MessageQueue: ~Copyable {
         // No block: the first message finds it full. Two ends that may move at once have theirs from the beginning.
         back.initialize(to: QueueEnd())
         front.initialize(to: QueueEnd())
-        if isRing && isShared { addBlock() }
+        if endsAreApart { addBlock() }
     }
 
     static func isRing(limit: Int, stride: Int, isShared: Bool) -> Bool {
         limit > 0 && limit <= (isShared ? mostBytesOfSharedRing : mostBytes) / stride
     }
 
-    /// For who may look at both ends.
+    /// How many messages there are, for who may look at both ends.
     var count: Int {
-        @inline(__always) get { back.pointee.count.load(ordering: .relaxed) &- front.pointee.count.load(ordering: .relaxed) }
+        @inline(__always) get {
+            endsAreApart ? back.pointee.count.load(ordering: .relaxed) &- front.pointee.count.load(ordering: .relaxed) : countOfOne
+        }
+    }
+
+    /// The same where the ends are not apart.
+    var countOfOne: Int {
+        @inline(__always) get { back.pointee.count.load(ordering: .relaxed) }
     }
 
     /// Where the next message goes; there must be room.
@@ -118,7 +126,7 @@ struct MessageQueue: ~Copyable {
     func takeReadyMessage() -> UnsafeMutableRawPointer {
         let slot = front.pointee.slot
         front.pointee.slot = slot + stride
-        if startsAnew && front.pointee.slot == back.pointee.slot {
+        if !endsAreApart && front.pointee.slot == back.pointee.slot {
             front.pointee.slot = front.pointee.blockEnd - blockBytes
             back.pointee.slot = front.pointee.slot
         }
@@ -127,7 +135,7 @@ struct MessageQueue: ~Copyable {
 
     /// The messages before this one have left, and this one leaves with them.
     @inline(__always)
-    func noteLeft(_ number: Int = 1) { Self.add(number, front) }
+    func noteLeft(_ number: Int = 1) { if endsAreApart { Self.add(number, front) } else { Self.add(0 &- number, back) } }
 
     /// A message has come.
     @inline(__always)
@@ -206,8 +214,8 @@ struct MessageQueue: ~Copyable {
         front.pointee.blockEnd = front.pointee.slot + blockBytes
     }
 
-    /// The messages are gone, the blocks go now.
-    deinit {
+    /// Gives the blocks back, when the messages are gone and nobody comes any more.
+    func freeBlocks() {
         Self.freeBlocks(from: front.pointee.spare)
         if front.pointee.blockEnd != Self.nowhere { Self.freeBlocks(from: block(endingAt: front.pointee.blockEnd)) }
     }

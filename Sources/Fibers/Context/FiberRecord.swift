@@ -26,7 +26,7 @@ package struct FiberRecord: ~Copyable {
     /// What the next park must heed (`Attention`).
     var attention: UInt8 = 0
     fileprivate var reasonSubject: Int32 = 0
-    /// What the fiber will touch first when it goes on: fetched in time, never followed.
+    /// What the fiber will touch first when it goes on: fetched in time, never followed, but for the first while it has the mark of a `wait`.
     var touches: (UnsafeRawPointer?, UnsafeRawPointer?) = (nil, nil)
     package var context = cfiber_context()
     package var worker: Worker
@@ -36,8 +36,6 @@ package struct FiberRecord: ~Copyable {
     var wakeAt = Int64.max
     /// Where a shared park is claimed; nil for the fiber's own claim word.
     var shared: SharedWaiter?
-    /// The wait in the frame of a fiber that stands in lines.
-    var wait: UnsafeMutablePointer<Wait>?
     /// The innermost scope.
     var scope: ScopePointer
     /// The values of fiber-locals that were set around the spawn or since; nil while there are none.
@@ -102,6 +100,16 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
             pointee.reasonKind = newValue.kind
             pointee.reasonSubject = newValue.subject
         }
+    }
+
+    /// The wait in the frame of a fiber that stands in lines: marked by the lowest bit, on the line that every park touches.
+    @inline(__always)
+    var wait: UnsafeMutablePointer<Wait>? {
+        get {
+            let word = UInt(bitPattern: pointee.touches.0)
+            return word & 1 == 0 ? nil : UnsafeMutablePointer<Wait>(bitPattern: word & ~1)
+        }
+        nonmutating set { pointee.touches.0 = UnsafeRawPointer(bitPattern: newValue.map { UInt(bitPattern: $0) | 1 } ?? 0) }
     }
 
     /// The next fiber in the queue that this one stands in.

@@ -8,7 +8,7 @@
 //     line, with the lock held, may touch it, and the record of its fiber;
 //   * a wait is claimed once: by its epoch where only one worker comes, else by one compare-and-swap of its word from who waits to 0;
 //   * whoever has claimed it marks the place as served, fills or empties its slot, and then, best without the lock, lets it go on by `resume`, after which nothing of it
-//     may be touched.
+//     may be touched. On one worker it may be let go on first, since it does not run before its worker comes to the next switch.
 // One worker, or, of what is shared, any thread.
 
 import CFiber
@@ -94,7 +94,7 @@ extension UnsafeMutablePointer where Pointee == Wait {
             pointee.waiter = worker.beginPark()
             if isShared { worker.shareOwn() }
             // A fiber that is left behind must be found in no line afterwards.
-            pointee.waiter.fiber.pointee.wait = self
+            pointee.waiter.fiber.wait = self
         } else {
             require(isShared, "a call on a Local… thing waits outside its worker: use the one without Local")
             word.pointee.store(claimant, ordering: .relaxed)
@@ -104,7 +104,7 @@ extension UnsafeMutablePointer where Pointee == Wait {
     /// Takes the places out of their lines that are still there. When the wait is over; it needs no more after that.
     @inline(__always)
     func end() {
-        if !isThread { pointee.waiter.fiber.pointee.wait = nil }
+        if !isThread { pointee.waiter.fiber.wait = nil }
         if let last = pointee.last, !last.pointee.isServed || last.pointee.previous != nil { leaveLines() }
     }
 
@@ -185,7 +185,8 @@ struct WaitMemory: BitwiseCopyable {
     ///   - isDivided: two locks.
     ///   - hasSides: space for each of two sides.
     init(isShared: Bool, isDivided: Bool = false, hasSides: Bool = false) {
-        base = .allocate(byteCount: isDivided ? 384 : hasSides ? 128 : 64, alignment: isDivided ? 128 : isShared ? 64 : 16)
+        base = .allocate(
+            byteCount: isDivided ? 384 : hasSides ? 24 + 2 * Self.bytesOfSide : 64, alignment: isDivided ? 128 : isShared ? 64 : 16)
         self.isShared = isShared
         self.isDivided = isDivided
         _ = BriefLock(at: base)
@@ -297,12 +298,12 @@ class WaitPoint {
     ) -> Outcome {
         let waiter = worker.beginPark()
         wait.pointee.waiter = waiter
-        waiter.fiber.pointee.wait = wait
+        waiter.fiber.wait = wait
         var place = Place(wait, self, line, slot, amount)
         return _withUnprotectedUnsafeMutablePointer(to: &place) { place in
             enter(place)
             let outcome = worker.park(reason, until: deadline)
-            waiter.fiber.pointee.wait = nil
+            waiter.fiber.wait = nil
             // Whoever serves has taken it out.
             if _slowPath(!place.pointee.isServed) { leave(place) }
             return outcome
@@ -385,7 +386,8 @@ class WaitPoint {
     final func resumeLocally(_ place: PlacePointer, _ outcome: Outcome = .ready) {
         let fiber = place.pointee.wait.pointee.waiter.fiber
         fiber.pointee.outcome = outcome
-        fiber.pointee.worker.makeReady(fiber)
+        // The same, but at hand.
+        (Worker.current ?? fiber.pointee.worker).makeReady(fiber)
     }
 
     /// Lets all in a list of claimed ones go on, in order.

@@ -506,6 +506,7 @@ final class EpollDriver: Driver {
         let watched = watchIfNew(slot, direction)
         if _slowPath(watched < 0) { return watched }
         let list = direction == .read ? slot.readers : slot.writers
+        // Even addresses: an odd one would be a `wait`.
         worker.running.pointee.touches = (UnsafeRawPointer(slot), slot.pointee.user)
         return code(worker.park(in: list, WaitReason(kind, slot.pointee.fd), until: deadline))
     }

@@ -42,7 +42,7 @@ final class Inbox: @unchecked Sendable {
     /// A stack, newest first: of claimed fibers, linked through their records, and of messages, which are marked by the lowest bit.
     private let head = Atomic<UInt>(0)
     private let sleeping = Atomic<Bool>(false)
-    /// What the time counter showed when the sleeping worker was last sent for; 0 when it has not been since it fell asleep.
+    /// What the time counter showed when the sleeping worker was last sent for; 0 when it has not been since it fell asleep. A sender who is slow may still write an older time.
     private let sentForAt = Atomic<UInt64>(0)
     /// An eventfd, watched by the worker's driver.
     let wakeDescriptor: Int32

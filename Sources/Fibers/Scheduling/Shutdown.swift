@@ -50,6 +50,6 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             fiber.pointee.isShared && !fiber.claimShared()
         }
         while claimed.contains(where: { $0.pointee.isShared }) { collectInbox() }
-        for fiber in fibers { fiber.pointee.wait?.leaveLines() }
+        for fiber in fibers { fiber.wait?.leaveLines() }
     }
 }
