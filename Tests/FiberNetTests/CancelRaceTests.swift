@@ -98,8 +98,9 @@ extension NetTests {
                 let (client, server) = try net.narrowPair()
                 for round in 0..<rounds {
                     let way = WriteWay.allCases.randomElement(using: &random) ?? .array
-                    // Mostly more than the kernel takes at once.
-                    let sent = letters(.random(in: 40_000...300_000, using: &random), seed: UInt64(round))
+                    // More than the kernel takes at once, or all of it.
+                    let size = round % 4 == 3 ? Int.random(in: 1...10_000, using: &random) : .random(in: 40_000...300_000, using: &random)
+                    let sent = letters(size, seed: UInt64(round))
                     var received: [UInt8] = []
                     let outcome = try moment.race {
                         try way.write(sent, to: client)

@@ -1,6 +1,7 @@
 // What the tests of one-shots, watches and broadcasts share.
 
 import Fibers
+import Glibc
 import Testing
 
 /// For one worker, or for all and threads.
@@ -62,6 +63,14 @@ final class Token: Sendable {
 
 /// A time limit at random that ends some waits and not all, however slow the machine is: a call whose time is over when it begins takes nothing.
 func limit(_ random: inout SeededGenerator) -> Duration { .microseconds(1 << (random.next() % 12)) }
+
+/// Keeps a side busy until the other has counted one more, so that what may be rare comes however the machine runs the two.
+func waitForNext(_ count: Counter) {
+    let before = count.value
+    while count.value == before {
+        if Worker.current != nil { Fiber.yield() } else { sched_yield() }
+    }
+}
 
 /// A delay at random, often none.
 func delay(_ random: inout SeededGenerator) {
