@@ -46,7 +46,7 @@ extension KernelTests {
         /// With more workers than processors none watches, so each signal ends a park.
         @Test(arguments: [1, 2, 12])
         func noSignalIsLost_whenSidesWakeEachOther(workers: Int) throws {
-            let rounds = scaled(50_000, sanitized: 5_000) * timesLonger
+            let rounds = scaled(50_000, sanitized: 2_000) * timesLonger
             let (ping, pong) = (FiberEvent(), FiberEvent())
             let total = Counter()
             @Sendable func delay(_ random: inout SeededGenerator) {

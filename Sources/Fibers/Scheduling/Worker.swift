@@ -126,6 +126,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     // A call in the last place needs no registers saved before it, so the common way has none to save.
     @inline(never)
+    func yieldUnderADeadline() {
+        _ = isCancelled
+        yield()
+    }
+
+    @inline(never)
     private func yieldAtEndOfTick() {
         endTick()
         takeTurns()

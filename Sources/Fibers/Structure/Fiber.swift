@@ -40,7 +40,7 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
         let worker = Worker.here("Fiber.yield()")
         // A wait sets a timer, and operations that need not wait look at the deadline now and then, when their common budget is spent. In a fiber that yields
         // between them it may always be others who spend the last of it.
-        if _slowPath(worker.running.pointee.attention & Attention.deadline != 0) { _ = worker.isCancelled }
+        if _slowPath(worker.running.pointee.attention & Attention.deadline != 0) { return worker.yieldUnderADeadline() }
         worker.yield()
     }
 

@@ -15,7 +15,7 @@ extension KernelTests {
             let given = number("FIBERS_MODEL_SEED").map { UInt64(bitPattern: $0) }
             let time = number("FIBERS_MODEL_SECONDS")
             let first = given ?? UInt64.random(in: 0..<1 << 48)
-            let seconds = time ?? (given != nil ? 0 : isSanitized ? 8 : 3)
+            let seconds = time ?? (given != nil ? 0 : isSanitized ? 5 : 3)
             let start = ContinuousClock.now
             let watchdog = ModelWatchdog()
             var tally = ModelTally()
