@@ -222,7 +222,7 @@ extension KernelTests {
         /// Two senders, and subscribers on both sides: all see the same order.
         @Test(arguments: Side.all, [1, 7])
         func everySubscriber_getsEveryValueInOrder_whenSendersWait(_ side: Side, capacity: Int) throws {
-            let count = scaled(2_000, sanitized: 500)
+            let count = scaled(2_000, sanitized: 200)
             let orders = Box<[[Int]]>([[], [], [], []])
             try onWorkers(side.workers) {
                 var sender: BroadcastSender<Int>? = makeBroadcast(of: Int.self, capacity: capacity, .wait)
@@ -259,7 +259,7 @@ extension KernelTests {
         /// What was received and what was missed is all that was sent, and each gap has the size that was told.
         @Test(arguments: Side.all, [1, 16])
         func everyGap_isToldExactly_whenTheOldestIsDropped(_ side: Side, capacity: Int) throws {
-            let count = scaled(20_000, sanitized: 2_000)
+            let count = scaled(20_000, sanitized: 1_000)
             let (wrong, received, missed, ends) = (Counter(), Counter(), Counter(), Counter())
             try onWorkers(side.workers) {
                 var sender: BroadcastSender<Token>? = makeBroadcast(capacity: capacity, .dropOldest)

@@ -20,7 +20,7 @@ private struct Books: Sendable {
 
 extension KernelTests {
     @Suite struct ChannelRaceTests {
-        private static let rounds = scaled(60, sanitized: 6) * min(timesLonger, 1000)
+        private static let rounds = scaled(60, sanitized: 3) * min(timesLonger, 1000)
 
         /// Lets time go by: none, or some instructions, or a turn.
         private static func delay(_ generator: inout SeededGenerator) {

@@ -63,11 +63,12 @@ extension KernelTests {
                 }
                 return receiver
             }
+            let count = scaled(100, sanitized: 40)
             // The end of the first chain must end it all, else the runtime would not.
             let primes = try stage.run {
                 var primes: [Int] = []
                 var rest = try numbers()
-                while primes.count < 100, let prime = try rest.receive() {
+                while primes.count < count, let prime = try rest.receive() {
                     primes.append(prime)
                     rest = try filter(rest, prime)
                 }
@@ -75,7 +76,7 @@ extension KernelTests {
             }
             let known = (2...541).filter { number in !(2..<number).contains { number % $0 == 0 } }
             #expect(known.count == 100)
-            #expect(primes == known)
+            #expect(primes == Array(known.prefix(count)))
         }
 
         // The thread ring of the benchmarks game: whoever gets the token when it is spent says its number. The winner's end goes round and ends all others.
@@ -83,7 +84,7 @@ extension KernelTests {
         @Test(arguments: Stage.all, [503, 5_003])
         func ring_passesTheToken_toWhoGetsItLast(on stage: Stage, size: Int) throws {
             let size = scaled(size, sanitized: 1_009)
-            for token in size == 503 ? [0, 1, 502, 503, 1_000, 5_000] : [6_000] {
+            for token in size != 503 ? [scaled(6_000, sanitized: 2_000)] : isSanitized ? [0, 503, 1_000] : [0, 1, 502, 503, 1_000, 5_000] {
                 let winner = try stage.run {
                     let (winners, winner) = stage.make(of: Int.self, .bounded(1))
                     let (first, beginning) = stage.make(of: Int.self, .bounded(1))

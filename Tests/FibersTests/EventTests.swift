@@ -46,7 +46,7 @@ extension KernelTests {
         /// With more workers than processors none watches, so each signal ends a park.
         @Test(arguments: [1, 2, 12])
         func noSignalIsLost_whenSidesWakeEachOther(workers: Int) throws {
-            let rounds = scaled(50_000, sanitized: 2_000) * timesLonger
+            let rounds = scaled(50_000, sanitized: 1_000) * timesLonger
             let (ping, pong) = (FiberEvent(), FiberEvent())
             let total = Counter()
             @Sendable func delay(_ random: inout SeededGenerator) {
@@ -167,7 +167,7 @@ extension KernelTests {
 
         /// Signals compete with deadlines; each is had by somebody.
         @Test func noSignalIsLost_whenWaitsTimeOut() throws {
-            let rounds = scaled(4_000, sanitized: 500)
+            let rounds = scaled(4_000, sanitized: 200)
             let (event, answer) = (FiberEvent(), FiberEvent())
             let expired = Counter()
             var taken = 0
