@@ -1,5 +1,6 @@
 // What the process holds, as the kernel sees it: the side of the books that this program cannot get wrong.
 
+import Fibers
 import Glibc
 
 enum Process {
@@ -22,6 +23,19 @@ enum Process {
             }
             return Holdings(
                 descriptors: count("/proc/self/fd"), threads: count("/proc/self/task"), mappings: mappings, mappedMiB: bytes >> 20)
+        }
+
+        /// What is held when nothing has gone for a tenth of a second: a thread that has been joined stays in the kernel's books for a moment.
+        static func settled() -> Holdings {
+            var holdings = now()
+            var since = Deadline.now
+            while Deadline.now < since + 100_000_000 {
+                usleep(1000)
+                let later = now()
+                if later.threads < holdings.threads || later.descriptors < holdings.descriptors { since = Deadline.now }
+                holdings = later
+            }
+            return holdings
         }
 
         /// What is held now and was not before. Memory has some play, since the allocator keeps what it has had.

@@ -22,7 +22,7 @@ struct Stress {
         startThread { monitor.run() }
 
         Crew.warmUp(options)
-        let before = Process.Holdings.now()
+        let before = Process.Holdings.settled()
         let begun = Deadline.now
         let end = begun + Int64(options.seconds) * 1_000_000_000
         var isInterrupted = false
