@@ -8,11 +8,13 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
@@ -308,11 +310,29 @@ size_t cfaults_accesses(const void **addresses, size_t capacity) {
 
 void fibers_tests_on_main_thread(void) __attribute__((weak));
 
+// The test library starts the process of an exit test with /dev/null for standard error, unless the test observes it: why the process ended would be lost.
+// Such a process, whose parent is this very program, writes where its parent does.
+static void keep_last_words(void) {
+  struct stat error, null;
+  if (fstat(STDERR_FILENO, &error) != 0 || stat("/dev/null", &null) != 0) return;
+  if (!S_ISCHR(error.st_mode) || error.st_rdev != null.st_rdev) return;
+  char path[64], mine[4096], parents[4096];
+  snprintf(path, sizeof path, "/proc/%d/exe", (int)getppid());
+  ssize_t length = readlink("/proc/self/exe", mine, sizeof mine);
+  if (length <= 0 || readlink(path, parents, sizeof parents) != length || memcmp(mine, parents, (size_t)length) != 0) return;
+  snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)getppid(), STDERR_FILENO);
+  int fd = open(path, O_WRONLY | O_APPEND | O_NOCTTY | O_CLOEXEC);
+  if (fd < 0) return;
+  dup2(fd, STDERR_FILENO);
+  close(fd);
+}
+
 // Before `main`, and after libswiftCore has read its environment.
 __attribute__((constructor)) static void begin(void) {
   // Exit tests end in crashes on purpose. Their processes inherit this and do without Swift's crash reporter, which takes its time, and under
   // AddressSanitizer waits for ever. This process keeps it.
   setenv("SWIFT_BACKTRACE", "enable=no", 1);
+  keep_last_words();
   // A test that needs the process's first thread has this program started again with the variable set; `main` gives that thread away.
   if (getenv("FIBERS_TESTS_ON_MAIN_THREAD") == NULL || fibers_tests_on_main_thread == NULL) return;
   fibers_tests_on_main_thread();

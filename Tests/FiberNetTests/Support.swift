@@ -70,11 +70,11 @@ enum Transport: Sendable, Hashable, CustomTestStringConvertible {
 }
 
 private let pathCount = Atomic<Int>(0)
+/// A process that was killed leaves its files, and its number comes again.
+private let pathPrefix = "/tmp/fibernet-\(getpid())-\(String(UInt32.random(in: 0...(.max)), radix: 16))"
 
 /// The name of a file that does not exist.
-func freshPath() -> String {
-    "/tmp/fibernet-\(getpid())-\(pathCount.add(1, ordering: .relaxed).newValue)"
-}
+func freshPath() -> String { "\(pathPrefix)-\(pathCount.add(1, ordering: .relaxed).newValue)" }
 
 // MARK: Runtimes
 
