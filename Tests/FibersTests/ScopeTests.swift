@@ -209,10 +209,12 @@ extension KernelTests {
             var outcomes: [Outcome] = []
             var wokenByUs = 0
             var sleeps = -1
+            var setting = Duration.zero
             var entries: [Int] = []
             try runQuietly {
                 let worker = Worker.current!
                 var waiters = [Waiter?](repeating: nil, count: count)
+                let start = ContinuousClock.now
                 for i in 0..<count {
                     try Fiber.spawnLocal {
                         func wait() {
@@ -224,6 +226,7 @@ extension KernelTests {
                     }
                 }
                 Fiber.yield()
+                setting = ContinuousClock.now - start
                 for waiter in waiters { _ = worker.unpark(waiter!, .ready) }
                 Fiber.yield()
                 entries.append(worker.timerCount)
@@ -235,8 +238,9 @@ extension KernelTests {
             }
             #expect(outcomes == [Outcome](repeating: .ready, count: 2 * count))
             #expect(wokenByUs == count)
-            // The worker wakes once for all that had been due at about the same time, and nothing is left in the queue.
-            #expect(sleeps <= 2)
+            // The worker wakes once for all that had been due within ten milliseconds, and nothing is left in the queue. It takes much less to set them, unless the
+            // machine stands still meanwhile.
+            #expect(sleeps <= 2 + Int((setting + .milliseconds(1)) / .milliseconds(10)), "set within \(setting)")
             #expect(entries == [count, 0])
         }
 
