@@ -275,3 +275,14 @@ struct SeededGenerator: RandomNumberGenerator {
 
 /// Two seeds that are always the same, and one that is not; the test library prints them.
 let seeds: [UInt64] = [1, 2, .random(in: 3...999_999_999)]
+
+/// Writes until there is no room, and none will be: an acknowledgement on its way makes room once more. Linux delays it for 40 ms mostly, and for 200 ms at most.
+func fillUp(_ stream: TCPStream) throws -> Int {
+    var sent = 0
+    let block = pattern(1_000_000)
+    for _ in 0..<100 {
+        sent += failure { try stream.writeAll(block, timeout: .milliseconds(5)) }?.bytesTransferred ?? block.count
+        if failure({ try stream.waitWritable(timeout: .milliseconds(250)) })?.code == .timedOut { return sent }
+    }
+    throw TestError(text: "there was always room again, after \(sent) bytes")
+}

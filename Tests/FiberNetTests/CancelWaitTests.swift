@@ -132,17 +132,6 @@ extension NetTests {
     }
 }
 
-/// Writes until there is no room, and none will be: an acknowledgement on its way makes room once more, and can be delayed for 40 ms.
-private func fillUp(_ stream: TCPStream) throws -> Int {
-    var sent = 0
-    let block = pattern(1_000_000)
-    for _ in 0..<100 {
-        sent += failure { try stream.writeAll(block, timeout: .milliseconds(5)) }?.bytesTransferred ?? block.count
-        if failure({ try stream.waitWritable(timeout: .milliseconds(60)) })?.code == .timedOut { return sent }
-    }
-    throw TestError(text: "there was always room again, after \(sent) bytes")
-}
-
 /// Two sockets that belong to no stream, non-blocking.
 private func socketPair() throws -> (Int32, Int32) {
     var fds: [Int32] = [-1, -1]
