@@ -285,7 +285,7 @@ extension NetTests {
 
         #if compiler(>=6.2)
             @Test func batchInUse_stopsTheProgram_whenAnotherFiberUsesIt() async {
-                await #expect(processExitsWith: .failure) {
+                let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
                     try inRuntime {
                         let (first, second) = try UDPSocket.pair()
                         let batch = DatagramBatch(capacity: 2, datagramSize: 10)
@@ -294,6 +294,7 @@ extension NetTests {
                         try second.sendBatch(batch)
                     }
                 }
+                expectMessage(result, "give each fiber one of its own")
             }
 
             @Test func memoryBeyondMeasure_stopsTheProgram_withARemedy() async throws {
@@ -308,11 +309,12 @@ extension NetTests {
             }
 
             @Test func fullBatch_stopsTheProgram_whenMoreIsAppended() async {
-                await #expect(processExitsWith: .failure) {
+                let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
                     let batch = DatagramBatch(capacity: 1, datagramSize: 10)
                     try batch.append([1])
                     try batch.append([2])
                 }
+                expectMessage(result, "look at isFull, and send it first")
             }
         #endif
     }

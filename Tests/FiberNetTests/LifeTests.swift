@@ -71,7 +71,7 @@ import Testing
             }
 
             @Test func stream_stopsTheProgram_whenAnotherRuntimesFiberUsesIt() async {
-                await #expect(processExitsWith: .failure) {
+                let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
                     try inRuntime {
                         let pair = Box(try TCPStream.pair())
                         Thread {
@@ -79,6 +79,7 @@ import Testing
                         }.join()
                     }
                 }
+                expectMessage(result, "use it, and let go of it, in fibers of the runtime that made it")
             }
 
             @Test func errorsOfFibers_leaveNoDescriptor() async {

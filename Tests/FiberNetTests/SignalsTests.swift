@@ -137,8 +137,14 @@ import Testing
             }
 
             @Test func of_stopsTheProgram_whenThereIsNoSuchSignal() async {
-                await #expect(processExitsWith: .failure) { try withSignals { _ = try Signals.of(Signal(65)) } }
-                await #expect(processExitsWith: .failure) { try withSignals { _ = try Signals.of(Signal(0)) } }
+                let beyond = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                    try withSignals { _ = try Signals.of(Signal(65)) }
+                }
+                expectMessage(beyond, "there is no signal 65: signals are numbered 1 to 64")
+                let zero = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                    try withSignals { _ = try Signals.of(Signal(0)) }
+                }
+                expectMessage(zero, "there is no signal 0")
             }
 
             @Test func of_throwsResources_whenThereAreTooManySubscribers() async {

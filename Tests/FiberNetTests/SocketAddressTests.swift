@@ -27,8 +27,14 @@ import Testing
 
     #if compiler(>=6.2)
         @Test func loopback_stopsTheProgram_whenPortIsOutOfRange() async {
-            await #expect(processExitsWith: .failure) { _ = SocketAddress.loopback(port: 65536) }
-            await #expect(processExitsWith: .failure) { _ = SocketAddress.anyV6(port: -1) }
+            let large = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                _ = SocketAddress.loopback(port: 65536)
+            }
+            expectMessage(large, "port 65536 is outside 0...65535; for a port that comes from outside use SocketAddress(host:port:)")
+            let negative = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                _ = SocketAddress.anyV6(port: -1)
+            }
+            expectMessage(negative, "port -1 is outside")
         }
     #endif
 

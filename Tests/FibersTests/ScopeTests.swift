@@ -209,38 +209,41 @@ extension KernelTests {
             var outcomes: [Outcome] = []
             var wokenByUs = 0
             var sleeps = -1
-            var setting = Duration.zero
+            var setting = Duration.seconds(1)
             var entries: [Int] = []
-            try runQuietly {
-                let worker = Worker.current!
-                var waiters = [Waiter?](repeating: nil, count: count)
-                let start = ContinuousClock.now
-                for i in 0..<count {
-                    try Fiber.spawnLocal {
-                        func wait() {
-                            waiters[i] = worker.beginPark()
-                            outcomes.append(worker.park(.other))
+            // The worker wakes once for all that are due within ten milliseconds. Setting them takes much less, unless the machine stands still meanwhile: then again.
+            for _ in 0..<50 where setting >= .milliseconds(9) {
+                (outcomes, entries, wokenByUs) = ([], [], 0)
+                try runQuietly {
+                    let worker = Worker.current!
+                    var waiters = [Waiter?](repeating: nil, count: count)
+                    let start = ContinuousClock.now
+                    for i in 0..<count {
+                        try Fiber.spawnLocal {
+                            func wait() {
+                                waiters[i] = worker.beginPark()
+                                outcomes.append(worker.park(.other))
+                            }
+                            try withTimeout(.milliseconds(100 + i / 10), wait)
+                            wait()
                         }
-                        try withTimeout(.milliseconds(100 + i / 10), wait)
-                        wait()
                     }
+                    Fiber.yield()
+                    setting = ContinuousClock.now - start
+                    for waiter in waiters { _ = worker.unpark(waiter!, .ready) }
+                    Fiber.yield()
+                    entries.append(worker.timerCount)
+                    let before = worker.pointee.statistics.sleeps
+                    try Fiber.sleep(for: .milliseconds(120))
+                    sleeps = worker.pointee.statistics.sleeps - before
+                    entries.append(worker.timerCount)
+                    for waiter in waiters where worker.unpark(waiter!, .ready) { wokenByUs += 1 }
                 }
-                Fiber.yield()
-                setting = ContinuousClock.now - start
-                for waiter in waiters { _ = worker.unpark(waiter!, .ready) }
-                Fiber.yield()
-                entries.append(worker.timerCount)
-                let before = worker.pointee.statistics.sleeps
-                try Fiber.sleep(for: .milliseconds(120))
-                sleeps = worker.pointee.statistics.sleeps - before
-                entries.append(worker.timerCount)
-                for waiter in waiters where worker.unpark(waiter!, .ready) { wokenByUs += 1 }
             }
             #expect(outcomes == [Outcome](repeating: .ready, count: 2 * count))
             #expect(wokenByUs == count)
-            // The worker wakes once for all that had been due within ten milliseconds, and nothing is left in the queue. It takes much less to set them, unless the
-            // machine stands still meanwhile.
-            #expect(sleeps <= 2 + Int((setting + .milliseconds(1)) / .milliseconds(10)), "set within \(setting)")
+            // Once for all of them, and nothing is left in the queue.
+            #expect(sleeps <= 2, "set within \(setting)")
             #expect(entries == [count, 0])
         }
 
