@@ -111,25 +111,27 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func acceptThatWaitsForDescriptors_isEnded_andTheConnectionIsNotLost() async {
                 await #expect(processExitsWith: .success) {
-                    var configuration = FiberRuntime.Configuration()
-                    configuration.onWarning = { _ in }
-                    for transport in Transport.all {
-                        try withNet(transport, configuration) { net in
-                            let listener = try net.listener()
-                            for ending in Ending.allCases {
-                                for way in AcceptWay.allCases {
-                                    let client = net.keep(try TCPStream.connect(to: listener.address))
-                                    try client.writeAll("waited")
-                                    let taken = takeAllDescriptors()
-                                    let error = try end(ending) { _ = try way.accept(listener) }
-                                    expect(error?.operation == "accept")
-                                    // Behind another one that waits, too.
-                                    let other = try Fiber.spawnLocal { net.keep(try way.accept(listener)) }
-                                    letOthersRun()
-                                    try end(ending) { _ = try way.accept(listener) }
-                                    expect(!other.fiber.isFinished)
-                                    taken.forEach { close($0) }
-                                    expect(try other.join().readExactly(6) == Array("waited".utf8))
+                    reportingErrors {
+                        var configuration = FiberRuntime.Configuration()
+                        configuration.onWarning = { _ in }
+                        for transport in Transport.all {
+                            try withNet(transport, configuration) { net in
+                                let listener = try net.listener()
+                                for ending in Ending.allCases {
+                                    for way in AcceptWay.allCases {
+                                        let client = net.keep(try TCPStream.connect(to: listener.address))
+                                        try client.writeAll("waited")
+                                        let taken = takeAllDescriptors()
+                                        let error = try end(ending) { _ = try way.accept(listener) }
+                                        expect(error?.operation == "accept")
+                                        // Behind another one that waits, too.
+                                        let other = try Fiber.spawnLocal { net.keep(try way.accept(listener)) }
+                                        letOthersRun()
+                                        try end(ending) { _ = try way.accept(listener) }
+                                        expect(!other.fiber.isFinished)
+                                        taken.forEach { close($0) }
+                                        expect(try other.join().readExactly(6) == Array("waited".utf8))
+                                    }
                                 }
                             }
                         }
@@ -139,46 +141,49 @@ extension NetTests {
 
             @Test func aMillionCancelledAccepts_leaveNoDescriptor_andLoseNoConnection() async {
                 await #expect(processExitsWith: .success) {
-                    let count = scaled(isDebugBuild ? 100_000 : 1_000_000, sanitized: 10_000)
-                    for transport in Transport.all {
-                        try withNet(transport, seconds: 120) { net in
-                            let listener = try net.listener()
-                            let before = openSockets
-                            var (refused, accepted, later) = (0, 0, 0)
-                            for i in 0..<count / Transport.all.count {
-                                if i % 256 == 0 {
-                                    let error = thrown { try withTimeout(.nanoseconds(1)) { _ = try listener.accept() } }
-                                    expect(error is TimeoutError)
-                                }
-                                // Caught right there: the test library notes where each error is thrown, and that takes longer than all the rest.
-                                let acceptor = try Fiber.spawnLocal { () -> TCPStream? in
-                                    do throws(IOError) { return try listener.accept() } catch {
-                                        expect(error.code == .cancelled, "\(error)")
-                                        return nil
+                    reportingErrors {
+                        let count = scaled(isDebugBuild ? 100_000 : 1_000_000, sanitized: 10_000)
+                        for transport in Transport.all {
+                            try withNet(transport, seconds: 120) { net in
+                                let listener = try net.listener()
+                                let before = openSockets
+                                var (refused, accepted, later) = (0, 0, 0)
+                                for i in 0..<count / Transport.all.count {
+                                    if i % 256 == 0 {
+                                        let error = thrown { try withTimeout(.nanoseconds(1)) { _ = try listener.accept() } }
+                                        expect(error is TimeoutError)
                                     }
-                                }
-                                // Sometimes before it waits.
-                                if i % 4 != 0 { Fiber.yield() }
-                                let client = i % 500 < 4 ? try connectNow(to: listener.address, UInt8(i % 251)) : nil
-                                acceptor.cancel()
-                                if let stream = try acceptor.join() {
-                                    // Only an event that came before the cancellation can have brought it.
-                                    expect(client != nil)
-                                    expect(try stream.readExactly(1) == [UInt8(i % 251)])
-                                    accepted += 1
-                                } else {
-                                    refused += 1
-                                    if client != nil {
-                                        expect(try listener.accept(timeout: .seconds(10)).readExactly(1) == [UInt8(i % 251)])
-                                        later += 1
+                                    // Caught right there: the test library notes where each error is thrown, and that takes longer than all the rest.
+                                    let acceptor = try Fiber.spawnLocal { () -> TCPStream? in
+                                        do throws(IOError) { return try listener.accept() } catch {
+                                            expect(error.code == .cancelled, "\(error)")
+                                            return nil
+                                        }
                                     }
+                                    // Sometimes before it waits.
+                                    if i % 4 != 0 { Fiber.yield() }
+                                    let client = i % 500 < 4 ? try connectNow(to: listener.address, UInt8(i % 251)) : nil
+                                    acceptor.cancel()
+                                    if let stream = try acceptor.join() {
+                                        // Only an event that came before the cancellation can have brought it.
+                                        expect(client != nil)
+                                        expect(try stream.readExactly(1) == [UInt8(i % 251)])
+                                        accepted += 1
+                                    } else {
+                                        refused += 1
+                                        if client != nil {
+                                            expect(try listener.accept(timeout: .seconds(10)).readExactly(1) == [UInt8(i % 251)])
+                                            later += 1
+                                        }
+                                    }
+                                    if let client { close(client) }
+                                    if i % 10_000 == 9_999 { expect(openSockets == before, "\(openSockets) and not \(before) after \(i)") }
                                 }
-                                if let client { close(client) }
-                                if i % 10_000 == 9_999 { expect(openSockets == before, "\(openSockets) and not \(before) after \(i)") }
+                                expect(
+                                    refused > count / Transport.all.count * 9 / 10 && later > 0, "\(refused) refused, \(accepted) accepted")
+                                expect(openSockets == before, "\(openSockets) and not \(before)")
+                                expect(.timedOut) { _ = try listener.accept(timeout: .zero) }
                             }
-                            expect(refused > count / Transport.all.count * 9 / 10 && later > 0, "\(refused) refused, \(accepted) accepted")
-                            expect(openSockets == before, "\(openSockets) and not \(before)")
-                            expect(.timedOut) { _ = try listener.accept(timeout: .zero) }
                         }
                     }
                 }
@@ -250,27 +255,29 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func endedConnects_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    for transport in Transport.all {
-                        try withNet(transport, seconds: 60) { net in
-                            let (listener, _) = try fullListener(net)
-                            let open = try net.listener()
-                            let before = openSockets
-                            for ending in Ending.allCases {
-                                for _ in 0..<5 {
-                                    try end(ending, after: .milliseconds(1)) { _ = try TCPStream.connect(to: listener.address) }
+                    reportingErrors {
+                        for transport in Transport.all {
+                            try withNet(transport, seconds: 60) { net in
+                                let (listener, _) = try fullListener(net)
+                                let open = try net.listener()
+                                let before = openSockets
+                                for ending in Ending.allCases {
+                                    for _ in 0..<5 {
+                                        try end(ending, after: .milliseconds(1)) { _ = try TCPStream.connect(to: listener.address) }
+                                    }
+                                    expect(openSockets == before, "\(ending): \(openSockets) and not \(before)")
                                 }
-                                expect(openSockets == before, "\(ending): \(openSockets) and not \(before)")
+                                // Cancelled at the moment when it succeeds: a connection, or none.
+                                for i in 0..<200 {
+                                    let connect = try Fiber.spawnLocal { try TCPStream.connect(to: open.address) }
+                                    for _ in 0..<i % 5 { Fiber.yield() }
+                                    connect.cancel()
+                                    let error = thrown { _ = try connect.join() }
+                                    expect(error == nil || error is CancellationError, "\(String(describing: error))")
+                                    while failure({ _ = try open.accept(timeout: .milliseconds(1)) }) == nil {}
+                                }
+                                expect(openSockets == before, "\(openSockets) and not \(before)")
                             }
-                            // Cancelled at the moment when it succeeds: a connection, or none.
-                            for i in 0..<200 {
-                                let connect = try Fiber.spawnLocal { try TCPStream.connect(to: open.address) }
-                                for _ in 0..<i % 5 { Fiber.yield() }
-                                connect.cancel()
-                                let error = thrown { _ = try connect.join() }
-                                expect(error == nil || error is CancellationError, "\(String(describing: error))")
-                                while failure({ _ = try open.accept(timeout: .milliseconds(1)) }) == nil {}
-                            }
-                            expect(openSockets == before, "\(openSockets) and not \(before)")
                         }
                     }
                 }

@@ -97,34 +97,38 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func endedWaits_forOneForeignDescriptor_leaveNoDuplicate_andTheOthersGoOn() async {
                 await #expect(processExitsWith: .success) {
-                    for ending in Ending.allCases {
-                        try expectWaits(ending, waitReadable, full: false)
-                        try expectWaits(ending, waitWritable, full: true)
+                    reportingErrors {
+                        for ending in Ending.allCases {
+                            try expectWaits(ending, waitReadable, full: false)
+                            try expectWaits(ending, waitWritable, full: true)
+                        }
                     }
                 }
             }
 
             @Test func thousandsOfEndedWaits_forOneForeignDescriptor_leaveNothing() async {
                 await #expect(processExitsWith: .success) {
-                    try inRuntime {
-                        let (a, b) = try socketPair()
-                        let before = openSockets
-                        let first = try Fiber.spawnLocal { try waitReadable(FileDescriptor(rawValue: a)) }
-                        let count = scaled(20_000, sanitized: 1_000)
-                        for i in 0..<count {
-                            let waiter = try Fiber.spawnLocal { try waitReadable(FileDescriptor(rawValue: a)) }
-                            if i % 4 != 0 { Fiber.yield() }
-                            waiter.cancel()
-                            expect(thrown { try waiter.join() } is CancellationError)
+                    reportingErrors {
+                        try inRuntime {
+                            let (a, b) = try socketPair()
+                            let before = openSockets
+                            let first = try Fiber.spawnLocal { try waitReadable(FileDescriptor(rawValue: a)) }
+                            let count = scaled(20_000, sanitized: 1_000)
+                            for i in 0..<count {
+                                let waiter = try Fiber.spawnLocal { try waitReadable(FileDescriptor(rawValue: a)) }
+                                if i % 4 != 0 { Fiber.yield() }
+                                waiter.cancel()
+                                expect(thrown { try waiter.join() } is CancellationError)
+                            }
+                            // The first has a duplicate as long as it waits.
+                            expect(openSockets == before + 1, "\(openSockets) and not \(before + 1)")
+                            expect(!first.fiber.isFinished)
+                            expect(send(b, "x", 1, 0) == 1)
+                            try first.join()
+                            expect(openSockets == before, "\(openSockets) and not \(before)")
+                            expect(Worker.current?.pointee.statistics.staleEvents == 0)
+                            [a, b].forEach { close($0) }
                         }
-                        // The first has a duplicate as long as it waits.
-                        expect(openSockets == before + 1, "\(openSockets) and not \(before + 1)")
-                        expect(!first.fiber.isFinished)
-                        expect(send(b, "x", 1, 0) == 1)
-                        try first.join()
-                        expect(openSockets == before, "\(openSockets) and not \(before)")
-                        expect(Worker.current?.pointee.statistics.staleEvents == 0)
-                        [a, b].forEach { close($0) }
                     }
                 }
             }

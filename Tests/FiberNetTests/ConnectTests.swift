@@ -43,24 +43,26 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func connect_namesTheAddress_whenNoDescriptorIsLeft() async {
                 await #expect(processExitsWith: .success) {
-                    try FiberRuntime.run {
-                        var limit = rlimit()
-                        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                        let usual = limit.rlim_cur
-                        let next = dup(0)
-                        close(next)
-                        limit.rlim_cur = rlim_t(next)
-                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                        let error = failure { _ = try TCPStream.connect(to: .loopback(port: 9)) }
-                        let ofHost = thrown { _ = try TCPStream.connect(host: "127.0.0.1", port: 9) } as? ConnectError
-                        let ofListener = failure { _ = try TCPListener.bind(to: .loopback(port: 9)) }
-                        limit.rlim_cur = usual
-                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                        for error in [error, ofHost?.attempts.first?.error, ofListener] {
-                            #expect(error?.code == .resources && error?.subject == "127.0.0.1:9")
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            var limit = rlimit()
+                            getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                            let usual = limit.rlim_cur
+                            let next = dup(0)
+                            close(next)
+                            limit.rlim_cur = rlim_t(next)
+                            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                            let error = failure { _ = try TCPStream.connect(to: .loopback(port: 9)) }
+                            let ofHost = thrown { _ = try TCPStream.connect(host: "127.0.0.1", port: 9) } as? ConnectError
+                            let ofListener = failure { _ = try TCPListener.bind(to: .loopback(port: 9)) }
+                            limit.rlim_cur = usual
+                            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                            for error in [error, ofHost?.attempts.first?.error, ofListener] {
+                                #expect(error?.code == .resources && error?.subject == "127.0.0.1:9")
+                            }
+                            #expect(ofHost?.description.contains("socket for 127.0.0.1:9") == true)
+                            #expect(ofHost?.description.contains("ulimit -n") == true)
                         }
-                        #expect(ofHost?.description.contains("socket for 127.0.0.1:9") == true)
-                        #expect(ofHost?.description.contains("ulimit -n") == true)
                     }
                 }
             }
@@ -160,18 +162,20 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func failedConnects_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    for transport in Transport.all {
-                        try withNet(transport) { net in
-                            let (listener, _) = try fullListener(net)
-                            let gone = try net.listener()
-                            let address = gone.address
-                            gone.close()
-                            let before = openSockets
-                            for _ in 0..<20 {
-                                _ = failure { _ = try TCPStream.connect(to: listener.address, timeout: .milliseconds(1)) }
-                                _ = failure { _ = try TCPStream.connect(to: address) }
+                    reportingErrors {
+                        for transport in Transport.all {
+                            try withNet(transport) { net in
+                                let (listener, _) = try fullListener(net)
+                                let gone = try net.listener()
+                                let address = gone.address
+                                gone.close()
+                                let before = openSockets
+                                for _ in 0..<20 {
+                                    _ = failure { _ = try TCPStream.connect(to: listener.address, timeout: .milliseconds(1)) }
+                                    _ = failure { _ = try TCPStream.connect(to: address) }
+                                }
+                                expect(openSockets == before)
                             }
-                            expect(openSockets == before)
                         }
                     }
                 }
@@ -179,16 +183,18 @@ extension NetTests {
 
             @Test func connect_throwsResources_whenDescriptorsAreShort() async {
                 await #expect(processExitsWith: .success) {
-                    try withNet(.ipv4) { net in
-                        let listener = try net.listener()
-                        let taken = takeAllDescriptors()
-                        let error = expect(.resources) { _ = try TCPStream.connect(to: listener.address) }
-                        expect(error?.description.contains("ulimit -n") == true, "\(String(describing: error))")
-                        expect(.resources) { _ = try TCPStream.pair() }
-                        expect(.resources) { _ = try TCPListener.bind(to: .loopback(port: 0)) }
-                        expect(.resources) { _ = try Signals.of(.user1) }
-                        taken.forEach { close($0) }
-                        _ = net.keep(try TCPStream.connect(to: listener.address))
+                    reportingErrors {
+                        try withNet(.ipv4) { net in
+                            let listener = try net.listener()
+                            let taken = takeAllDescriptors()
+                            let error = expect(.resources) { _ = try TCPStream.connect(to: listener.address) }
+                            expect(error?.description.contains("ulimit -n") == true, "\(String(describing: error))")
+                            expect(.resources) { _ = try TCPStream.pair() }
+                            expect(.resources) { _ = try TCPListener.bind(to: .loopback(port: 0)) }
+                            expect(.resources) { _ = try Signals.of(.user1) }
+                            taken.forEach { close($0) }
+                            _ = net.keep(try TCPStream.connect(to: listener.address))
+                        }
                     }
                 }
             }

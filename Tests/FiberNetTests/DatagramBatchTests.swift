@@ -286,12 +286,14 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func batchInUse_stopsTheProgram_whenAnotherFiberUsesIt() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try inRuntime {
-                        let (first, second) = try UDPSocket.pair()
-                        let batch = DatagramBatch(capacity: 2, datagramSize: 10)
-                        try Fiber.spawnLocal { try first.receiveBatch(into: batch) }
-                        letOthersRun()
-                        try second.sendBatch(batch)
+                    reportingErrors {
+                        try inRuntime {
+                            let (first, second) = try UDPSocket.pair()
+                            let batch = DatagramBatch(capacity: 2, datagramSize: 10)
+                            try Fiber.spawnLocal { try first.receiveBatch(into: batch) }
+                            letOthersRun()
+                            try second.sendBatch(batch)
+                        }
                     }
                 }
                 expectMessage(result, "give each fiber one of its own")
@@ -303,16 +305,20 @@ extension NetTests {
                 }
                 expectMessage(batch, "make it for fewer")
                 let datagram = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try inRuntime { _ = try UDPSocket.pair().0.receive(upTo: .max) }
+                    reportingErrors {
+                        try inRuntime { _ = try UDPSocket.pair().0.receive(upTo: .max) }
+                    }
                 }
                 expectMessage(datagram, "give it the length")
             }
 
             @Test func fullBatch_stopsTheProgram_whenMoreIsAppended() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let batch = DatagramBatch(capacity: 1, datagramSize: 10)
-                    try batch.append([1])
-                    try batch.append([2])
+                    reportingErrors {
+                        let batch = DatagramBatch(capacity: 1, datagramSize: 10)
+                        try batch.append([1])
+                        try batch.append([2])
+                    }
                 }
                 expectMessage(result, "look at isFull, and send it first")
             }

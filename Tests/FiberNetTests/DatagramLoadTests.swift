@@ -85,47 +85,51 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func sockets_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    func round(_ transport: Transport) throws {
-                        try withNet(transport) { net in
-                            let (first, second) = try net.datagramPair(), third = try net.receiver()
-                            try first.send("x")
-                            expect(try second.receive(upTo: 1).length == 1)
-                            expect(.addressInUse) { _ = try UDPSocket.bind(to: first.address) }
-                            let waiting = try Fiber.spawnLocal { failure { _ = try second.receive(upTo: 1) } }
-                            letOthersRun()
-                            // None of these is closed by hand.
-                            _ = try UDPSocket.pair()
-                            _ = try UDPSocket.open()
-                            _ = try UDPSocket.connect(to: third.address)
-                            let cancelled = try Fiber.spawnLocal {
-                                Fiber.current?.cancel()
+                    reportingErrors {
+                        func round(_ transport: Transport) throws {
+                            try withNet(transport) { net in
+                                let (first, second) = try net.datagramPair(), third = try net.receiver()
+                                try first.send("x")
+                                expect(try second.receive(upTo: 1).length == 1)
+                                expect(.addressInUse) { _ = try UDPSocket.bind(to: first.address) }
+                                let waiting = try Fiber.spawnLocal { failure { _ = try second.receive(upTo: 1) } }
+                                letOthersRun()
+                                // None of these is closed by hand.
+                                _ = try UDPSocket.pair()
+                                _ = try UDPSocket.open()
                                 _ = try UDPSocket.connect(to: third.address)
+                                let cancelled = try Fiber.spawnLocal {
+                                    Fiber.current?.cancel()
+                                    _ = try UDPSocket.connect(to: third.address)
+                                }
+                                expect(failure { try cancelled.join() } == nil)
+                                second.close()
+                                expect(try waiting.join()?.code == .closed)
                             }
-                            expect(failure { try cancelled.join() } == nil)
-                            second.close()
-                            expect(try waiting.join()?.code == .closed)
+                            // The runtime ends with them open.
+                            try inRuntime { _ = Box(try UDPSocket.bind(to: transport.freshAddress)) }
                         }
-                        // The runtime ends with them open.
-                        try inRuntime { _ = Box(try UDPSocket.bind(to: transport.freshAddress)) }
+                        for transport in Transport.all { try round(transport) }
+                        let before = openSockets
+                        for i in 0..<scaled(200, sanitized: 30) { try round(Transport.all[i % Transport.all.count]) }
+                        expect(openSockets == before, "\(openSockets) and not \(before)")
                     }
-                    for transport in Transport.all { try round(transport) }
-                    let before = openSockets
-                    for i in 0..<scaled(200, sanitized: 30) { try round(Transport.all[i % Transport.all.count]) }
-                    expect(openSockets == before, "\(openSockets) and not \(before)")
                 }
             }
 
             @Test func socket_isClosedOnExec_andRaisesNoSignal() async {
                 await #expect(processExitsWith: .success) {
-                    signal(SIGPIPE, SIG_DFL)
-                    try inRuntime {
-                        let (first, second) = try UDPSocket.pair()
-                        for socket in [first, second, try UDPSocket.open(), try UDPSocket.bind(to: .loopback(port: 0))] {
-                            let fd = try socket.fd
-                            expect(fcntl(fd, F_GETFD) & FD_CLOEXEC != 0 && fcntl(fd, F_GETFL) & O_NONBLOCK != 0)
+                    reportingErrors {
+                        signal(SIGPIPE, SIG_DFL)
+                        try inRuntime {
+                            let (first, second) = try UDPSocket.pair()
+                            for socket in [first, second, try UDPSocket.open(), try UDPSocket.bind(to: .loopback(port: 0))] {
+                                let fd = try socket.fd
+                                expect(fcntl(fd, F_GETFD) & FD_CLOEXEC != 0 && fcntl(fd, F_GETFL) & O_NONBLOCK != 0)
+                            }
+                            second.close()
+                            expect(.refused) { try first.send("x") }
                         }
-                        second.close()
-                        expect(.refused) { try first.send("x") }
                     }
                 }
             }

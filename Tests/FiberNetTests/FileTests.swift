@@ -530,51 +530,55 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func opensThatAreCancelled_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    let path = try makeFile([1])
-                    defer { unlink(path) }
-                    let seed = UInt64.random(in: 0...(.max))
-                    print("seed \(seed)")
-                    var random = SeededGenerator(seed: seed)
-                    let before = openFilesAndPipes()
-                    var cancelled = 0
-                    try inRuntime(seconds: 60) {
-                        for _ in 0..<scaled(5_000, sanitized: 500) {
-                            let opening = try Fiber.spawnLocal { _ = try File.open(path) }
-                            for _ in 0..<Int.random(in: 0..<100, using: &random) { Fiber.yield() }
-                            opening.cancel()
-                            do { try opening.join() } catch is CancellationError { cancelled += 1 }
+                    reportingErrors {
+                        let path = try makeFile([1])
+                        defer { unlink(path) }
+                        let seed = UInt64.random(in: 0...(.max))
+                        print("seed \(seed)")
+                        var random = SeededGenerator(seed: seed)
+                        let before = openFilesAndPipes()
+                        var cancelled = 0
+                        try inRuntime(seconds: 60) {
+                            for _ in 0..<scaled(5_000, sanitized: 500) {
+                                let opening = try Fiber.spawnLocal { _ = try File.open(path) }
+                                for _ in 0..<Int.random(in: 0..<100, using: &random) { Fiber.yield() }
+                                opening.cancel()
+                                do { try opening.join() } catch is CancellationError { cancelled += 1 }
+                            }
+                            try letPoolSettle()
+                            expect(openFilesAndPipes() == before, "\(openDescriptors())")
                         }
-                        try letPoolSettle()
-                        expect(openFilesAndPipes() == before, "\(openDescriptors())")
+                        expect(openFilesAndPipes() == before && cancelled > 0, "\(cancelled)")
                     }
-                    expect(openFilesAndPipes() == before && cancelled > 0, "\(cancelled)")
                 }
             }
 
             @Test func open_throwsResources_whenDescriptorsAreShort() async {
                 await #expect(processExitsWith: .success) {
-                    let path = try makeFile([1])
-                    defer { unlink(path) }
-                    try inRuntime {
-                        let early = try File.open(path)
-                        let taken = takeAllDescriptors()
-                        let error = expect(.resources) { _ = try File.open(path) }
-                        expect(error?.description.contains("ulimit -n") == true, "\(String(describing: error))")
-                        expect(.resources) { _ = try Pipe.make() }
-                        expect(.resources) { _ = try DescriptorStream.open(path) }
-                        expect(.resources) { _ = try StandardInput.open() }
-                        expect(.resources) { _ = try Subprocess.spawn(.init("true")) }
-                        expect(.resources) { _ = try Subprocess.spawn(.init("true"), input: .pipe) }
-                        expect(try early.read(upTo: 2) == [1])
-                        // With one, what needs more fails halfway, and gives it back.
-                        close(taken[0])
-                        expect(.resources) { _ = try Pipe.make() }
-                        expect(.resources) { _ = try DescriptorStream.open(path) }
-                        expect(.resources) { _ = try Subprocess.spawn(.init("true"), input: .pipe) }
-                        try File.open(path).close()
-                        taken.dropFirst().forEach { close($0) }
-                        _ = try Pipe.make()
-                        expect(try Subprocess.run(.init("true")).status.isSuccess)
+                    reportingErrors {
+                        let path = try makeFile([1])
+                        defer { unlink(path) }
+                        try inRuntime {
+                            let early = try File.open(path)
+                            let taken = takeAllDescriptors()
+                            let error = expect(.resources) { _ = try File.open(path) }
+                            expect(error?.description.contains("ulimit -n") == true, "\(String(describing: error))")
+                            expect(.resources) { _ = try Pipe.make() }
+                            expect(.resources) { _ = try DescriptorStream.open(path) }
+                            expect(.resources) { _ = try StandardInput.open() }
+                            expect(.resources) { _ = try Subprocess.spawn(.init("true")) }
+                            expect(.resources) { _ = try Subprocess.spawn(.init("true"), input: .pipe) }
+                            expect(try early.read(upTo: 2) == [1])
+                            // With one, what needs more fails halfway, and gives it back.
+                            close(taken[0])
+                            expect(.resources) { _ = try Pipe.make() }
+                            expect(.resources) { _ = try DescriptorStream.open(path) }
+                            expect(.resources) { _ = try Subprocess.spawn(.init("true"), input: .pipe) }
+                            try File.open(path).close()
+                            taken.dropFirst().forEach { close($0) }
+                            _ = try Pipe.make()
+                            expect(try Subprocess.run(.init("true")).status.isSuccess)
+                        }
                     }
                 }
             }

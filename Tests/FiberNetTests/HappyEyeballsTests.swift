@@ -285,20 +285,23 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func races_leaveNoDescriptor_whoeverWins() async {
                 await #expect(processExitsWith: .success) {
-                    try withNet(.ipv4, seconds: 120) { net in
-                        let listeners = try listeners(net, on: ["127.0.0.2", "127.0.0.3"])
-                        let addresses = listeners.map(\.address)
-                        try listeners.forEach(holdConnections)
-                        let before = openSockets
-                        for round in 0..<scaled(3_000, sanitized: 300) {
-                            // No delay: both are under way at once, and mostly answer in the same look at the kernel.
-                            let stream = try TCPStream.connect(
-                                host: "example.org", port: 1, to: round % 2 == 0 ? addresses : addresses.reversed(), until: Deadline.never,
-                                attemptDelay: .zero)
-                            stream.reset()
+                    reportingErrors {
+                        try withNet(.ipv4, seconds: 120) { net in
+                            let listeners = try listeners(net, on: ["127.0.0.2", "127.0.0.3"])
+                            let addresses = listeners.map(\.address)
+                            try listeners.forEach(holdConnections)
+                            let before = openSockets
+                            for round in 0..<scaled(3_000, sanitized: 300) {
+                                // No delay: both are under way at once, and mostly answer in the same look at the kernel.
+                                let stream = try TCPStream.connect(
+                                    host: "example.org", port: 1, to: round % 2 == 0 ? addresses : addresses.reversed(),
+                                    until: Deadline.never,
+                                    attemptDelay: .zero)
+                                stream.reset()
+                            }
+                            try waitUntil { openSockets <= before }
+                            expect(openSockets == before)
                         }
-                        try waitUntil { openSockets <= before }
-                        expect(openSockets == before)
                     }
                 }
             }
@@ -306,79 +309,85 @@ extension NetTests {
             @Test(arguments: seeds)
             func cancelledRaces_leaveNoDescriptor_wheneverTheyAreCancelled(seed: UInt64) async {
                 await #expect(processExitsWith: .success) { [seed] in
-                    print("seed \(seed)")
-                    try withNet(.ipv4, seconds: 120) { net in
-                        let listeners = try listeners(net, on: ["127.0.0.2", "127.0.0.3", "127.0.0.4"], silent: 1)
-                        let closed = address("127.0.0.9", listeners[0].address.port!)
-                        try listeners.dropFirst().forEach(holdConnections)
-                        var random = SeededGenerator(seed: seed)
-                        let before = openSockets
-                        var connected = 0
-                        var cancelled = 0
-                        for _ in 0..<scaled(2_000, sanitized: 200) {
-                            let addresses = (listeners.map(\.address) + [closed]).shuffled(using: &random)
-                            let caller = try Fiber.spawnLocal {
-                                do {
-                                    let stream = try TCPStream.connect(
-                                        host: "example.org", port: 1, to: addresses, until: Deadline.never, attemptDelay: .zero)
-                                    connected += 1
-                                    stream.close()
-                                } catch {
-                                    // None is lost, wherever it was.
-                                    let known = (error as? ConnectError).map { $0.attempts.map(\.address) + $0.untried }
-                                    expect(known == addresses, "\(error)")
-                                    throw error
+                    reportingErrors {
+                        print("seed \(seed)")
+                        try withNet(.ipv4, seconds: 120) { net in
+                            let listeners = try listeners(net, on: ["127.0.0.2", "127.0.0.3", "127.0.0.4"], silent: 1)
+                            let closed = address("127.0.0.9", listeners[0].address.port!)
+                            try listeners.dropFirst().forEach(holdConnections)
+                            var random = SeededGenerator(seed: seed)
+                            let before = openSockets
+                            var connected = 0
+                            var cancelled = 0
+                            for _ in 0..<scaled(2_000, sanitized: 200) {
+                                let addresses = (listeners.map(\.address) + [closed]).shuffled(using: &random)
+                                let caller = try Fiber.spawnLocal {
+                                    do {
+                                        let stream = try TCPStream.connect(
+                                            host: "example.org", port: 1, to: addresses, until: Deadline.never, attemptDelay: .zero)
+                                        connected += 1
+                                        stream.close()
+                                    } catch {
+                                        // None is lost, wherever it was.
+                                        let known = (error as? ConnectError).map { $0.attempts.map(\.address) + $0.untried }
+                                        expect(known == addresses, "\(error)")
+                                        throw error
+                                    }
                                 }
+                                for _ in 0..<Int.random(in: 0..<12, using: &random) { Fiber.yield() }
+                                caller.cancel()
+                                if thrown({ try caller.join() }) is CancellationError { cancelled += 1 }
                             }
-                            for _ in 0..<Int.random(in: 0..<12, using: &random) { Fiber.yield() }
-                            caller.cancel()
-                            if thrown({ try caller.join() }) is CancellationError { cancelled += 1 }
+                            expect(connected > 0 && cancelled > 0, "\(connected) were connected, \(cancelled) cancelled")
+                            try waitUntil { openSockets <= before }
+                            expect(openSockets == before)
                         }
-                        expect(connected > 0 && cancelled > 0, "\(connected) were connected, \(cancelled) cancelled")
-                        try waitUntil { openSockets <= before }
-                        expect(openSockets == before)
                     }
                 }
             }
 
             @Test func failures_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    try withNet(.ipv4, seconds: 120) { net in
-                        let hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
-                        let port = try listeners(net, on: hosts, silent: 3)[0].address.port!
-                        let closed = try closedPort(net)
-                        let resolver = knowing(hosts, warm: true)
-                        let before = openSockets
-                        for _ in 0..<20 {
-                            let silent = connectFailure {
-                                _ = try TCPStream.connect(
-                                    host: "example.org", port: port, timeout: .milliseconds(15), resolver: resolver,
-                                    attemptDelay: .milliseconds(10))
+                    reportingErrors {
+                        try withNet(.ipv4, seconds: 120) { net in
+                            let hosts = ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
+                            let port = try listeners(net, on: hosts, silent: 3)[0].address.port!
+                            let closed = try closedPort(net)
+                            let resolver = knowing(hosts, warm: true)
+                            let before = openSockets
+                            for _ in 0..<20 {
+                                let silent = connectFailure {
+                                    _ = try TCPStream.connect(
+                                        host: "example.org", port: port, timeout: .milliseconds(15), resolver: resolver,
+                                        attemptDelay: .milliseconds(10))
+                                }
+                                expect(silent?.code == .timedOut)
+                                let refused = connectFailure {
+                                    _ = try TCPStream.connect(host: "example.org", port: closed, resolver: resolver)
+                                }
+                                expect(refused?.code == .refused && refused?.attempts.count == 3)
                             }
-                            expect(silent?.code == .timedOut)
-                            let refused = connectFailure {
-                                _ = try TCPStream.connect(host: "example.org", port: closed, resolver: resolver)
-                            }
-                            expect(refused?.code == .refused && refused?.attempts.count == 3)
+                            expect(openSockets == before)
                         }
-                        expect(openSockets == before)
                     }
                 }
             }
 
             @Test func connect_throwsResources_whenDescriptorsAreShortForAHostByName() async {
                 await #expect(processExitsWith: .success) {
-                    try withNet(.ipv4) { net in
-                        let listeners = try listeners(net, on: ["127.0.0.2", "127.0.0.3"])
-                        let port = listeners[0].address.port!
-                        let resolver = knowing(["127.0.0.2", "127.0.0.3"], warm: true)
-                        let taken = takeAllDescriptors()
-                        let error = connectFailure { _ = try TCPStream.connect(host: "example.org", port: port, resolver: resolver) }
-                        expect(error?.code == .resources && error?.attempts.count == 2, "\(String(describing: error))")
-                        expect(error?.description.contains("ulimit -n") == true, "\(String(describing: error))")
-                        expectNoAddresses(.resources) { _ = try TCPStream.connect(host: "localhost", port: port) }
-                        taken.forEach { close($0) }
-                        _ = net.keep(try TCPStream.connect(host: "example.org", port: port, resolver: resolver))
+                    reportingErrors {
+                        try withNet(.ipv4) { net in
+                            let listeners = try listeners(net, on: ["127.0.0.2", "127.0.0.3"])
+                            let port = listeners[0].address.port!
+                            let resolver = knowing(["127.0.0.2", "127.0.0.3"], warm: true)
+                            let taken = takeAllDescriptors()
+                            let error = connectFailure { _ = try TCPStream.connect(host: "example.org", port: port, resolver: resolver) }
+                            expect(error?.code == .resources && error?.attempts.count == 2, "\(String(describing: error))")
+                            expect(error?.description.contains("ulimit -n") == true, "\(String(describing: error))")
+                            expectNoAddresses(.resources) { _ = try TCPStream.connect(host: "localhost", port: port) }
+                            taken.forEach { close($0) }
+                            _ = net.keep(try TCPStream.connect(host: "example.org", port: port, resolver: resolver))
+                        }
                     }
                 }
             }

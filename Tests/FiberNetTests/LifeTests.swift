@@ -15,68 +15,74 @@ import Testing
 
             @Test func fiveHundredRuntimes_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    func round(_ transport: Transport) throws {
-                        try withNet(transport) { net in
-                            let (client, server) = try net.pair()
-                            let echo = try Fiber.spawnLocal { while try server.readAvailable({ try server.writeAll($0) }) {} }
-                            try client.writeAll("x")
-                            expect(try client.read(upTo: 1).count == 1)
-                            try client.shutdown(.write)
-                            try echo.join()
-                            // Neither is closed by hand here.
-                            _ = try TCPStream.pair()
-                            _ = try Signals.of(.user1)
+                    reportingErrors {
+                        func round(_ transport: Transport) throws {
+                            try withNet(transport) { net in
+                                let (client, server) = try net.pair()
+                                let echo = try Fiber.spawnLocal { while try server.readAvailable({ try server.writeAll($0) }) {} }
+                                try client.writeAll("x")
+                                expect(try client.read(upTo: 1).count == 1)
+                                try client.shutdown(.write)
+                                try echo.join()
+                                // Neither is closed by hand here.
+                                _ = try TCPStream.pair()
+                                _ = try Signals.of(.user1)
+                            }
                         }
+                        for transport in Transport.all { try round(transport) }
+                        let before = openSockets
+                        let count = scaled(500, sanitized: 60)
+                        for i in 0..<count { try round(Transport.all[i % Transport.all.count]) }
+                        expect(openSockets == before)
                     }
-                    for transport in Transport.all { try round(transport) }
-                    let before = openSockets
-                    let count = scaled(500, sanitized: 60)
-                    for i in 0..<count { try round(Transport.all[i % Transport.all.count]) }
-                    expect(openSockets == before)
                 }
             }
 
             @Test func stream_isHarmless_whenItOutlivesItsRuntime() async {
                 await #expect(processExitsWith: .success) {
-                    let before = openSockets
-                    try {
-                        var escaped: [Endpoint] = []
-                        var peer: Int32 = -1
-                        try inRuntime {
-                            let (a, b) = try TCPStream.pair()
-                            peer = try b.withFileDescriptor { dup($0.rawValue) }
-                            b.close()
-                            escaped = [a, try TCPListener.bind(to: .loopback(port: 0)), try TCPStream.pair().0]
-                        }
-                        // Closed with it, so that the peer sees the end.
-                        var byte: UInt8 = 0
-                        let n = recv(peer, &byte, 1, 0)
-                        expect(n == 0, "the peer read \(n)")
-                        close(peer)
-                        expect(openSockets == before, "\(openSockets) and not \(before)")
-                        expect(!escaped.contains { $0.isOpen }, "one is open")
-                        expect(.closed) { try escaped[0].waitReadable() }
-                        escaped[1].close()
-                        // Also while another runtime runs on the thread.
-                        try inRuntime {
-                            let (c, d) = try TCPStream.pair()
-                            escaped[2].close()
-                            try c.writeAll("x")
-                            expect(try d.read(upTo: 1).count == 1)
-                        }
-                        escaped = []
-                    }()
-                    expect(openSockets == before)
+                    reportingErrors {
+                        let before = openSockets
+                        try {
+                            var escaped: [Endpoint] = []
+                            var peer: Int32 = -1
+                            try inRuntime {
+                                let (a, b) = try TCPStream.pair()
+                                peer = try b.withFileDescriptor { dup($0.rawValue) }
+                                b.close()
+                                escaped = [a, try TCPListener.bind(to: .loopback(port: 0)), try TCPStream.pair().0]
+                            }
+                            // Closed with it, so that the peer sees the end.
+                            var byte: UInt8 = 0
+                            let n = recv(peer, &byte, 1, 0)
+                            expect(n == 0, "the peer read \(n)")
+                            close(peer)
+                            expect(openSockets == before, "\(openSockets) and not \(before)")
+                            expect(!escaped.contains { $0.isOpen }, "one is open")
+                            expect(.closed) { try escaped[0].waitReadable() }
+                            escaped[1].close()
+                            // Also while another runtime runs on the thread.
+                            try inRuntime {
+                                let (c, d) = try TCPStream.pair()
+                                escaped[2].close()
+                                try c.writeAll("x")
+                                expect(try d.read(upTo: 1).count == 1)
+                            }
+                            escaped = []
+                        }()
+                        expect(openSockets == before)
+                    }
                 }
             }
 
             @Test func stream_stopsTheProgram_whenAnotherRuntimesFiberUsesIt() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try inRuntime {
-                        let pair = Box(try TCPStream.pair())
-                        Thread {
-                            try? FiberRuntime.run { _ = try pair.value.0.read(upTo: 1) }
-                        }.join()
+                    reportingErrors {
+                        try inRuntime {
+                            let pair = Box(try TCPStream.pair())
+                            Thread {
+                                try? FiberRuntime.run { _ = try pair.value.0.read(upTo: 1) }
+                            }.join()
+                        }
                     }
                 }
                 expectMessage(result, "use it, and let go of it, in fibers of the runtime that made it")
@@ -84,29 +90,33 @@ import Testing
 
             @Test func errorsOfFibers_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    // What an error unwinds is closed.
-                    let before = openSockets
-                    try inRuntime {
-                        let handle = try Fiber.spawnLocal {
-                            let (a, b) = try TCPStream.pair()
-                            b.close()
-                            let listener = try TCPListener.bind(to: .loopback(port: 0))
-                            try a.writeAll("x")
-                            _ = listener
+                    reportingErrors {
+                        // What an error unwinds is closed.
+                        let before = openSockets
+                        try inRuntime {
+                            let handle = try Fiber.spawnLocal {
+                                let (a, b) = try TCPStream.pair()
+                                b.close()
+                                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                                try a.writeAll("x")
+                                _ = listener
+                            }
+                            expect(failure { try handle.join() }?.code == .reset)
                         }
-                        expect(failure { try handle.join() }?.code == .reset)
+                        expect(openSockets == before)
                     }
-                    expect(openSockets == before)
                 }
             }
 
             @Test func stream_canBeUsed_inADeinit() async {
                 await #expect(processExitsWith: .success) {
-                    // What must survive.
-                    try inRuntime {
-                        let (a, b) = try TCPStream.pair()
-                        do { _ = Farewell(a) }
-                        expect(try b.readExactly(8) == Array("farewell".utf8))
+                    reportingErrors {
+                        // What must survive.
+                        try inRuntime {
+                            let (a, b) = try TCPStream.pair()
+                            do { _ = Farewell(a) }
+                            expect(try b.readExactly(8) == Array("farewell".utf8))
+                        }
                     }
                 }
             }
@@ -115,22 +125,24 @@ import Testing
 
             @Test func descriptorZero_worksAsASocket() async {
                 await #expect(processExitsWith: .success) {
-                    for transport in Transport.all {
-                        for who in 0..<3 {
-                            try withNet(transport) { net in
-                                let listener = who == 0 ? try zero { try net.listener() } : try net.listener()
-                                let client =
-                                    try who == 1
-                                    ? zero { net.keep(try TCPStream.connect(to: listener.address)) }
-                                    : net.keep(TCPStream.connect(to: listener.address))
-                                let server = who == 2 ? try zero { net.keep(try listener.accept()) } : net.keep(try listener.accept())
-                                expect(try [listener.fd, client.fd, server.fd].contains(0))
-                                let reader = try Fiber.spawnLocal { try server.read(upTo: 10) }
-                                letOthersRun()
-                                try client.writeAll("zero")
-                                expect(try reader.join() == Array("zero".utf8))
-                                server.close()
-                                expect(try client.readToEnd().isEmpty)
+                    reportingErrors {
+                        for transport in Transport.all {
+                            for who in 0..<3 {
+                                try withNet(transport) { net in
+                                    let listener = who == 0 ? try zero { try net.listener() } : try net.listener()
+                                    let client =
+                                        try who == 1
+                                        ? zero { net.keep(try TCPStream.connect(to: listener.address)) }
+                                        : net.keep(TCPStream.connect(to: listener.address))
+                                    let server = who == 2 ? try zero { net.keep(try listener.accept()) } : net.keep(try listener.accept())
+                                    expect(try [listener.fd, client.fd, server.fd].contains(0))
+                                    let reader = try Fiber.spawnLocal { try server.read(upTo: 10) }
+                                    letOthersRun()
+                                    try client.writeAll("zero")
+                                    expect(try reader.join() == Array("zero".utf8))
+                                    server.close()
+                                    expect(try client.readToEnd().isEmpty)
+                                }
                             }
                         }
                     }
@@ -139,13 +151,15 @@ import Testing
 
             @Test func descriptorZero_worksForTheRuntimeItself() async {
                 await #expect(processExitsWith: .success) {
-                    close(0)
-                    try withNet(.ipv4) { net in
-                        let (client, server) = try net.pair()
-                        let reader = try Fiber.spawnLocal { try server.read(upTo: 10) }
-                        letOthersRun()
-                        try client.writeAll("zero")
-                        expect(try reader.join() == Array("zero".utf8))
+                    reportingErrors {
+                        close(0)
+                        try withNet(.ipv4) { net in
+                            let (client, server) = try net.pair()
+                            let reader = try Fiber.spawnLocal { try server.read(upTo: 10) }
+                            letOthersRun()
+                            try client.writeAll("zero")
+                            expect(try reader.join() == Array("zero".utf8))
+                        }
                     }
                 }
             }

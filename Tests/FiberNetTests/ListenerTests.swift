@@ -94,19 +94,21 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func bind_throwsNotPermitted_withoutThePrivilege() async {
                 await #expect(processExitsWith: .success) {
-                    let directory = freshPath()
-                    expect(mkdir(directory, 0o755) == 0)
-                    expect(chmod(directory, 0o555) == 0)
-                    defer { rmdir(directory) }
-                    // Root may do everything, so become somebody else.
-                    if geteuid() == 0 { expect(seteuid(65_534) == 0) }
-                    defer { _ = seteuid(getuid()) }
-                    try inRuntime {
-                        let error = expect(.notPermitted) { _ = try TCPListener.bind(to: .unix(path: directory + "/socket")) }
-                        expect(error?.description.contains("1024") == false, "\(String(describing: error)): a file has no port")
-                        guard unprivilegedPorts > 1 else { return }
-                        let other = expect(.notPermitted) { _ = try TCPListener.bind(to: .loopback(port: 1)) }
-                        expect(other?.description.contains("CAP_NET_BIND_SERVICE") == true)
+                    reportingErrors {
+                        let directory = freshPath()
+                        expect(mkdir(directory, 0o755) == 0)
+                        expect(chmod(directory, 0o555) == 0)
+                        defer { rmdir(directory) }
+                        // Root may do everything, so become somebody else.
+                        if geteuid() == 0 { expect(seteuid(65_534) == 0) }
+                        defer { _ = seteuid(getuid()) }
+                        try inRuntime {
+                            let error = expect(.notPermitted) { _ = try TCPListener.bind(to: .unix(path: directory + "/socket")) }
+                            expect(error?.description.contains("1024") == false, "\(String(describing: error)): a file has no port")
+                            guard unprivilegedPorts > 1 else { return }
+                            let other = expect(.notPermitted) { _ = try TCPListener.bind(to: .loopback(port: 1)) }
+                            expect(other?.description.contains("CAP_NET_BIND_SERVICE") == true)
+                        }
                     }
                 }
             }
@@ -222,38 +224,40 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func accept_waits_andServesEveryClient_whenDescriptorsComeFree() async {
                 await #expect(processExitsWith: .success) {
-                    let warnings = Box<[String]>([])
-                    var configuration = FiberRuntime.Configuration()
-                    configuration.onWarning = { warnings.value.append($0) }
-                    for transport in Transport.all {
-                        warnings.value = []
-                        try withNet(transport, configuration) { net in
-                            let listener = try net.listener()
-                            let clients = try (0..<3).map { _ in net.keep(try TCPStream.connect(to: listener.address)) }
-                            let taken = takeAllDescriptors()
-                            var accepted: [Int32] = []
-                            let acceptor = try Fiber.spawnLocal {
-                                while accepted.count < clients.count {
-                                    let stream = net.keep(try listener.accept())
-                                    accepted.append(try stream.withFileDescriptor(\.rawValue))
-                                    try stream.writeAll("served")
+                    reportingErrors {
+                        let warnings = Box<[String]>([])
+                        var configuration = FiberRuntime.Configuration()
+                        configuration.onWarning = { warnings.value.append($0) }
+                        for transport in Transport.all {
+                            warnings.value = []
+                            try withNet(transport, configuration) { net in
+                                let listener = try net.listener()
+                                let clients = try (0..<3).map { _ in net.keep(try TCPStream.connect(to: listener.address)) }
+                                let taken = takeAllDescriptors()
+                                var accepted: [Int32] = []
+                                let acceptor = try Fiber.spawnLocal {
+                                    while accepted.count < clients.count {
+                                        let stream = net.keep(try listener.accept())
+                                        accepted.append(try stream.withFileDescriptor(\.rawValue))
+                                        try stream.writeAll("served")
+                                    }
                                 }
+                                // For a third of a second others run, and the processor idles.
+                                let before = processorTime
+                                for _ in 0..<30 { try Fiber.sleep(for: .milliseconds(10)) }
+                                expect(isSanitized || processorTime - before < 150_000_000, "\(processorTime - before) ns")
+                                // The test library's threads may close one of theirs meanwhile.
+                                expect(
+                                    accepted.count < clients.count && !accepted.contains(where: taken.contains),
+                                    "\(accepted) accepted while no descriptor was free")
+                                expect(warnings.value.count == 1, "\(warnings.value)")
+                                expect(warnings.value.first?.contains("ulimit -n") == true)
+                                expect(warnings.value.first?.contains(listener.address.description) == true)
+                                taken.forEach { close($0) }
+                                try acceptor.join()
+                                for client in clients { expect(try client.readExactly(6) == Array("served".utf8)) }
+                                expect(warnings.value.count == 1, "\(warnings.value)")
                             }
-                            // For a third of a second others run, and the processor idles.
-                            let before = processorTime
-                            for _ in 0..<30 { try Fiber.sleep(for: .milliseconds(10)) }
-                            expect(isSanitized || processorTime - before < 150_000_000, "\(processorTime - before) ns")
-                            // The test library's threads may close one of theirs meanwhile.
-                            expect(
-                                accepted.count < clients.count && !accepted.contains(where: taken.contains),
-                                "\(accepted) accepted while no descriptor was free")
-                            expect(warnings.value.count == 1, "\(warnings.value)")
-                            expect(warnings.value.first?.contains("ulimit -n") == true)
-                            expect(warnings.value.first?.contains(listener.address.description) == true)
-                            taken.forEach { close($0) }
-                            try acceptor.join()
-                            for client in clients { expect(try client.readExactly(6) == Array("served".utf8)) }
-                            expect(warnings.value.count == 1, "\(warnings.value)")
                         }
                     }
                 }
@@ -261,18 +265,20 @@ extension NetTests {
 
             @Test func acceptThatWaitsForDescriptors_endsAtItsTimeout_orAtClose() async {
                 await #expect(processExitsWith: .success) {
-                    var configuration = FiberRuntime.Configuration()
-                    configuration.onWarning = { _ in }
-                    try withNet(.ipv4, configuration) { net in
-                        let listener = try net.listener()
-                        _ = net.keep(try TCPStream.connect(to: listener.address))
-                        let taken = takeAllDescriptors()
-                        expect(.timedOut) { _ = try listener.accept(timeout: .milliseconds(20)) }
-                        let waiting = try Fiber.spawnLocal { failure { _ = try listener.accept() } }
-                        letOthersRun()
-                        listener.close()
-                        expect(try waiting.join()?.code == .closed)
-                        taken.forEach { close($0) }
+                    reportingErrors {
+                        var configuration = FiberRuntime.Configuration()
+                        configuration.onWarning = { _ in }
+                        try withNet(.ipv4, configuration) { net in
+                            let listener = try net.listener()
+                            _ = net.keep(try TCPStream.connect(to: listener.address))
+                            let taken = takeAllDescriptors()
+                            expect(.timedOut) { _ = try listener.accept(timeout: .milliseconds(20)) }
+                            let waiting = try Fiber.spawnLocal { failure { _ = try listener.accept() } }
+                            letOthersRun()
+                            listener.close()
+                            expect(try waiting.join()?.code == .closed)
+                            taken.forEach { close($0) }
+                        }
                     }
                 }
             }

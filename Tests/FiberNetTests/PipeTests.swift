@@ -427,151 +427,160 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func writing_throwsReset_andRaisesNoSIGPIPE_whenNobodyReads() async {
                 await #expect(processExitsWith: .success) {
-                    signal(SIGPIPE, SIG_DFL)
-                    try inRuntime {
-                        let pipe = try Pipe.make()
-                        try pipe.writer.writeAll("unread")
-                        let writing = try Fiber.spawnLocal { failure { try pipe.writer.writeAll(pattern(100_000)) } }
-                        letOthersRun()
-                        expect(!writing.fiber.isFinished)
-                        pipe.reader.close()
-                        let error = try writing.join()
-                        expect(
-                            error?.code == .reset && error?.errno == .brokenPipe && (error?.bytesTransferred ?? 0) > 0,
-                            "\(String(describing: error))")
-                        let next = expect(.reset) { try pipe.writer.writeAll("x") }
-                        expect(next?.bytesTransferred == 0)
-                        func isPending() -> Bool {
-                            var pending = sigset_t()
-                            sigpending(&pending)
-                            return sigismember(&pending, SIGPIPE) == 1
+                    reportingErrors {
+                        signal(SIGPIPE, SIG_DFL)
+                        try inRuntime {
+                            let pipe = try Pipe.make()
+                            try pipe.writer.writeAll("unread")
+                            let writing = try Fiber.spawnLocal { failure { try pipe.writer.writeAll(pattern(100_000)) } }
+                            letOthersRun()
+                            expect(!writing.fiber.isFinished)
+                            pipe.reader.close()
+                            let error = try writing.join()
+                            expect(
+                                error?.code == .reset && error?.errno == .brokenPipe && (error?.bytesTransferred ?? 0) > 0,
+                                "\(String(describing: error))")
+                            let next = expect(.reset) { try pipe.writer.writeAll("x") }
+                            expect(next?.bytesTransferred == 0)
+                            func isPending() -> Bool {
+                                var pending = sigset_t()
+                                sigpending(&pending)
+                                return sigismember(&pending, SIGPIPE) == 1
+                            }
+                            func isBlocked() -> Bool {
+                                var mask = sigset_t()
+                                pthread_sigmask(SIG_BLOCK, nil, &mask)
+                                return sigismember(&mask, SIGPIPE) == 1
+                            }
+                            expect(!isPending() && !isBlocked())
+                            // One that the program has blocked, and not had yet, stays; none comes on top.
+                            var set = sigset_t(), before = sigset_t()
+                            sigemptyset(&set)
+                            sigaddset(&set, SIGPIPE)
+                            pthread_sigmask(SIG_BLOCK, &set, &before)
+                            expect(.reset) { try pipe.writer.writeAll("x") }
+                            expect(!isPending() && isBlocked())
+                            raise(SIGPIPE)
+                            expect(.reset) { try pipe.writer.writeAll("x") }
+                            expect(isPending() && isBlocked())
+                            var none = timespec()
+                            expect(sigtimedwait(&set, nil, &none) == SIGPIPE)
+                            pthread_sigmask(SIG_SETMASK, &before, nil)
                         }
-                        func isBlocked() -> Bool {
-                            var mask = sigset_t()
-                            pthread_sigmask(SIG_BLOCK, nil, &mask)
-                            return sigismember(&mask, SIGPIPE) == 1
-                        }
-                        expect(!isPending() && !isBlocked())
-                        // One that the program has blocked, and not had yet, stays; none comes on top.
-                        var set = sigset_t(), before = sigset_t()
-                        sigemptyset(&set)
-                        sigaddset(&set, SIGPIPE)
-                        pthread_sigmask(SIG_BLOCK, &set, &before)
-                        expect(.reset) { try pipe.writer.writeAll("x") }
-                        expect(!isPending() && isBlocked())
-                        raise(SIGPIPE)
-                        expect(.reset) { try pipe.writer.writeAll("x") }
-                        expect(isPending() && isBlocked())
-                        var none = timespec()
-                        expect(sigtimedwait(&set, nil, &none) == SIGPIPE)
-                        pthread_sigmask(SIG_SETMASK, &before, nil)
                     }
                 }
             }
 
             @Test func standardInput_isRead_whateverItIs() async {
                 await #expect(processExitsWith: .success) {
-                    func become(_ fd: Int32) {
-                        expect(fd >= 0 && dup2(fd, STDIN_FILENO) == STDIN_FILENO)
-                        close(fd)
-                    }
-                    let path = try makeFile(Array("first\nsecond\nthird".utf8))
-                    defer { unlink(path) }
-                    try inRuntime {
-                        become(open(path, O_RDONLY))
-                        let lines = try StandardInput.open().lines()
-                        expect(try lines.next() == "first" && lines.next() == "second" && lines.next() == "third" && lines.next() == nil)
+                    reportingErrors {
+                        func become(_ fd: Int32) {
+                            expect(fd >= 0 && dup2(fd, STDIN_FILENO) == STDIN_FILENO)
+                            close(fd)
+                        }
+                        let path = try makeFile(Array("first\nsecond\nthird".utf8))
+                        defer { unlink(path) }
+                        try inRuntime {
+                            become(open(path, O_RDONLY))
+                            let lines = try StandardInput.open().lines()
+                            expect(
+                                try lines.next() == "first" && lines.next() == "second" && lines.next() == "third" && lines.next() == nil)
 
-                        become(open("/dev/null", O_RDONLY))
-                        expect(try StandardInput.open().read(upTo: 1).isEmpty)
+                            become(open("/dev/null", O_RDONLY))
+                            expect(try StandardInput.open().read(upTo: 1).isEmpty)
 
-                        let fds = try makePipe()
-                        become(fds[0])
-                        let input = try StandardInput.open()
-                        let reading = try Fiber.spawnLocal { try input.readToEnd() }
-                        letOthersRun()
-                        expect(!reading.fiber.isFinished)
-                        _ = write(fds[1], "piped", 5)
-                        close(fds[1])
-                        expect(try reading.join() == Array("piped".utf8))
-                        expect(fcntl(STDIN_FILENO, F_GETFL) & O_NONBLOCK == 0)
-                        // The writer has gone before it is looked at.
-                        let gone = try makePipe()
-                        become(gone[0])
-                        _ = write(gone[1], "left", 4)
-                        close(gone[1])
-                        expect(try StandardInput.open().readToEnd() == Array("left".utf8))
+                            let fds = try makePipe()
+                            become(fds[0])
+                            let input = try StandardInput.open()
+                            let reading = try Fiber.spawnLocal { try input.readToEnd() }
+                            letOthersRun()
+                            expect(!reading.fiber.isFinished)
+                            _ = write(fds[1], "piped", 5)
+                            close(fds[1])
+                            expect(try reading.join() == Array("piped".utf8))
+                            expect(fcntl(STDIN_FILENO, F_GETFL) & O_NONBLOCK == 0)
+                            // The writer has gone before it is looked at.
+                            let gone = try makePipe()
+                            become(gone[0])
+                            _ = write(gone[1], "left", 4)
+                            close(gone[1])
+                            expect(try StandardInput.open().readToEnd() == Array("left".utf8))
 
-                        var pair: [Int32] = [-1, -1]
-                        expect(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &pair) == 0)
-                        become(pair[0])
-                        _ = write(pair[1], "sock", 4)
-                        close(pair[1])
-                        expect(try StandardInput.open().readToEnd() == Array("sock".utf8))
+                            var pair: [Int32] = [-1, -1]
+                            expect(socketpair(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0, &pair) == 0)
+                            become(pair[0])
+                            _ = write(pair[1], "sock", 4)
+                            close(pair[1])
+                            expect(try StandardInput.open().readToEnd() == Array("sock".utf8))
 
-                        close(STDIN_FILENO)
-                        let error = expect(.system) { _ = try StandardInput.open() }
-                        expect(error?.errno == .badFileDescriptor && error?.subject == "standard input")
+                            close(STDIN_FILENO)
+                            let error = expect(.system) { _ = try StandardInput.open() }
+                            expect(error?.errno == .badFileDescriptor && error?.subject == "standard input")
+                        }
                     }
                 }
             }
 
             @Test func standardOutput_isWritten_asAFileAndAsAPipe() async {
                 await #expect(processExitsWith: .success) {
-                    let path = try makeFile(Array("begun,".utf8))
-                    defer { unlink(path) }
-                    try inRuntime {
-                        let file = open(path, O_WRONLY | O_APPEND)
-                        dup2(file, STDOUT_FILENO)
-                        try StandardOutput.open().writeAll("ended")
-                        expect(try content(of: path) == Array("begun,ended".utf8))
-                        let fds = try makePipe()
-                        dup2(fds[1], STDOUT_FILENO)
-                        close(fds[1])
-                        let output = try StandardOutput.open()
-                        let writing = try Fiber.spawnLocal { try output.writeAll(pattern(100_000)) }
-                        letOthersRun()
-                        expect(!writing.fiber.isFinished)
-                        let reader = try DescriptorStream.adopt(FileDescriptor(rawValue: fds[0]), closing: true)
-                        var count = 0
-                        while count < 100_000 { count += try reader.read(upTo: 65_536).count }
-                        try writing.join()
-                        dup2(file, STDOUT_FILENO)
+                    reportingErrors {
+                        let path = try makeFile(Array("begun,".utf8))
+                        defer { unlink(path) }
+                        try inRuntime {
+                            let file = open(path, O_WRONLY | O_APPEND)
+                            dup2(file, STDOUT_FILENO)
+                            try StandardOutput.open().writeAll("ended")
+                            expect(try content(of: path) == Array("begun,ended".utf8))
+                            let fds = try makePipe()
+                            dup2(fds[1], STDOUT_FILENO)
+                            close(fds[1])
+                            let output = try StandardOutput.open()
+                            let writing = try Fiber.spawnLocal { try output.writeAll(pattern(100_000)) }
+                            letOthersRun()
+                            expect(!writing.fiber.isFinished)
+                            let reader = try DescriptorStream.adopt(FileDescriptor(rawValue: fds[0]), closing: true)
+                            var count = 0
+                            while count < 100_000 { count += try reader.read(upTo: 65_536).count }
+                            try writing.join()
+                            dup2(file, STDOUT_FILENO)
+                        }
                     }
                 }
             }
 
             @Test func streams_leaveNoDescriptor_howeverTheyEnd() async {
                 await #expect(processExitsWith: .success) {
-                    let fifo = try makeFIFO(), path = try makeFile([1])
-                    defer {
-                        unlink(fifo)
-                        unlink(path)
-                    }
-                    let before = openFilesAndPipes()
-                    for _ in 0..<scaled(100, sanitized: 20) {
-                        var (escaped, files): (DescriptorStream?, DescriptorStream?)
-                        try inRuntime {
-                            let pipe = try Pipe.make()
-                            _ = try Pipe.make()
-                            let reader = try DescriptorStream.open(fifo)
-                            let writer = try DescriptorStream.open(fifo, .write)
-                            try writer.writeAll("x")
-                            expect(try reader.read(upTo: 1).count == 1)
-                            _ = try DescriptorStream.open(path)
-                            try pipe.writer.withFileDescriptor { fd in
-                                _ = try DescriptorStream.adopt(fd, closing: false)
-                            }
-                            let opening = try Fiber.spawnLocal { _ = try DescriptorStream.open(path) }
-                            Fiber.yield()
-                            opening.cancel()
-                            escaped = pipe.reader
-                            files = try DescriptorStream.open(path)
+                    reportingErrors {
+                        let fifo = try makeFIFO(), path = try makeFile([1])
+                        defer {
+                            unlink(fifo)
+                            unlink(path)
                         }
-                        expect(escaped?.isOpen == false && files?.isOpen == false)
-                        try inRuntime { _ = expect(.closed) { _ = try files?.read(upTo: 1) } }
+                        let before = openFilesAndPipes()
+                        for _ in 0..<scaled(100, sanitized: 20) {
+                            var (escaped, files): (DescriptorStream?, DescriptorStream?)
+                            try inRuntime {
+                                let pipe = try Pipe.make()
+                                _ = try Pipe.make()
+                                let reader = try DescriptorStream.open(fifo)
+                                let writer = try DescriptorStream.open(fifo, .write)
+                                try writer.writeAll("x")
+                                expect(try reader.read(upTo: 1).count == 1)
+                                _ = try DescriptorStream.open(path)
+                                try pipe.writer.withFileDescriptor { fd in
+                                    _ = try DescriptorStream.adopt(fd, closing: false)
+                                }
+                                let opening = try Fiber.spawnLocal { _ = try DescriptorStream.open(path) }
+                                Fiber.yield()
+                                opening.cancel()
+                                escaped = pipe.reader
+                                files = try DescriptorStream.open(path)
+                            }
+                            expect(escaped?.isOpen == false && files?.isOpen == false)
+                            try inRuntime { _ = expect(.closed) { _ = try files?.read(upTo: 1) } }
+                        }
+                        expect(openFilesAndPipes() == before, "\(openDescriptors())")
                     }
-                    expect(openFilesAndPipes() == before, "\(openDescriptors())")
                 }
             }
         #endif

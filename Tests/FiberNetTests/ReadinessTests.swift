@@ -264,40 +264,44 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func foreignDescriptor_staysOpen_whenItsWaiterIsAbandoned() async {
                 await #expect(processExitsWith: .success) {
-                    // What an abandoned fiber owns leaks.
-                    cfaults_leaks_begin()
-                    defer { cfaults_leaks_end() }
-                    let fds = try makePipe(nonBlocking: true)
-                    var configuration = FiberRuntime.Configuration()
-                    configuration.onWarning = { _ in }
-                    try? FiberRuntime.run(configuration) {
-                        try Fiber.spawnLocal {
-                            withCancellationShield { try? waitReadable(FileDescriptor(rawValue: fds[0])) }
+                    reportingErrors {
+                        // What an abandoned fiber owns leaks.
+                        cfaults_leaks_begin()
+                        defer { cfaults_leaks_end() }
+                        let fds = try makePipe(nonBlocking: true)
+                        var configuration = FiberRuntime.Configuration()
+                        configuration.onWarning = { _ in }
+                        try? FiberRuntime.run(configuration) {
+                            try Fiber.spawnLocal {
+                                withCancellationShield { try? waitReadable(FileDescriptor(rawValue: fds[0])) }
+                            }
+                            letOthersRun()
+                            FiberRuntime.shutDown(within: .milliseconds(10))
                         }
-                        letOthersRun()
-                        FiberRuntime.shutDown(within: .milliseconds(10))
+                        #expect(fcntl(fds[0], F_GETFD) >= 0)
+                        #expect(write(fds[1], "x", 1) == 1)
                     }
-                    #expect(fcntl(fds[0], F_GETFD) >= 0)
-                    #expect(write(fds[1], "x", 1) == 1)
                 }
             }
 
             @Test func wait_saysWhatToDo_whenNoDescriptorIsLeft() async {
                 await #expect(processExitsWith: .success) {
-                    try FiberRuntime.run {
-                        let fds = try makePipe(nonBlocking: true)
-                        var limit = rlimit()
-                        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                        let usual = limit.rlim_cur
-                        let next = dup(0)
-                        close(next)
-                        limit.rlim_cur = rlim_t(next)
-                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                        let error = failure { try waitWritable(FileDescriptor(rawValue: fds[1])) }
-                        limit.rlim_cur = usual
-                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                        #expect(error?.code == .resources && error?.description.contains("ulimit -n") == true)
-                        try waitWritable(FileDescriptor(rawValue: fds[1]))
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            let fds = try makePipe(nonBlocking: true)
+                            var limit = rlimit()
+                            getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                            let usual = limit.rlim_cur
+                            let next = dup(0)
+                            close(next)
+                            limit.rlim_cur = rlim_t(next)
+                            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                            let error = failure { try waitWritable(FileDescriptor(rawValue: fds[1])) }
+                            limit.rlim_cur = usual
+                            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                            #expect(error?.code == .resources && error?.description.contains("ulimit -n") == true)
+                            try waitWritable(FileDescriptor(rawValue: fds[1]))
+                        }
                     }
                 }
             }

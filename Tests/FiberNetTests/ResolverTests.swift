@@ -737,26 +737,30 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func lookUp_throwsResources_whenDescriptorsAreShort() async {
                 await #expect(processExitsWith: .success) {
-                    try inRuntime {
-                        let taken = takeAllDescriptors()
-                        let error = expectNoAddresses(.resources) { _ = try Resolver.default.resolve("localhost", port: 80) }
-                        expect(error?.errno == .tooManyOpenFiles && error?.description.contains("ulimit -n") == true, "\(error!)")
-                        taken.forEach { close($0) }
-                        // It was not remembered.
-                        expect(try !Resolver.default.resolve("localhost", port: 80).isEmpty)
+                    reportingErrors {
+                        try inRuntime {
+                            let taken = takeAllDescriptors()
+                            let error = expectNoAddresses(.resources) { _ = try Resolver.default.resolve("localhost", port: 80) }
+                            expect(error?.errno == .tooManyOpenFiles && error?.description.contains("ulimit -n") == true, "\(error!)")
+                            taken.forEach { close($0) }
+                            // It was not remembered.
+                            expect(try !Resolver.default.resolve("localhost", port: 80).isEmpty)
+                        }
                     }
                 }
             }
 
             @Test func lookUps_leaveNoSocket() async {
                 await #expect(processExitsWith: .success) {
-                    try inRuntime {
-                        let before = openSockets
-                        for _ in 0..<100 {
-                            _ = try Resolver.default.resolve("localhost", port: 80)
-                            Resolver.default.flush()
+                    reportingErrors {
+                        try inRuntime {
+                            let before = openSockets
+                            for _ in 0..<100 {
+                                _ = try Resolver.default.resolve("localhost", port: 80)
+                                Resolver.default.flush()
+                            }
+                            expect(openSockets == before)
                         }
-                        expect(openSockets == before)
                     }
                 }
             }

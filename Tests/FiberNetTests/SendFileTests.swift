@@ -213,23 +213,25 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func sends_leaveNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    let path = try makeFile(pattern(1 << 20))
-                    defer { unlink(path) }
-                    let before = openFilesAndPipes()
-                    try withNet(.ipv4) { net in
-                        let (client, server) = try net.pair()
-                        let file = try File.open(path)
-                        let reading = try Fiber.spawnLocal { try server.readToEnd() }
-                        for i in 0..<50 {
-                            let sending = try Fiber.spawnLocal { try client.send(file) }
-                            for _ in 0..<i * 20 { Fiber.yield() }
-                            if i % 2 == 0 { sending.cancel() }
-                            _ = try? sending.join()
+                    reportingErrors {
+                        let path = try makeFile(pattern(1 << 20))
+                        defer { unlink(path) }
+                        let before = openFilesAndPipes()
+                        try withNet(.ipv4) { net in
+                            let (client, server) = try net.pair()
+                            let file = try File.open(path)
+                            let reading = try Fiber.spawnLocal { try server.readToEnd() }
+                            for i in 0..<50 {
+                                let sending = try Fiber.spawnLocal { try client.send(file) }
+                                for _ in 0..<i * 20 { Fiber.yield() }
+                                if i % 2 == 0 { sending.cancel() }
+                                _ = try? sending.join()
+                            }
+                            try client.shutdown(.write)
+                            _ = try reading.join()
                         }
-                        try client.shutdown(.write)
-                        _ = try reading.join()
+                        expect(openFilesAndPipes() == before, "\(openDescriptors())")
                     }
-                    expect(openFilesAndPipes() == before, "\(openDescriptors())")
                 }
             }
         #endif

@@ -353,23 +353,25 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func bind_leavesNothing_whenThereAreTooFewDescriptors() async {
                 await #expect(processExitsWith: .success) {
-                    try FiberRuntime.run(.init(workers: 8)) {
-                        let before = openSockets
-                        var limit = rlimit()
-                        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                        let usual = limit.rlim_cur
-                        for address in [SocketAddress.loopback(port: 0), try .unix(path: freshPath())] {
-                            // Enough for the first of the eight listeners.
-                            let next = dup(0)
-                            close(next)
-                            limit.rlim_cur = rlim_t(next + 3)
-                            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                            let error = failure { _ = try TCPServer.bind(to: address) }
-                            limit.rlim_cur = usual
-                            setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                            #expect(error?.code == .resources && error?.description.contains("ulimit -n") == true)
-                            #expect(openSockets == before)
-                            try TCPServer.bind(to: address).close()
+                    reportingErrors {
+                        try FiberRuntime.run(.init(workers: 8)) {
+                            let before = openSockets
+                            var limit = rlimit()
+                            getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                            let usual = limit.rlim_cur
+                            for address in [SocketAddress.loopback(port: 0), try .unix(path: freshPath())] {
+                                // Enough for the first of the eight listeners.
+                                let next = dup(0)
+                                close(next)
+                                limit.rlim_cur = rlim_t(next + 3)
+                                setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                                let error = failure { _ = try TCPServer.bind(to: address) }
+                                limit.rlim_cur = usual
+                                setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                                #expect(error?.code == .resources && error?.description.contains("ulimit -n") == true)
+                                #expect(openSockets == before)
+                                try TCPServer.bind(to: address).close()
+                            }
                         }
                     }
                 }

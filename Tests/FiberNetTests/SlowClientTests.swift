@@ -15,11 +15,13 @@ import Testing
         struct SlowClientTests {
             @Test func tenThousandSlowClients_costLittle_andOnlyTheSilentOnesAreEnded() async {
                 await #expect(processExitsWith: .success) {
-                    let before = openSockets
-                    let limit = raiseDescriptorLimit()
-                    let server = SlowServer()
-                    try inRuntime(seconds: 120) { try server.run(clients: min(scaled(10_000, sanitized: 1_000), limit - 200)) }
-                    expect(openSockets == before, "\(openSockets) sockets are open, and not \(before)")
+                    reportingErrors {
+                        let before = openSockets
+                        let limit = raiseDescriptorLimit()
+                        let server = SlowServer()
+                        try inRuntime(seconds: 120) { try server.run(clients: min(scaled(10_000, sanitized: 1_000), limit - 200)) }
+                        expect(openSockets == before, "\(openSockets) sockets are open, and not \(before)")
+                    }
                 }
             }
         }

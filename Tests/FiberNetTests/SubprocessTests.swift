@@ -390,146 +390,162 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func manyChildren_leaveNothing() async {
                 await #expect(processExitsWith: .success) {
-                    try inRuntime(seconds: 120) {
-                        _ = try Subprocess.run(.init("true"))
-                        let before = openFilesAndPipes()
-                        for i in 0..<scaled(200, sanitized: 40) {
-                            let result = try Subprocess.run(.init("sh", ["-c", "exit \(i % 256)"]))
-                            expect(result.status == .exited(Int32(i % 256)))
-                        }
-                        try withFiberGroup(limit: 20) { group in
+                    reportingErrors {
+                        try inRuntime(seconds: 120) {
+                            _ = try Subprocess.run(.init("true"))
+                            let before = openFilesAndPipes()
                             for i in 0..<scaled(200, sanitized: 40) {
-                                try group.spawnLocal {
-                                    let result = try Subprocess.run(.init("cat"), input: letters(1000, seed: UInt64(i)))
-                                    expect(result.output == letters(1000, seed: UInt64(i)))
+                                let result = try Subprocess.run(.init("sh", ["-c", "exit \(i % 256)"]))
+                                expect(result.status == .exited(Int32(i % 256)))
+                            }
+                            try withFiberGroup(limit: 20) { group in
+                                for i in 0..<scaled(200, sanitized: 40) {
+                                    try group.spawnLocal {
+                                        let result = try Subprocess.run(.init("cat"), input: letters(1000, seed: UInt64(i)))
+                                        expect(result.output == letters(1000, seed: UInt64(i)))
+                                    }
                                 }
                             }
+                            expect(waitpid(-1, nil, WNOHANG) == -1 && errno == ECHILD, "a child is left")
+                            expect(openFilesAndPipes() == before, "\(openDescriptors())")
                         }
-                        expect(waitpid(-1, nil, WNOHANG) == -1 && errno == ECHILD, "a child is left")
-                        expect(openFilesAndPipes() == before, "\(openDescriptors())")
                     }
                 }
             }
 
             @Test func childThatIsLetGo_isKilledAndReaped() async {
                 await #expect(processExitsWith: .success) {
-                    let before = openFilesAndPipes()
-                    var escaped: Subprocess?
-                    try inRuntime {
-                        for _ in 0..<20 { _ = try Subprocess.spawn(.init("sleep", ["1000"]), input: .pipe, output: .pipe, errors: .pipe) }
-                        // Some have ended before.
-                        for _ in 0..<5 {
-                            let child = try Subprocess.spawn(.init("true"), output: .pipe)
-                            _ = try child.output?.readToEnd()
+                    reportingErrors {
+                        let before = openFilesAndPipes()
+                        var escaped: Subprocess?
+                        try inRuntime {
+                            for _ in 0..<20 {
+                                _ = try Subprocess.spawn(.init("sleep", ["1000"]), input: .pipe, output: .pipe, errors: .pipe)
+                            }
+                            // Some have ended before.
+                            for _ in 0..<5 {
+                                let child = try Subprocess.spawn(.init("true"), output: .pipe)
+                                _ = try child.output?.readToEnd()
+                            }
+                            try waitUntil { waitpid(-1, nil, WNOHANG) == -1 && errno == ECHILD }
+                            try waitUntil { openFilesAndPipes() == before }
+                            escaped = try Subprocess.spawn(.init("sleep", ["1000"]), input: .pipe)
                         }
-                        try waitUntil { waitpid(-1, nil, WNOHANG) == -1 && errno == ECHILD }
-                        try waitUntil { openFilesAndPipes() == before }
-                        escaped = try Subprocess.spawn(.init("sleep", ["1000"]), input: .pipe)
+                        // One that outlives its runtime.
+                        expect(escaped?.input?.isOpen == false && waitpid(-1, nil, WNOHANG) == 0)
+                        escaped = nil
+                        while waitpid(-1, nil, WNOHANG) != -1 { usleep(1000) }
+                        while openFilesAndPipes() != before { usleep(1000) }
                     }
-                    // One that outlives its runtime.
-                    expect(escaped?.input?.isOpen == false && waitpid(-1, nil, WNOHANG) == 0)
-                    escaped = nil
-                    while waitpid(-1, nil, WNOHANG) != -1 { usleep(1000) }
-                    while openFilesAndPipes() != before { usleep(1000) }
                 }
             }
 
             @Test func spawnsThatAreCancelled_leaveNoChildAndNoDescriptor() async {
                 await #expect(processExitsWith: .success) {
-                    let seed = UInt64.random(in: 0...(.max))
-                    print("seed \(seed)")
-                    var random = SeededGenerator(seed: seed)
-                    let before = openFilesAndPipes()
-                    var (started, cancelled) = (0, 0)
-                    try inRuntime(seconds: 120) {
-                        for _ in 0..<scaled(300, sanitized: 60) {
-                            let spawning = try Fiber.spawnLocal {
-                                try Subprocess.spawn(.init("sleep", ["1000"]), input: .pipe, output: .pipe, errors: .null).id
+                    reportingErrors {
+                        let seed = UInt64.random(in: 0...(.max))
+                        print("seed \(seed)")
+                        var random = SeededGenerator(seed: seed)
+                        let before = openFilesAndPipes()
+                        var (started, cancelled) = (0, 0)
+                        try inRuntime(seconds: 120) {
+                            for _ in 0..<scaled(300, sanitized: 60) {
+                                let spawning = try Fiber.spawnLocal {
+                                    try Subprocess.spawn(.init("sleep", ["1000"]), input: .pipe, output: .pipe, errors: .null).id
+                                }
+                                // As many small numbers as large ones: how long a turn is depends on the build.
+                                let turns = Int.random(in: 0..<(1 << Int.random(in: 1...15, using: &random)), using: &random)
+                                for _ in 0..<turns where !spawning.fiber.isFinished { Fiber.yield() }
+                                spawning.cancel()
+                                do {
+                                    _ = try spawning.join()
+                                    started += 1
+                                } catch is CancellationError { cancelled += 1 }
                             }
-                            // As many small numbers as large ones: how long a turn is depends on the build.
-                            let turns = Int.random(in: 0..<(1 << Int.random(in: 1...15, using: &random)), using: &random)
-                            for _ in 0..<turns where !spawning.fiber.isFinished { Fiber.yield() }
-                            spawning.cancel()
-                            do {
-                                _ = try spawning.join()
-                                started += 1
-                            } catch is CancellationError { cancelled += 1 }
+                            try letPoolSettle()
+                            try waitUntil { waitpid(-1, nil, WNOHANG) == -1 && errno == ECHILD }
+                            try waitUntil { openFilesAndPipes() == before }
                         }
-                        try letPoolSettle()
-                        try waitUntil { waitpid(-1, nil, WNOHANG) == -1 && errno == ECHILD }
-                        try waitUntil { openFilesAndPipes() == before }
+                        print("\(started) started, \(cancelled) cancelled")
+                        expect(cancelled > 0)
                     }
-                    print("\(started) started, \(cancelled) cancelled")
-                    expect(cancelled > 0)
                 }
             }
 
             @Test func subscribersToSIGCHLD_hearOfChildren_andTheStatusIsStillHad() async {
                 await #expect(processExitsWith: .success) {
-                    try inRuntime {
-                        let signals = try Signals.of(.child)
-                        for i in 0..<10 {
-                            let child = try Subprocess.spawn(.init("sh", ["-c", "exit \(i)"]))
-                            expect(try signals.next() == .child)
-                            expect(try child.wait() == .exited(Int32(i)))
+                    reportingErrors {
+                        try inRuntime {
+                            let signals = try Signals.of(.child)
+                            for i in 0..<10 {
+                                let child = try Subprocess.spawn(.init("sh", ["-c", "exit \(i)"]))
+                                expect(try signals.next() == .child)
+                                expect(try child.wait() == .exited(Int32(i)))
+                            }
+                            signals.close()
                         }
-                        signals.close()
                     }
                 }
             }
 
             @Test func wait_saysSo_whenTheProgramHasTakenTheStatus() async {
                 await #expect(processExitsWith: .success) {
-                    try inRuntime {
-                        let child = try Subprocess.spawn(.init("true"))
-                        while waitpid(child.id, nil, WNOHANG) == 0 { Fiber.yield() }
-                        let error = expect(.system) { try child.wait() }
-                        expect(error?.errno == .noChildProcess, "\(String(describing: error))")
+                    reportingErrors {
+                        try inRuntime {
+                            let child = try Subprocess.spawn(.init("true"))
+                            while waitpid(child.id, nil, WNOHANG) == 0 { Fiber.yield() }
+                            let error = expect(.system) { try child.wait() }
+                            expect(error?.errno == .noChildProcess, "\(String(describing: error))")
+                        }
                     }
                 }
             }
 
             @Test func descriptorsOfTheRuntime_areAllClosedByExec() async {
                 await #expect(processExitsWith: .success) {
-                    let path = try makeFile([1])
-                    defer { unlink(path) }
-                    let before = Set(openDescriptors().keys)
-                    try inRuntime {
-                        let listener = try TCPListener.bind(to: .loopback(port: 0))
-                        let client = try TCPStream.connect(to: listener.address)
-                        let server = try listener.accept()
-                        let (file, signals, pipe) = (try File.open(path), try Signals.of(.user1), try Pipe.make())
-                        let child = try Subprocess.spawn(.init("cat"), input: .pipe, output: .pipe, errors: .pipe)
-                        let waiting = try Fiber.spawnLocal { try child.wait() }
-                        let input = try DescriptorStream.open(path)
-                        try client.writeAll("x")
-                        letOthersRun()
-                        let ours = openDescriptors().filter { !before.contains($0.key) }
-                        // epoll, its eventfd, sockets, pipes, the process and the files.
-                        expect(ours.count >= 14, "\(ours)")
-                        for (fd, target) in ours { expect(fcntl(fd, F_GETFD) & FD_CLOEXEC != 0, "\(fd) \(target) is inherited") }
-                        child.input?.close()
-                        expect(try waiting.join().isSuccess)
-                        _ = (server, file, signals, pipe, input)
+                    reportingErrors {
+                        let path = try makeFile([1])
+                        defer { unlink(path) }
+                        let before = Set(openDescriptors().keys)
+                        try inRuntime {
+                            let listener = try TCPListener.bind(to: .loopback(port: 0))
+                            let client = try TCPStream.connect(to: listener.address)
+                            let server = try listener.accept()
+                            let (file, signals, pipe) = (try File.open(path), try Signals.of(.user1), try Pipe.make())
+                            let child = try Subprocess.spawn(.init("cat"), input: .pipe, output: .pipe, errors: .pipe)
+                            let waiting = try Fiber.spawnLocal { try child.wait() }
+                            let input = try DescriptorStream.open(path)
+                            try client.writeAll("x")
+                            letOthersRun()
+                            let ours = openDescriptors().filter { !before.contains($0.key) }
+                            // epoll, its eventfd, sockets, pipes, the process and the files.
+                            expect(ours.count >= 14, "\(ours)")
+                            for (fd, target) in ours { expect(fcntl(fd, F_GETFD) & FD_CLOEXEC != 0, "\(fd) \(target) is inherited") }
+                            child.input?.close()
+                            expect(try waiting.join().isSuccess)
+                            _ = (server, file, signals, pipe, input)
 
-                        // A program that is started by other means gets none of them, while the runtime runs.
-                        let fds = try makePipe()
-                        var pid = pid_t()
-                        var actions = posix_spawn_file_actions_t()
-                        posix_spawn_file_actions_init(&actions)
-                        posix_spawn_file_actions_adddup2(&actions, fds[1], 1)
-                        let arguments =
-                            ["sh", "-c", "for f in /proc/self/fd/*; do readlink $f; done"].map { (text: String) in strdup(text) } + [nil]
-                        defer {
-                            posix_spawn_file_actions_destroy(&actions)
-                            arguments.forEach { free($0) }
+                            // A program that is started by other means gets none of them, while the runtime runs.
+                            let fds = try makePipe()
+                            var pid = pid_t()
+                            var actions = posix_spawn_file_actions_t()
+                            posix_spawn_file_actions_init(&actions)
+                            posix_spawn_file_actions_adddup2(&actions, fds[1], 1)
+                            let arguments =
+                                ["sh", "-c", "for f in /proc/self/fd/*; do readlink $f; done"].map { (text: String) in strdup(text) } + [
+                                    nil
+                                ]
+                            defer {
+                                posix_spawn_file_actions_destroy(&actions)
+                                arguments.forEach { free($0) }
+                            }
+                            expect(posix_spawnp(&pid, "sh", &actions, nil, arguments, environ) == 0)
+                            close(fds[1])
+                            let reader = try DescriptorStream.adopt(FileDescriptor(rawValue: fds[0]), closing: true)
+                            let seen = String(decoding: try reader.readToEnd(), as: UTF8.self)
+                            expect(!seen.contains("socket:") && !seen.contains("anon_inode") && !seen.contains(path), seen)
+                            expect(waitpid(pid, nil, 0) == pid)
                         }
-                        expect(posix_spawnp(&pid, "sh", &actions, nil, arguments, environ) == 0)
-                        close(fds[1])
-                        let reader = try DescriptorStream.adopt(FileDescriptor(rawValue: fds[0]), closing: true)
-                        let seen = String(decoding: try reader.readToEnd(), as: UTF8.self)
-                        expect(!seen.contains("socket:") && !seen.contains("anon_inode") && !seen.contains(path), seen)
-                        expect(waitpid(pid, nil, 0) == pid)
                     }
                 }
             }

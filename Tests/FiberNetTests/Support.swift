@@ -226,6 +226,16 @@ func expect(_ code: IOError.Code?, sourceLocation: SourceLocation = #_sourceLoca
 }
 
 #if compiler(>=6.2)
+    /// Runs the body of an exit test. An error that leaves the body would end the process by a trap, which looks like a misuse that stopped it, and its text would be lost; this
+    /// prints the error and ends the process with status 77.
+    func reportingErrors(_ body: () throws -> Void) {
+        do { try body() } catch {
+            let line = "the body of the exit test threw: \(error)\n"
+            _ = write(STDERR_FILENO, line, line.utf8.count)
+            exit(77)
+        }
+    }
+
     /// Expects words on standard error of a process that stopped itself.
     func expectMessage(_ result: ExitTest.Result?, _ words: String, sourceLocation: SourceLocation = #_sourceLocation) {
         guard let result else { return }

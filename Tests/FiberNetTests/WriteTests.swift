@@ -113,17 +113,23 @@ extension NetTests {
             // In processes of their own: a stack that is too small for many pieces ends the program.
 
             @Test func thousandsOfPieces_arriveInOrder() async {
-                await #expect(processExitsWith: .success) { try sendPieces(count: 5_000, size: { $0 % 7 == 0 ? 0 : $0 % 60 }) }
+                await #expect(processExitsWith: .success) {
+                    reportingErrors { try sendPieces(count: 5_000, size: { $0 % 7 == 0 ? 0 : $0 % 60 }) }
+                }
             }
 
             @Test func thousandsOfPieces_arriveInOrder_whenTheReaderIsSlow() async {
-                await #expect(processExitsWith: .success) { try sendPieces(count: 3_000, size: { $0 % 5 == 0 ? 0 : 700 + $0 % 13 }) }
+                await #expect(processExitsWith: .success) {
+                    reportingErrors { try sendPieces(count: 3_000, size: { $0 % 5 == 0 ? 0 : 700 + $0 % 13 }) }
+                }
             }
 
             @Test func piecesBeyondTheKernelsLimit_areSentInSeveralCalls() async {
                 // UIO_MAXIOV is 1,024.
                 await #expect(processExitsWith: .success) {
-                    for count in [1_023, 1_024, 1_025, 2_048, 2_049] { try sendPieces(count: count, size: { _ in 1 }) }
+                    reportingErrors {
+                        for count in [1_023, 1_024, 1_025, 2_048, 2_049] { try sendPieces(count: count, size: { _ in 1 }) }
+                    }
                 }
             }
         #endif

@@ -419,8 +419,10 @@ extension KernelTests {
 
             @Test func receive_stopsAndSaysWhatToDo_whenALocalOneIsUsedOnAThread() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let sender = makeLocalBroadcast(of: Int.self, capacity: 1, .wait)
-                    _ = try sender.subscribe().receive()
+                    reportingErrors {
+                        let sender = makeLocalBroadcast(of: Int.self, capacity: 1, .wait)
+                        _ = try sender.subscribe().receive()
+                    }
                 }
                 expectMessage(result, "a Local… thing was used on a thread without fibers: use the one without Local")
             }

@@ -702,10 +702,12 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func cancel_stopsAndSaysWhatToDo_whenAnotherThreadCallsIt() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let box = Box<FiberHandle<Void>?>(nil)
-                    try FiberRuntime.run {
-                        box.value = try Fiber.spawnLocal { try Fiber.sleep(for: .seconds(60)) }
-                        onThread { box.value?.cancel() }
+                    reportingErrors {
+                        let box = Box<FiberHandle<Void>?>(nil)
+                        try FiberRuntime.run {
+                            box.value = try Fiber.spawnLocal { try Fiber.sleep(for: .seconds(60)) }
+                            onThread { box.value?.cancel() }
+                        }
                     }
                 }
                 expectMessage(result, "cancel() was called outside a fiber: cancel it in a fiber of its runtime")
@@ -713,7 +715,9 @@ extension KernelTests {
 
             @Test func checkCancellation_stopsAndSaysWhatToDo_outsideARuntime() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try Fiber.checkCancellation()
+                    reportingErrors {
+                        try Fiber.checkCancellation()
+                    }
                 }
                 expectMessage(result, "Fiber.checkCancellation() was called outside a fiber: wrap the program in FiberRuntime.run")
             }

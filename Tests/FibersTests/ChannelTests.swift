@@ -510,7 +510,9 @@ extension KernelTests {
                 }
                 expectMessage(bounded, "for none say .rendezvous")
                 let local = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    _ = try makeLocalChannel(of: Int.self, .rendezvous).1.receive()
+                    reportingErrors {
+                        _ = try makeLocalChannel(of: Int.self, .rendezvous).1.receive()
+                    }
                 }
                 expectMessage(local, "use the one without Local")
             }

@@ -249,9 +249,11 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func wait_stops_withoutTheMutex() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        let mutex = LocalMutex<Void>()
-                        try LocalCondition().wait(mutex)
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            let mutex = LocalMutex<Void>()
+                            try LocalCondition().wait(mutex)
+                        }
                     }
                 }
                 expectMessage(result, "wait on a condition was called without its mutex: lock() it before")

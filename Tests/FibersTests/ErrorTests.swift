@@ -97,29 +97,31 @@ extension KernelTests {
             @Test(.enabled(if: !isSanitized, "sanitizers keep memory of their own"))
             func handler_leavesNoDeadlineBehind_whenTheStackIsGivenBackBeforeItComes() async {
                 await #expect(processExitsWith: .success) {
-                    let deadline = Deadline.after(.seconds(1))
-                    let list = UnsafeMutablePointer<WaitList>.allocate(capacity: 1)
-                    list.initialize(to: WaitList())
-                    let address = UInt(bitPattern: list)
-                    let woken = Box(0)
-                    var configuration = trimmingSoon
-                    configuration.onUnhandledError = { _ in
-                        let list = UnsafeMutablePointer<WaitList>(bitPattern: address)!
-                        if Worker.current!.park(in: list, .other, until: deadline) == .ready { woken.value += 1 }
-                    }
-                    try FiberRuntime.run(configuration) {
-                        let before = Process.status("RssAnon")
-                        for _ in 0..<1000 { try Fiber.spawnLocal { throw TestError() } }
-                        Fiber.yield()
-                        Worker.current!.wakeAll(&list.pointee, .ready)
-                        while Process.status("RssAnon") - before > 2 << 20, Deadline.after(.zero) < deadline {
+                    reportingErrors {
+                        let deadline = Deadline.after(.seconds(1))
+                        let list = UnsafeMutablePointer<WaitList>.allocate(capacity: 1)
+                        list.initialize(to: WaitList())
+                        let address = UInt(bitPattern: list)
+                        let woken = Box(0)
+                        var configuration = trimmingSoon
+                        configuration.onUnhandledError = { _ in
+                            let list = UnsafeMutablePointer<WaitList>(bitPattern: address)!
+                            if Worker.current!.park(in: list, .other, until: deadline) == .ready { woken.value += 1 }
+                        }
+                        try FiberRuntime.run(configuration) {
+                            let before = Process.status("RssAnon")
+                            for _ in 0..<1000 { try Fiber.spawnLocal { throw TestError() } }
+                            Fiber.yield()
+                            Worker.current!.wakeAll(&list.pointee, .ready)
+                            while Process.status("RssAnon") - before > 2 << 20, Deadline.after(.zero) < deadline {
+                                try Fiber.sleep(for: .milliseconds(10))
+                            }
+                            #expect(woken.value == 1000)
+                            #expect(Process.status("RssAnon") - before <= 2 << 20)
+                            // Where the deadlines were kept is looked at once more when they come.
+                            while Deadline.after(.zero) <= deadline { try Fiber.sleep(for: .milliseconds(10)) }
                             try Fiber.sleep(for: .milliseconds(10))
                         }
-                        #expect(woken.value == 1000)
-                        #expect(Process.status("RssAnon") - before <= 2 << 20)
-                        // Where the deadlines were kept is looked at once more when they come.
-                        while Deadline.after(.zero) <= deadline { try Fiber.sleep(for: .milliseconds(10)) }
-                        try Fiber.sleep(for: .milliseconds(10))
                     }
                 }
             }
@@ -148,8 +150,10 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func defaultHandler_printsOneLine_whenNobodyJoins() async throws {
                 let result = await #expect(processExitsWith: .success, observing: [\.standardErrorContent]) {
-                    struct TwoLines: Error, CustomStringConvertible { var description: String { "first\nsecond" } }
-                    try FiberRuntime.run { _ = try Fiber.spawnLocal(name: "unlucky") { throw TwoLines() } }
+                    reportingErrors {
+                        struct TwoLines: Error, CustomStringConvertible { var description: String { "first\nsecond" } }
+                        try FiberRuntime.run { _ = try Fiber.spawnLocal(name: "unlucky") { throw TwoLines() } }
+                    }
                 }
                 let text = String(decoding: try #require(result).standardErrorContent, as: UTF8.self)
                 #expect(text == "fiber #2 \"unlucky\" ended with an error that nobody joined: first second\n")

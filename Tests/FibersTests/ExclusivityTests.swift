@@ -164,14 +164,16 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func program_stops_whenOneFiberOverlapsItsOwnAccess() async throws {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let tally = Tally()
-                    try FiberRuntime.run {
-                        // Another fiber parked in the same access must not hide the conflict.
-                        try Fiber.spawnLocal { change(&tally.count) { _ in Fiber.yield() } }
-                        Fiber.yield()
-                        change(&tally.count) { _ in
+                    reportingErrors {
+                        let tally = Tally()
+                        try FiberRuntime.run {
+                            // Another fiber parked in the same access must not hide the conflict.
+                            try Fiber.spawnLocal { change(&tally.count) { _ in Fiber.yield() } }
                             Fiber.yield()
-                            change(&tally.count) { $0 += 1 }
+                            change(&tally.count) { _ in
+                                Fiber.yield()
+                                change(&tally.count) { $0 += 1 }
+                            }
                         }
                     }
                 }

@@ -70,11 +70,13 @@ private func scenario(_ guards: FiberRuntime.Configuration.Guards) -> Ending {
         struct FaultTests {
             @Test func run_worksOrThrows_whenTheNthCallOfAnyKindFails() async {
                 await #expect(processExitsWith: .success) {
-                    for guards in [FiberRuntime.Configuration.Guards.automatic, .mprotect, .pageTables] {
-                        for fault in Fault.all {
-                            for error in fault.errors {
-                                for persists in fault.mayPersist ? [false, true] : [false] {
-                                    try failEach(fault, error, persists, guards)
+                    reportingErrors {
+                        for guards in [FiberRuntime.Configuration.Guards.automatic, .mprotect, .pageTables] {
+                            for fault in Fault.all {
+                                for error in fault.errors {
+                                    for persists in fault.mayPersist ? [false, true] : [false] {
+                                        try failEach(fault, error, persists, guards)
+                                    }
                                 }
                             }
                         }
@@ -123,19 +125,21 @@ private func scenario(_ guards: FiberRuntime.Configuration.Guards) -> Ending {
             @Test func sleep_isNotEarly_whenTheKernelWaitsInMillisecondsOnly() async {
                 // Before Linux 5.11 there is no epoll_pwait2.
                 await #expect(processExitsWith: .success) {
-                    cfaults_arm(CFAULTS_EPOLL_WAIT, 1, ENOSYS, 1)
-                    var early = 0
-                    try FiberRuntime.run {
-                        let clock = ContinuousClock()
-                        for i in 0..<20 {
-                            let wanted = Duration.microseconds(100 + i * 137)
-                            let start = clock.now
-                            try Fiber.sleep(for: wanted)
-                            if clock.now - start < wanted { early += 1 }
+                    reportingErrors {
+                        cfaults_arm(CFAULTS_EPOLL_WAIT, 1, ENOSYS, 1)
+                        var early = 0
+                        try FiberRuntime.run {
+                            let clock = ContinuousClock()
+                            for i in 0..<20 {
+                                let wanted = Duration.microseconds(100 + i * 137)
+                                let start = clock.now
+                                try Fiber.sleep(for: wanted)
+                                if clock.now - start < wanted { early += 1 }
+                            }
                         }
+                        #expect(cfaults_disarm() > 0)
+                        #expect(early == 0)
                     }
-                    #expect(cfaults_disarm() > 0)
-                    #expect(early == 0)
                 }
             }
         }

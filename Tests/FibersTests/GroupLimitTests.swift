@@ -260,30 +260,32 @@ extension KernelTests {
             @Test(.enabled(if: cfaults_available() != 0, "sanitizers interpose the same functions"))
             func slot_isGivenBack_whenThereIsNoStackForItsChild() async {
                 await #expect(processExitsWith: .success) {
-                    var errors: [(any Error)?] = []
-                    var counts: [Int] = []
-                    try FiberRuntime.run {
-                        // The first slab has 16 stacks, one of which is main's.
-                        try withFiberGroup(limit: 16) { group in
-                            let latch = Latch()
-                            cfaults_arm(CFAULTS_MMAP, 1, ENOMEM, 1)
-                            for _ in 0..<15 { try group.spawnLocal { try latch.wait() } }
-                            for _ in 0..<3 {
-                                errors.append(failure { try group.spawnLocal {} })
-                                errors.append(failure { try group.spawnDaemon {} })
+                    reportingErrors {
+                        var errors: [(any Error)?] = []
+                        var counts: [Int] = []
+                        try FiberRuntime.run {
+                            // The first slab has 16 stacks, one of which is main's.
+                            try withFiberGroup(limit: 16) { group in
+                                let latch = Latch()
+                                cfaults_arm(CFAULTS_MMAP, 1, ENOMEM, 1)
+                                for _ in 0..<15 { try group.spawnLocal { try latch.wait() } }
+                                for _ in 0..<3 {
+                                    errors.append(failure { try group.spawnLocal {} })
+                                    errors.append(failure { try group.spawnDaemon {} })
+                                    counts.append(group.count)
+                                }
+                                cfaults_disarm()
+                                try group.spawnLocal { try latch.wait() }
+                                counts.append(group.count)
+                                latch.open()
+                                try group.waitForAll()
                                 counts.append(group.count)
                             }
-                            cfaults_disarm()
-                            try group.spawnLocal { try latch.wait() }
-                            counts.append(group.count)
-                            latch.open()
-                            try group.waitForAll()
-                            counts.append(group.count)
                         }
+                        #expect(errors.count == 6)
+                        #expect(errors.allSatisfy { ($0 as? ResourceError)?.errno == ENOMEM })
+                        #expect(counts == [15, 15, 15, 16, 0])
                     }
-                    #expect(errors.count == 6)
-                    #expect(errors.allSatisfy { ($0 as? ResourceError)?.errno == ENOMEM })
-                    #expect(counts == [15, 15, 15, 16, 0])
                 }
             }
 
@@ -291,40 +293,42 @@ extension KernelTests {
             func slotsHandedOver_areGivenBack_whenThereAreNoStacksForTheirChildren() async {
                 // No child and no daemon is left then that could wake the group by its end.
                 await #expect(processExitsWith: .success) {
-                    var errors: [(any Error)?] = []
-                    var endOfGroup = -1
-                    try FiberRuntime.run {
-                        // No fiber ends, and leaves its stack, until all have failed.
-                        func waitForErrors() { while errors.count < 3 || endOfGroup < 0 { Fiber.yield() } }
-                        try withFiberGroup(limit: 1) { group in
-                            let latch = Latch()
-                            try group.spawnLocal { try latch.wait() }
-                            for _ in 0..<3 {
-                                try Fiber.spawnLocal {
-                                    errors.append(failure { try group.spawnLocal {} })
-                                    waitForErrors()
-                                }
-                            }
-                            // With main these are 16 fibers, and the first slab has 16 stacks.
-                            for i in 0..<11 {
-                                try Fiber.spawnLocal {
-                                    if i == 0 {
-                                        settle()
-                                        latch.open()
-                                        Fiber.yield()
-                                        // Takes the stack of the child, which has ended, before the spawners can.
-                                        try Fiber.spawnLocal { waitForErrors() }
+                    reportingErrors {
+                        var errors: [(any Error)?] = []
+                        var endOfGroup = -1
+                        try FiberRuntime.run {
+                            // No fiber ends, and leaves its stack, until all have failed.
+                            func waitForErrors() { while errors.count < 3 || endOfGroup < 0 { Fiber.yield() } }
+                            try withFiberGroup(limit: 1) { group in
+                                let latch = Latch()
+                                try group.spawnLocal { try latch.wait() }
+                                for _ in 0..<3 {
+                                    try Fiber.spawnLocal {
+                                        errors.append(failure { try group.spawnLocal {} })
+                                        waitForErrors()
                                     }
-                                    waitForErrors()
                                 }
+                                // With main these are 16 fibers, and the first slab has 16 stacks.
+                                for i in 0..<11 {
+                                    try Fiber.spawnLocal {
+                                        if i == 0 {
+                                            settle()
+                                            latch.open()
+                                            Fiber.yield()
+                                            // Takes the stack of the child, which has ended, before the spawners can.
+                                            try Fiber.spawnLocal { waitForErrors() }
+                                        }
+                                        waitForErrors()
+                                    }
+                                }
+                                cfaults_arm(CFAULTS_MMAP, 1, ENOMEM, 1)
                             }
-                            cfaults_arm(CFAULTS_MMAP, 1, ENOMEM, 1)
+                            cfaults_disarm()
+                            endOfGroup = errors.count
                         }
-                        cfaults_disarm()
-                        endOfGroup = errors.count
+                        #expect(endOfGroup == 3)
+                        #expect(errors.map { ($0 as? ResourceError)?.errno } == [ENOMEM, ENOMEM, ENOMEM])
                     }
-                    #expect(endOfGroup == 3)
-                    #expect(errors.map { ($0 as? ResourceError)?.errno } == [ENOMEM, ENOMEM, ENOMEM])
                 }
             }
         #endif

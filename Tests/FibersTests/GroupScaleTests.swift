@@ -66,79 +66,85 @@ extension KernelTests {
             @Test
             func process_keepsNothing_whenAHundredThousandGroupsCameAndWent() async {
                 await #expect(processExitsWith: .success) {
-                    var growth = Growth()
-                    try FiberRuntime.run {
-                        func use(_ rounds: Int) throws {
-                            for i in 0..<rounds {
-                                let value = try withFiberGroup(of: Int.self, limit: 3) { group in
-                                    try group.spawnDaemon { try Fiber.sleep(for: .seconds(1_000)) }
-                                    for j in 0..<4 { try group.spawnLocal { j } }
-                                    return try group.next()
-                                }
-                                let error = failure {
-                                    try withTimeout(.seconds(1_000)) {
-                                        try withFiberGroup { group in
-                                            try group.spawnLocal { try Fiber.sleep(for: .seconds(1_000)) }
-                                            if i % 2 == 0 { throw TestError(number: i) }
-                                            group.cancel()
+                    reportingErrors {
+                        var growth = Growth()
+                        try FiberRuntime.run {
+                            func use(_ rounds: Int) throws {
+                                for i in 0..<rounds {
+                                    let value = try withFiberGroup(of: Int.self, limit: 3) { group in
+                                        try group.spawnDaemon { try Fiber.sleep(for: .seconds(1_000)) }
+                                        for j in 0..<4 { try group.spawnLocal { j } }
+                                        return try group.next()
+                                    }
+                                    let error = failure {
+                                        try withTimeout(.seconds(1_000)) {
+                                            try withFiberGroup { group in
+                                                try group.spawnLocal { try Fiber.sleep(for: .seconds(1_000)) }
+                                                if i % 2 == 0 { throw TestError(number: i) }
+                                                group.cancel()
+                                            }
                                         }
                                     }
+                                    guard value == 0, numbers(error) == (i % 2 == 0 ? [i] : nil) else { throw TestError(number: i) }
                                 }
-                                guard value == 0, numbers(error) == (i % 2 == 0 ? [i] : nil) else { throw TestError(number: i) }
                             }
+                            let rounds = scaled(isDebugBuild ? 20_000 : 50_000, sanitized: 500)
+                            try use(rounds / 10)
+                            growth.begin()
+                            try use(rounds)
+                            growth.end()
                         }
-                        let rounds = scaled(isDebugBuild ? 20_000 : 50_000, sanitized: 500)
-                        try use(rounds / 10)
-                        growth.begin()
-                        try use(rounds)
-                        growth.end()
+                        #expect(growth.isNone, "\(growth)")
                     }
-                    #expect(growth.isNone, "\(growth)")
                 }
             }
 
             @Test func process_keepsNothing_whenAMillionChildrenPassThroughAGroup() async {
                 await #expect(processExitsWith: .success) {
-                    var growth = Growth()
-                    let count = scaled(isDebugBuild ? 100_000 : 1_000_000, sanitized: 3_000)
-                    var ended = 0
-                    try FiberRuntime.run {
-                        try withFiberGroup(limit: 100) { group in
-                            for i in 0..<count {
-                                if i == count / 10 { growth.begin() }
-                                try group.spawnLocal {
-                                    Fiber.yield()
-                                    ended += 1
+                    reportingErrors {
+                        var growth = Growth()
+                        let count = scaled(isDebugBuild ? 100_000 : 1_000_000, sanitized: 3_000)
+                        var ended = 0
+                        try FiberRuntime.run {
+                            try withFiberGroup(limit: 100) { group in
+                                for i in 0..<count {
+                                    if i == count / 10 { growth.begin() }
+                                    try group.spawnLocal {
+                                        Fiber.yield()
+                                        ended += 1
+                                    }
                                 }
+                                try group.waitForAll()
+                                growth.end()
                             }
-                            try group.waitForAll()
-                            growth.end()
                         }
+                        #expect(ended == count)
+                        #expect(growth.isNone, "\(growth)")
                     }
-                    #expect(ended == count)
-                    #expect(growth.isNone, "\(growth)")
                 }
             }
 
             @Test func process_keepsNothing_whenTheResultsOfManyChildrenAreTaken() async {
                 await #expect(processExitsWith: .success) {
-                    var growth = Growth()
-                    let count = scaled(isDebugBuild ? 50_000 : 500_000, sanitized: 3_000)
-                    var sum = 0
-                    try FiberRuntime.run {
-                        try withFiberGroup(of: Int.self) { group in
-                            for i in 0..<count {
-                                if i == count / 10 { growth.begin() }
-                                try group.spawnLocal { i }
-                                // There are always some that nobody has taken yet.
-                                if i >= 10 { sum += try group.next() ?? 0 }
+                    reportingErrors {
+                        var growth = Growth()
+                        let count = scaled(isDebugBuild ? 50_000 : 500_000, sanitized: 3_000)
+                        var sum = 0
+                        try FiberRuntime.run {
+                            try withFiberGroup(of: Int.self) { group in
+                                for i in 0..<count {
+                                    if i == count / 10 { growth.begin() }
+                                    try group.spawnLocal { i }
+                                    // There are always some that nobody has taken yet.
+                                    if i >= 10 { sum += try group.next() ?? 0 }
+                                }
+                                while let result = try group.next() { sum += result }
+                                growth.end()
                             }
-                            while let result = try group.next() { sum += result }
-                            growth.end()
                         }
+                        #expect(sum == count * (count - 1) / 2)
+                        #expect(growth.isNone, "\(growth)")
                     }
-                    #expect(sum == count * (count - 1) / 2)
-                    #expect(growth.isNone, "\(growth)")
                 }
             }
         #endif

@@ -336,7 +336,9 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func group_stopsAndSaysWhatToDo_whenItIsUsedAfterItsEnd() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run { _ = try endedGroup().spawnLocal {} }
+                    reportingErrors {
+                        try FiberRuntime.run { _ = try endedGroup().spawnLocal {} }
+                    }
                 }
                 expectMessage(
                     result, "FiberGroup.spawnLocal was called on a group that has ended: use it inside the body of its withFiberGroup")
@@ -344,7 +346,9 @@ extension KernelTests {
 
             @Test func next_stopsAndSaysWhatToDo_whenTheGroupHasEnded() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run { _ = try endedGroup().next() }
+                    reportingErrors {
+                        try FiberRuntime.run { _ = try endedGroup().next() }
+                    }
                 }
                 expectMessage(
                     result, "FiberGroup.next() was called on a group that has ended: use it inside the body of its withFiberGroup")
@@ -353,9 +357,11 @@ extension KernelTests {
             @Test func group_stopsAndSaysWhatToDo_whenADeinitSpawnsIntoItAtItsEnd() async {
                 // The child would outlive the group.
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        try withFiberGroup(of: Respawning.self) { group in
-                            _ = try group.spawnLocal { Respawning(group) }
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            try withFiberGroup(of: Respawning.self) { group in
+                                _ = try group.spawnLocal { Respawning(group) }
+                            }
                         }
                     }
                 }
@@ -365,10 +371,12 @@ extension KernelTests {
 
             @Test func group_stopsAndSaysWhatToDo_whenAnotherThreadUsesIt() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        try withFiberGroup { group in
-                            let box = Box(group)
-                            onThread { box.value.cancel() }
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            try withFiberGroup { group in
+                                let box = Box(group)
+                                onThread { box.value.cancel() }
+                            }
                         }
                     }
                 }
@@ -377,14 +385,18 @@ extension KernelTests {
 
             @Test func limit_stopsAndSaysWhatToDo_whenItIsZero() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run { try withFiberGroup(limit: 0) { _ in } }
+                    reportingErrors {
+                        try FiberRuntime.run { try withFiberGroup(limit: 0) { _ in } }
+                    }
                 }
                 expectMessage(result, "withFiberGroup(limit:) takes at least 1, not 0")
             }
 
             @Test func withFiberGroup_stopsAndSaysWhatToDo_outsideARuntime() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try withFiberGroup { _ in }
+                    reportingErrors {
+                        try withFiberGroup { _ in }
+                    }
                 }
                 expectMessage(result, "withFiberGroup was called outside a fiber: wrap the program in FiberRuntime.run")
             }

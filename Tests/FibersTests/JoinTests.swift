@@ -110,9 +110,11 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func join_stopsAndSaysWhatToDo_whenAFiberJoinsItself() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        var handle: FiberHandle<Void>?
-                        handle = try Fiber.spawnLocal { try handle?.join() }
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            var handle: FiberHandle<Void>?
+                            handle = try Fiber.spawnLocal { try handle?.join() }
+                        }
                     }
                 }
                 expectMessage(result, "join it from another fiber")
@@ -120,11 +122,13 @@ extension KernelTests {
 
             @Test func join_stopsAndSaysWhatToDo_whenCalledOutsideARuntime() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    // The only way to have the handle of an unfinished fiber out there is another thread.
-                    let box = Box<FiberHandle<Void>?>(nil)
-                    try FiberRuntime.run {
-                        box.value = try Fiber.spawnLocal { try Fiber.sleep(for: .seconds(60)) }
-                        onThread { try? box.value?.join() }
+                    reportingErrors {
+                        // The only way to have the handle of an unfinished fiber out there is another thread.
+                        let box = Box<FiberHandle<Void>?>(nil)
+                        try FiberRuntime.run {
+                            box.value = try Fiber.spawnLocal { try Fiber.sleep(for: .seconds(60)) }
+                            onThread { try? box.value?.join() }
+                        }
                     }
                 }
                 expectMessage(result, "FiberHandle.join() was called outside a fiber: wrap the program in FiberRuntime.run")
@@ -142,14 +146,18 @@ extension KernelTests {
 
             @Test func sleep_stopsAndSaysWhatToDo_outsideARuntime() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try Fiber.sleep(for: .seconds(1))
+                    reportingErrors {
+                        try Fiber.sleep(for: .seconds(1))
+                    }
                 }
                 expectMessage(result, "Fiber.sleep(for:) was called outside a fiber: wrap the program in FiberRuntime.run")
             }
 
             @Test func spawnLocal_stopsAndSaysWhatToDo_outsideARuntime() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try Fiber.spawnLocal {}
+                    reportingErrors {
+                        try Fiber.spawnLocal {}
+                    }
                 }
                 expectMessage(result, "Fiber.spawnLocal was called outside a fiber: wrap the program in FiberRuntime.run")
             }

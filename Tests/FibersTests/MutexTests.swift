@@ -312,21 +312,25 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func lockingTwice_stopsAndNamesTheFiber() async {
                 let local = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        let mutex = LocalMutex<Void>()
-                        try Fiber.spawnLocal(name: "greedy") {
-                            try mutex.lock()
-                            try mutex.lock()
-                        }.join()
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            let mutex = LocalMutex<Void>()
+                            try Fiber.spawnLocal(name: "greedy") {
+                                try mutex.lock()
+                                try mutex.lock()
+                            }.join()
+                        }
                     }
                 }
                 expectMessage(local, "fiber #2 \"greedy\" locks a mutex that it holds already")
                 let shared = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        let count = SharedCount()
-                        try Fiber.spawnLocal(name: "greedy") {
-                            try count.mutex.withLock { _ in try count.mutex.withLock { _ in } }
-                        }.join()
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            let count = SharedCount()
+                            try Fiber.spawnLocal(name: "greedy") {
+                                try count.mutex.withLock { _ in try count.mutex.withLock { _ in } }
+                            }.join()
+                        }
                     }
                 }
                 expectMessage(shared, "fiber #2 \"greedy\" locks a mutex that it holds already")
@@ -334,37 +338,43 @@ extension KernelTests {
 
             @Test func lockingTwice_stopsAThread_too() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let mutex = FiberMutex<Void>()
-                    try mutex.lock()
-                    try mutex.lock()
+                    reportingErrors {
+                        let mutex = FiberMutex<Void>()
+                        try mutex.lock()
+                        try mutex.lock()
+                    }
                 }
                 expectMessage(result, "a thread outside the runtime locks a mutex that it holds already")
             }
 
             @Test func unlockingAnothersMutex_stopsAndNamesBoth() async {
                 let local = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        let mutex = LocalMutex<Void>()
-                        try Fiber.spawnLocal(name: "holder") {
-                            try mutex.lock()
-                            try Fiber.sleep(for: .seconds(100))
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            let mutex = LocalMutex<Void>()
+                            try Fiber.spawnLocal(name: "holder") {
+                                try mutex.lock()
+                                try Fiber.sleep(for: .seconds(100))
+                            }
+                            Fiber.yield()
+                            mutex.unlock()
                         }
-                        Fiber.yield()
-                        mutex.unlock()
                     }
                 }
                 expectMessage(local, "unlocks a mutex that fiber #2 \"holder\" holds: only the holder unlocks it")
                 let shared = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run(.init(workers: 2)) {
-                        let lock = SharedLock()
-                        let isHeld = FiberEvent()
-                        try Fiber.spawn(name: "holder", on: 1) {
-                            try lock.lock()
-                            isHeld.signal()
-                            try Fiber.sleep(for: .seconds(100))
+                    reportingErrors {
+                        try FiberRuntime.run(.init(workers: 2)) {
+                            let lock = SharedLock()
+                            let isHeld = FiberEvent()
+                            try Fiber.spawn(name: "holder", on: 1) {
+                                try lock.lock()
+                                isHeld.signal()
+                                try Fiber.sleep(for: .seconds(100))
+                            }
+                            try isHeld.wait()
+                            onThread { lock.unlock() }
                         }
-                        try isHeld.wait()
-                        onThread { lock.unlock() }
                     }
                 }
                 expectMessage(shared, "a thread outside the runtime unlocks a mutex that fiber #2 \"holder\" holds")
@@ -379,7 +389,9 @@ extension KernelTests {
 
             @Test func localMutex_stops_onAThreadWithoutFibers() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try LocalMutex<Void>().lock()
+                    reportingErrors {
+                        try LocalMutex<Void>().lock()
+                    }
                 }
                 expectMessage(result, "use the one without Local")
             }

@@ -126,10 +126,12 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func askingFromTheInitialiser_stopsAndNamesTheFiber() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        var once: LocalOnce<Int>?
-                        once = LocalOnce { try once!.value + 1 }
-                        try Fiber.spawnLocal(name: "maker") { _ = try once!.value }.join()
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            var once: LocalOnce<Int>?
+                            once = LocalOnce { try once!.value + 1 }
+                            try Fiber.spawnLocal(name: "maker") { _ = try once!.value }.join()
+                        }
                     }
                 }
                 expectMessage(result, "fiber #2 \"maker\" asks for a once-value while it makes it")

@@ -346,22 +346,26 @@ extension KernelTests {
 
             @Test func receive_stopsAndSaysWhatToDo_theSecondTime() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let (sender, receiver) = makeOneShot(of: Int.self)
-                    sender.send(1)
-                    _ = try receiver.receive()
-                    _ = try receiver.receive()
+                    reportingErrors {
+                        let (sender, receiver) = makeOneShot(of: Int.self)
+                        sender.send(1)
+                        _ = try receiver.receive()
+                        _ = try receiver.receive()
+                    }
                 }
                 expectMessage(result, "a one-shot was received twice: keep the value that came first")
             }
 
             @Test func receive_stopsAndSaysWhatToDo_whenAnotherWaits() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        let (sender, receiver) = makeLocalOneShot(of: Int.self)
-                        try Fiber.spawnLocal { try receiver.receive() }
-                        Fiber.yield()
-                        _ = try receiver.receive()
-                        withExtendedLifetime(sender) {}
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            let (sender, receiver) = makeLocalOneShot(of: Int.self)
+                            try Fiber.spawnLocal { try receiver.receive() }
+                            Fiber.yield()
+                            _ = try receiver.receive()
+                            withExtendedLifetime(sender) {}
+                        }
                     }
                 }
                 expectMessage(result, "two wait for one one-shot: let one receive and pass the value on")
@@ -369,9 +373,11 @@ extension KernelTests {
 
             @Test func receive_stopsAndSaysWhatToDo_whenALocalOneIsUsedOnAThread() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let (sender, receiver) = makeLocalOneShot(of: Int.self)
-                    sender.send(1)
-                    _ = try receiver.receive()
+                    reportingErrors {
+                        let (sender, receiver) = makeLocalOneShot(of: Int.self)
+                        sender.send(1)
+                        _ = try receiver.receive()
+                    }
                 }
                 expectMessage(result, "a Local… thing was used on a thread without fibers: use the one without Local")
             }

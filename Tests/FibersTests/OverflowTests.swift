@@ -70,10 +70,12 @@ private func runAgain(_ environment: String, test: String) throws -> String {
 
             @Test func overflow_isExplained_whenAnotherRuntimeHasEndedMeanwhile() async throws {
                 let result = await #expect(processExitsWith: .signal(SIGSEGV), observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {}
-                    try FiberRuntime.run {
-                        onThread { try? FiberRuntime.run { Fiber.yield() } }
-                        onThread { try? overflow() }
+                    reportingErrors {
+                        try FiberRuntime.run {}
+                        try FiberRuntime.run {
+                            onThread { try? FiberRuntime.run { Fiber.yield() } }
+                            onThread { try? overflow() }
+                        }
                     }
                 }
                 try Self.expectExplanation(result)
@@ -81,7 +83,9 @@ private func runAgain(_ environment: String, test: String) throws -> String {
 
             @Test func overflowOfMain_isExplained() async throws {
                 let result = await #expect(processExitsWith: .signal(SIGSEGV), observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run { _ = recurse(0) }
+                    reportingErrors {
+                        try FiberRuntime.run { _ = recurse(0) }
+                    }
                 }
                 let text = String(decoding: try #require(result).standardErrorContent, as: UTF8.self)
                 #expect(text.contains("fiber stack overflow: fiber #1 \"main\" used up its stack of 192 KiB"))
@@ -89,9 +93,11 @@ private func runAgain(_ environment: String, test: String) throws -> String {
 
             @Test func nullDereference_isNotTakenForAnOverflow() async throws {
                 let result = await #expect(processExitsWith: .signal(SIGSEGV), observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        _ = try Fiber.spawnLocal {
-                            opaque(UnsafeMutablePointer<Int>(bitPattern: 16))!.pointee = 1
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            _ = try Fiber.spawnLocal {
+                                opaque(UnsafeMutablePointer<Int>(bitPattern: 16))!.pointee = 1
+                            }
                         }
                     }
                 }
@@ -101,11 +107,13 @@ private func runAgain(_ environment: String, test: String) throws -> String {
 
             @Test func sentSignal_endsTheProcess_whileARuntimeRuns() async throws {
                 let result = await #expect(processExitsWith: .signal(SIGSEGV), observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        // Swift's crash reporter, were it on, would report a sent signal, let the program go on and leave the next one to the system.
-                        while true {
-                            raise(SIGSEGV)
-                            Fiber.yield()
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            // Swift's crash reporter, were it on, would report a sent signal, let the program go on and leave the next one to the system.
+                            while true {
+                                raise(SIGSEGV)
+                                Fiber.yield()
+                            }
                         }
                     }
                 }

@@ -173,16 +173,20 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func lockingInsideAWrite_stopsAndNamesTheFiber() async {
                 let read = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        let lock = LocalRWLock(1)
-                        try Fiber.spawnLocal(name: "writer") { try lock.withWriteLock { _ in try lock.withReadLock { _ in } } }.join()
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            let lock = LocalRWLock(1)
+                            try Fiber.spawnLocal(name: "writer") { try lock.withWriteLock { _ in try lock.withReadLock { _ in } } }.join()
+                        }
                     }
                 }
                 expectMessage(read, "fiber #2 \"writer\" reads what it has locked to write already")
                 let write = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        let lock = SharedReadWrite()
-                        try Fiber.spawnLocal(name: "writer") { try lock.write { _ in try lock.write { _ in } } }.join()
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            let lock = SharedReadWrite()
+                            try Fiber.spawnLocal(name: "writer") { try lock.write { _ in try lock.write { _ in } } }.join()
+                        }
                     }
                 }
                 expectMessage(write, "fiber #2 \"writer\" writes what it has locked to write already")

@@ -129,48 +129,54 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func process_keepsNothing_whenARuntimeWasStartedTenThousandTimes() async {
                 await #expect(processExitsWith: .success) {
-                    func use(_ runs: Int) throws {
-                        for i in 0..<runs {
-                            try FiberRuntime.run {
-                                let handle = try Fiber.spawnLocal { i }
-                                if i % 100 == 0 { try Fiber.sleep(for: .microseconds(10)) }
-                                Fiber.yield()
-                                guard try handle.join() == i else { throw TestError(number: i) }
+                    reportingErrors {
+                        func use(_ runs: Int) throws {
+                            for i in 0..<runs {
+                                try FiberRuntime.run {
+                                    let handle = try Fiber.spawnLocal { i }
+                                    if i % 100 == 0 { try Fiber.sleep(for: .microseconds(10)) }
+                                    Fiber.yield()
+                                    guard try handle.join() == i else { throw TestError(number: i) }
+                                }
                             }
                         }
-                    }
-                    try use(100)
-                    let before = (descriptors: Process.descriptors, threads: Process.threads)
-                    let heap = Int(cfaults_heap_bytes())
-                    var mappings = Process.mappings
-                    let runs = scaled(10_000, sanitized: 500)
-                    try use(runs)
-                    #expect(Process.descriptors == before.descriptors)
-                    #expect(waitForThreads(before.threads))
-                    // Twenty bytes for each run; an object leaked by each would be more.
-                    #expect(Int(cfaults_heap_bytes()) - heap < 200_000, "\(Int(cfaults_heap_bytes()) - heap) bytes")
-                    // Other threads' allocators may map an arena meanwhile; a leak would be thousands.
-                    var more = abs(Process.mappings - mappings)
-                    // Sanitizers map memory of their own until they have enough. Then nothing more may come, which a leak would do each time.
-                    if isSanitized && more >= 20 {
-                        mappings = Process.mappings
+                        try use(100)
+                        let before = (descriptors: Process.descriptors, threads: Process.threads)
+                        let heap = Int(cfaults_heap_bytes())
+                        var mappings = Process.mappings
+                        let runs = scaled(10_000, sanitized: 500)
                         try use(runs)
-                        more = abs(Process.mappings - mappings)
+                        #expect(Process.descriptors == before.descriptors)
+                        #expect(waitForThreads(before.threads))
+                        // Twenty bytes for each run; an object leaked by each would be more.
+                        #expect(Int(cfaults_heap_bytes()) - heap < 200_000, "\(Int(cfaults_heap_bytes()) - heap) bytes")
+                        // Other threads' allocators may map an arena meanwhile; a leak would be thousands.
+                        var more = abs(Process.mappings - mappings)
+                        // Sanitizers map memory of their own until they have enough. Then nothing more may come, which a leak would do each time.
+                        if isSanitized && more >= 20 {
+                            mappings = Process.mappings
+                            try use(runs)
+                            more = abs(Process.mappings - mappings)
+                        }
+                        #expect(more < 20, "\(more) mappings")
                     }
-                    #expect(more < 20, "\(more) mappings")
                 }
             }
 
             @Test func run_stopsAndSaysWhatToDo_whenCalledInsideARuntime() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run { try FiberRuntime.run {} }
+                    reportingErrors {
+                        try FiberRuntime.run { try FiberRuntime.run {} }
+                    }
                 }
                 expectMessage(result, "call Fiber.spawnLocal there, or run the second one on a thread of its own")
             }
 
             @Test func run_stopsAndSaysWhatToDo_whenTheStackSizeIsNoPowerOfTwo() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run(.init(stackSize: 200_000)) {}
+                    reportingErrors {
+                        try FiberRuntime.run(.init(stackSize: 200_000)) {}
+                    }
                 }
                 expectMessage(result, "must be a power of two from 128 KiB")
             }

@@ -498,15 +498,19 @@ extension KernelTests {
             @Test(.enabled(if: !isSanitized, "a child under a sanitizer may hang at its end"))
             func misuse_stopsTheProgram_withARemedy() async {
                 let local = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let (_, receiver) = makeLocalChannel(of: Int.self, .bounded(1))
-                    try select { receiver.onReceive { _ in } }
+                    reportingErrors {
+                        let (_, receiver) = makeLocalChannel(of: Int.self, .bounded(1))
+                        try select { receiver.onReceive { _ in } }
+                    }
                 }
                 expectMessage(local, "use the one without Local")
                 let empty = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run {
-                        let (sender, _) = makeLocalChannel(of: Int.self, .bounded(1))
-                        var message: Int?
-                        try sender.send(from: &message)
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            let (sender, _) = makeLocalChannel(of: Int.self, .bounded(1))
+                            var message: Int?
+                            try sender.send(from: &message)
+                        }
                     }
                 }
                 expectMessage(empty, "send(from:) was given nil")

@@ -487,9 +487,11 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func run_stopsAndSaysWhy_whenMainIgnoresTheShutdown() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run(.init(onWarning: { _ in })) {
-                        FiberRuntime.shutDown(within: .milliseconds(5))
-                        while true { try? Fiber.sleep(for: .seconds(1)) }
+                    reportingErrors {
+                        try FiberRuntime.run(.init(onWarning: { _ in })) {
+                            FiberRuntime.shutDown(within: .milliseconds(5))
+                            while true { try? Fiber.sleep(for: .seconds(1)) }
+                        }
                     }
                 }
                 expectMessage(
@@ -498,10 +500,12 @@ extension KernelTests {
 
             @Test func defaultWarning_isOneLineOnStandardError() async throws {
                 let result = await #expect(processExitsWith: .success, observing: [\.standardErrorContent]) {
-                    try leavingFibersBehind {
-                        try FiberRuntime.run {
-                            try Fiber.spawnLocal(name: "two\nlines") { while true { Fiber.yield() } }
-                            FiberRuntime.shutDown(within: .milliseconds(5))
+                    reportingErrors {
+                        try leavingFibersBehind {
+                            try FiberRuntime.run {
+                                try Fiber.spawnLocal(name: "two\nlines") { while true { Fiber.yield() } }
+                                FiberRuntime.shutDown(within: .milliseconds(5))
+                            }
                         }
                     }
                 }
@@ -516,39 +520,41 @@ extension KernelTests {
 
             @Test func thousandShutdowns_leaveNothingBehind() async {
                 await #expect(processExitsWith: .success) {
-                    cfaults_forget_thrown_errors()
-                    /// One runtime with fibers of these kinds, at whatever they are after a few turns.
-                    func shutDown(_ round: Int, _ conducts: [ShutdownTests.Conduct]) {
-                        let warnings = Box(0)
-                        let isStubborn = conducts.contains { $0.isStubborn }
-                        let configuration = FiberRuntime.Configuration(
-                            shutdownLimit: isStubborn ? .microseconds(300) : long, onWarning: { _ in warnings.value += 1 })
-                        func run() throws {
-                            try FiberRuntime.run(configuration) {
-                                for conduct in conducts { try Fiber.spawnLocal { try conduct.run() } }
-                                for _ in 0..<round % 5 { Fiber.yield() }
-                                if round % 2 == 0 { throw TestError() }
-                                FiberRuntime.shutDown()
+                    reportingErrors {
+                        cfaults_forget_thrown_errors()
+                        /// One runtime with fibers of these kinds, at whatever they are after a few turns.
+                        func shutDown(_ round: Int, _ conducts: [ShutdownTests.Conduct]) {
+                            let warnings = Box(0)
+                            let isStubborn = conducts.contains { $0.isStubborn }
+                            let configuration = FiberRuntime.Configuration(
+                                shutdownLimit: isStubborn ? .microseconds(300) : long, onWarning: { _ in warnings.value += 1 })
+                            func run() throws {
+                                try FiberRuntime.run(configuration) {
+                                    for conduct in conducts { try Fiber.spawnLocal { try conduct.run() } }
+                                    for _ in 0..<round % 5 { Fiber.yield() }
+                                    if round % 2 == 0 { throw TestError() }
+                                    FiberRuntime.shutDown()
+                                }
                             }
+                            _ = fate { try isStubborn ? leavingFibersBehind(run) : run() }
+                            if !isStubborn && warnings.value > 0 { Issue.record("round \(round): a fiber was left behind") }
                         }
-                        _ = fate { try isStubborn ? leavingFibersBehind(run) : run() }
-                        if !isStubborn && warnings.value > 0 { Issue.record("round \(round): a fiber was left behind") }
+                        let all = ShutdownTests.Conduct.allCases.filter { $0 != .cleansUpForLong }
+                        let gentle = all.filter { !$0.isStubborn }
+                        let rounds = isSanitized ? 100 : 1_000
+                        for i in 0..<100 { shutDown(i, i % 10 < 5 ? gentle : all) }
+                        let before = (Process.descriptors, Process.mappings)
+                        for i in 0..<rounds { shutDown(i, all) }
+                        cfaults_forget_thrown_errors()
+                        let heap = Int(cfaults_heap_bytes())
+                        for i in 0..<rounds { shutDown(i, gentle) }
+                        // Those that end in time leave nothing at all; others of this process allocate, too.
+                        let grown = Int(cfaults_heap_bytes()) - heap
+                        #expect(grown < 200_000, "\(grown) bytes")
+                        #expect(Process.descriptors == before.0)
+                        // Other threads' allocators may map an arena meanwhile; a leak would be thousands.
+                        #expect(isSanitized || abs(Process.mappings - before.1) < 20)
                     }
-                    let all = ShutdownTests.Conduct.allCases.filter { $0 != .cleansUpForLong }
-                    let gentle = all.filter { !$0.isStubborn }
-                    let rounds = isSanitized ? 100 : 1_000
-                    for i in 0..<100 { shutDown(i, i % 10 < 5 ? gentle : all) }
-                    let before = (Process.descriptors, Process.mappings)
-                    for i in 0..<rounds { shutDown(i, all) }
-                    cfaults_forget_thrown_errors()
-                    let heap = Int(cfaults_heap_bytes())
-                    for i in 0..<rounds { shutDown(i, gentle) }
-                    // Those that end in time leave nothing at all; others of this process allocate, too.
-                    let grown = Int(cfaults_heap_bytes()) - heap
-                    #expect(grown < 200_000, "\(grown) bytes")
-                    #expect(Process.descriptors == before.0)
-                    // Other threads' allocators may map an arena meanwhile; a leak would be thousands.
-                    #expect(isSanitized || abs(Process.mappings - before.1) < 20)
                 }
             }
         #endif

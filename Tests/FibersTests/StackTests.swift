@@ -139,23 +139,25 @@ extension KernelTests {
             @Test(.enabled(if: !isSanitized, "sanitizers keep memory of their own"))
             func memory_isGivenBack_whenAWorkerIsIdleAfterManyFibers() async {
                 await #expect(processExitsWith: .success) {
-                    try FiberRuntime.run(trimmingSoon) {
-                        // Once in small, so that what is allocated for good is there.
-                        try parkMany(100)
-                        let before = Process.residentBytes
-                        try parkMany(5_000)
-                        let most = Process.residentBytes - before
-                        // A touched page each, but for those that were there.
-                        #expect(most >= 4_800 * 4096, "\(most) bytes")
-                        // The worker trims when it has nothing else to do, some stacks at a time.
-                        var turns = 0
-                        while Process.residentBytes - before > 2 << 20, turns < 200 {
-                            try Fiber.sleep(for: .milliseconds(20))
-                            turns += 1
+                    reportingErrors {
+                        try FiberRuntime.run(trimmingSoon) {
+                            // Once in small, so that what is allocated for good is there.
+                            try parkMany(100)
+                            let before = Process.residentBytes
+                            try parkMany(5_000)
+                            let most = Process.residentBytes - before
+                            // A touched page each, but for those that were there.
+                            #expect(most >= 4_800 * 4096, "\(most) bytes")
+                            // The worker trims when it has nothing else to do, some stacks at a time.
+                            var turns = 0
+                            while Process.residentBytes - before > 2 << 20, turns < 200 {
+                                try Fiber.sleep(for: .milliseconds(20))
+                                turns += 1
+                            }
+                            #expect(Process.residentBytes - before <= 2 << 20)
+                            // And the stacks are good for new fibers.
+                            try parkMany(5_000)
                         }
-                        #expect(Process.residentBytes - before <= 2 << 20)
-                        // And the stacks are good for new fibers.
-                        try parkMany(5_000)
                     }
                 }
             }
@@ -163,25 +165,27 @@ extension KernelTests {
             @Test(.enabled(if: !isSanitized, "sanitizers keep memory of their own"))
             func deepPages_areGivenBack_whenAWorkerIsIdle() async {
                 await #expect(processExitsWith: .success) {
-                    var configuration = trimmingSoon
-                    configuration.stackSize = 1 << 20
-                    try FiberRuntime.run(configuration) {
-                        let before = Process.residentBytes
-                        var handles = try (0..<20).map { _ in
-                            try Fiber.spawnLocal {
-                                Fiber.yield()
-                                _ = descend(leaving: 64 * 1024)
+                    reportingErrors {
+                        var configuration = trimmingSoon
+                        configuration.stackSize = 1 << 20
+                        try FiberRuntime.run(configuration) {
+                            let before = Process.residentBytes
+                            var handles = try (0..<20).map { _ in
+                                try Fiber.spawnLocal {
+                                    Fiber.yield()
+                                    _ = descend(leaving: 64 * 1024)
+                                }
                             }
+                            for handle in handles { try handle.join() }
+                            handles = []
+                            #expect(Process.residentBytes - before >= 15 << 20)
+                            var turns = 0
+                            while Process.residentBytes - before > 2 << 20, turns < 200 {
+                                try Fiber.sleep(for: .milliseconds(20))
+                                turns += 1
+                            }
+                            #expect(Process.residentBytes - before <= 2 << 20)
                         }
-                        for handle in handles { try handle.join() }
-                        handles = []
-                        #expect(Process.residentBytes - before >= 15 << 20)
-                        var turns = 0
-                        while Process.residentBytes - before > 2 << 20, turns < 200 {
-                            try Fiber.sleep(for: .milliseconds(20))
-                            turns += 1
-                        }
-                        #expect(Process.residentBytes - before <= 2 << 20)
                     }
                 }
             }
@@ -190,17 +194,19 @@ extension KernelTests {
             func memory_staysFlat_whenManyFibersComeAndGo() async {
                 // Ten million, where that takes no time.
                 await #expect(processExitsWith: .success) {
-                    try FiberRuntime.run {
-                        func use(_ count: Int) throws {
-                            for i in 0..<count {
-                                let handle = try Fiber.spawnLocal { i }
-                                if i % 16 == 0 { _ = try handle.join() }
+                    reportingErrors {
+                        try FiberRuntime.run {
+                            func use(_ count: Int) throws {
+                                for i in 0..<count {
+                                    let handle = try Fiber.spawnLocal { i }
+                                    if i % 16 == 0 { _ = try handle.join() }
+                                }
                             }
+                            try use(10_000)
+                            let before = Process.residentBytes
+                            try use(isDebugBuild ? 200_000 : 10_000_000)
+                            #expect(Process.residentBytes - before < 1 << 20)
                         }
-                        try use(10_000)
-                        let before = Process.residentBytes
-                        try use(isDebugBuild ? 200_000 : 10_000_000)
-                        #expect(Process.residentBytes - before < 1 << 20)
                     }
                 }
             }

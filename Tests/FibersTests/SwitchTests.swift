@@ -135,18 +135,20 @@ extension KernelTests {
                 // A fiber parks with a deadline so close that the look at the timers on the way out finds it passed, at changing depths: the
                 // context that its last park saved is then not where it stands now.
                 await #expect(processExitsWith: .success) {
-                    func descend(_ depth: Int) throws -> Int {
-                        if depth > 0 { return try descend(depth - 1) + 1 }
-                        let end = cfiber_now() + 60_000
-                        while cfiber_now() < end {}
-                        try Fiber.sleep(for: .nanoseconds(1))
-                        return 0
+                    reportingErrors {
+                        func descend(_ depth: Int) throws -> Int {
+                            if depth > 0 { return try descend(depth - 1) + 1 }
+                            let end = cfiber_now() + 60_000
+                            while cfiber_now() < end {}
+                            try Fiber.sleep(for: .nanoseconds(1))
+                            return 0
+                        }
+                        var sum = 0
+                        try FiberRuntime.run {
+                            for i in 0..<1_000 { sum += try descend(i * 7 % 41) }
+                        }
+                        #expect(sum == (0..<1_000).reduce(0) { $0 + $1 * 7 % 41 })
                     }
-                    var sum = 0
-                    try FiberRuntime.run {
-                        for i in 0..<1_000 { sum += try descend(i * 7 % 41) }
-                    }
-                    #expect(sum == (0..<1_000).reduce(0) { $0 + $1 * 7 % 41 })
                 }
             }
         #endif

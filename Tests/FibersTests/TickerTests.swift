@@ -178,10 +178,14 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func ticker_stopsAndSaysWhatToDo_whenItsIntervalIsNotPositive() async {
                 let zero = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run { _ = Ticker(every: .zero) }
+                    reportingErrors {
+                        try FiberRuntime.run { _ = Ticker(every: .zero) }
+                    }
                 }
                 let negative = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run { _ = Ticker(every: .seconds(-1)) }
+                    reportingErrors {
+                        try FiberRuntime.run { _ = Ticker(every: .seconds(-1)) }
+                    }
                 }
                 for result in [zero, negative] { expectMessage(result, "Ticker(every:) takes at least a nanosecond") }
             }

@@ -222,9 +222,11 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func changed_stopsAndSaysWhatToDo_whenALocalOneIsUsedOnAThread() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let (sender, receiver) = makeLocalWatch(1)
-                    _ = try receiver.changed()
-                    withExtendedLifetime(sender) {}
+                    reportingErrors {
+                        let (sender, receiver) = makeLocalWatch(1)
+                        _ = try receiver.changed()
+                        withExtendedLifetime(sender) {}
+                    }
                 }
                 expectMessage(result, "a Local… thing was used on a thread without fibers: use the one without Local")
             }

@@ -257,29 +257,31 @@ extension KernelTests {
             @Test(.enabled(if: !isSanitized, "sanitizers need the address space themselves"))
             func refusedFibers_areLetGoOfInFibers_whenAnotherWorkerHasNoStackForThem() async {
                 await #expect(processExitsWith: .success) {
-                    let (inFibers, elsewhere, begun, unhandled) = (Counter(), Counter(), Counter(), Counter())
-                    var configuration = FiberRuntime.Configuration(workers: 2)
-                    // As its documentation says, it may wait.
-                    configuration.onUnhandledError = { _ in
-                        try? Fiber.sleep(for: .milliseconds(1))
-                        unhandled.add()
-                    }
-                    try FiberRuntime.run(configuration) {
-                        try Fiber.spawn(on: 1) {}.join()
-                        try limitAddressSpace(to: rlim_t(Process.status("VmSize") + 64 << 20))
-                        for _ in 0..<600 {
-                            try Fiber.spawn(on: 1) { [trace = Trace(inFibers, elsewhere)] in
-                                begun.add()
-                                try? Fiber.sleep(for: .seconds(1_000))
-                                withExtendedLifetime(trace) {}
-                            }
+                    reportingErrors {
+                        let (inFibers, elsewhere, begun, unhandled) = (Counter(), Counter(), Counter(), Counter())
+                        var configuration = FiberRuntime.Configuration(workers: 2)
+                        // As its documentation says, it may wait.
+                        configuration.onUnhandledError = { _ in
+                            try? Fiber.sleep(for: .milliseconds(1))
+                            unhandled.add()
                         }
-                        try Fiber.sleep(for: .milliseconds(1))
-                        while begun.value < 200 { Fiber.yield() }
-                        FiberRuntime.shutDown()
+                        try FiberRuntime.run(configuration) {
+                            try Fiber.spawn(on: 1) {}.join()
+                            try limitAddressSpace(to: rlim_t(Process.status("VmSize") + 64 << 20))
+                            for _ in 0..<600 {
+                                try Fiber.spawn(on: 1) { [trace = Trace(inFibers, elsewhere)] in
+                                    begun.add()
+                                    try? Fiber.sleep(for: .seconds(1_000))
+                                    withExtendedLifetime(trace) {}
+                                }
+                            }
+                            try Fiber.sleep(for: .milliseconds(1))
+                            while begun.value < 200 { Fiber.yield() }
+                            FiberRuntime.shutDown()
+                        }
+                        #expect(unhandled.value + begun.value == 600 && unhandled.value >= 300, "\(unhandled.value), \(begun.value)")
+                        #expect(inFibers.value == 600 && elsewhere.value == 0, "\(inFibers.value), \(elsewhere.value)")
                     }
-                    #expect(unhandled.value + begun.value == 600 && unhandled.value >= 300, "\(unhandled.value), \(begun.value)")
-                    #expect(inFibers.value == 600 && elsewhere.value == 0, "\(inFibers.value), \(elsewhere.value)")
                 }
             }
         #endif

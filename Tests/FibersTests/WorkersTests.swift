@@ -254,89 +254,101 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func runtimes_leaveNothing_whenTheyComeAndGo() async {
                 await #expect(processExitsWith: .success) {
-                    var before = (0, 0)
-                    for round in 0..<scaled(2_000, sanitized: 100) {
-                        if round == 20 { before = (Process.descriptors, Process.threads) }
-                        try FiberRuntime.run(.init(workers: 1 + round % 4)) {
-                            if round % 3 == 0 { try Fiber.spawn { Fiber.yield() } }
+                    reportingErrors {
+                        var before = (0, 0)
+                        for round in 0..<scaled(2_000, sanitized: 100) {
+                            if round == 20 { before = (Process.descriptors, Process.threads) }
+                            try FiberRuntime.run(.init(workers: 1 + round % 4)) {
+                                if round % 3 == 0 { try Fiber.spawn { Fiber.yield() } }
+                            }
                         }
+                        #expect(Process.descriptors == before.0)
+                        #expect(waitForThreads(before.1))
                     }
-                    #expect(Process.descriptors == before.0)
-                    #expect(waitForThreads(before.1))
                 }
             }
 
             @Test func run_throws_whenAWorkerCannotStart() async {
                 await #expect(processExitsWith: .success) {
-                    var limit = rlimit()
-                    getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                    let before = Process.descriptors
-                    limit.rlim_cur = rlim_t(before + 12)
-                    setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                    let threads = Process.threads
-                    var refused: ResourceError?
-                    do { try FiberRuntime.run(.init(workers: 64)) {} } catch { refused = error as? ResourceError }
-                    #expect(refused?.resource == .descriptors)
-                    #expect(Process.descriptors == before)
-                    #expect(waitForThreads(threads))
-                    try FiberRuntime.run(.init(workers: 2)) { try Fiber.spawn(on: 1) {}.join() }
+                    reportingErrors {
+                        var limit = rlimit()
+                        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        let before = Process.descriptors
+                        limit.rlim_cur = rlim_t(before + 12)
+                        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+                        let threads = Process.threads
+                        var refused: ResourceError?
+                        do { try FiberRuntime.run(.init(workers: 64)) {} } catch { refused = error as? ResourceError }
+                        #expect(refused?.resource == .descriptors)
+                        #expect(Process.descriptors == before)
+                        #expect(waitForThreads(threads))
+                        try FiberRuntime.run(.init(workers: 2)) { try Fiber.spawn(on: 1) {}.join() }
+                    }
                 }
             }
 
             @Test func pinnedWorkers_runOnCPUsOfTheirOwn_andTheCallerIsSetFree() async {
                 await #expect(processExitsWith: .success) {
-                    var cpus = cfiber_cpus()
-                    _ = cfiber_allowed_cpus(&cpus)
-                    let count = Int(cpus.count)
-                    let counts = try FiberRuntime.run(.init(workers: count, pinsWorkers: true)) {
-                        try (0..<count).map { index in
-                            try Fiber.spawn(on: index) {
-                                var mine = cfiber_cpus()
-                                _ = cfiber_allowed_cpus(&mine)
-                                return (mine.count, withUnsafeBytes(of: mine.set) { Array($0) })
-                            }
-                        }.map { try $0.join() }
+                    reportingErrors {
+                        var cpus = cfiber_cpus()
+                        _ = cfiber_allowed_cpus(&cpus)
+                        let count = Int(cpus.count)
+                        let counts = try FiberRuntime.run(.init(workers: count, pinsWorkers: true)) {
+                            try (0..<count).map { index in
+                                try Fiber.spawn(on: index) {
+                                    var mine = cfiber_cpus()
+                                    _ = cfiber_allowed_cpus(&mine)
+                                    return (mine.count, withUnsafeBytes(of: mine.set) { Array($0) })
+                                }
+                            }.map { try $0.join() }
+                        }
+                        #expect(counts.allSatisfy { $0.0 == 1 })
+                        #expect(Set(counts.map(\.1)).count == count)
+                        _ = cfiber_allowed_cpus(&cpus)
+                        #expect(Int(cpus.count) == count)
                     }
-                    #expect(counts.allSatisfy { $0.0 == 1 })
-                    #expect(Set(counts.map(\.1)).count == count)
-                    _ = cfiber_allowed_cpus(&cpus)
-                    #expect(Int(cpus.count) == count)
                 }
             }
 
             @Test func blockingThreads_mayUseAllCPUs_whenWorkersAreBound() async {
                 await #expect(processExitsWith: .success) {
-                    var cpus = cfiber_cpus()
-                    _ = cfiber_allowed_cpus(&cpus)
-                    let counts = try FiberRuntime.run(.init(workers: 2, pinsWorkers: true)) {
-                        try (0..<2).map { index in
-                            try Fiber.spawn(on: index) {
-                                try withBlockingThread {
-                                    var mine = cfiber_cpus()
-                                    _ = cfiber_allowed_cpus(&mine)
-                                    return mine.count
+                    reportingErrors {
+                        var cpus = cfiber_cpus()
+                        _ = cfiber_allowed_cpus(&cpus)
+                        let counts = try FiberRuntime.run(.init(workers: 2, pinsWorkers: true)) {
+                            try (0..<2).map { index in
+                                try Fiber.spawn(on: index) {
+                                    try withBlockingThread {
+                                        var mine = cfiber_cpus()
+                                        _ = cfiber_allowed_cpus(&mine)
+                                        return mine.count
+                                    }
                                 }
-                            }
-                        }.map { try $0.join() }
+                            }.map { try $0.join() }
+                        }
+                        #expect(counts == [cpus.count, cpus.count])
                     }
-                    #expect(counts == [cpus.count, cpus.count])
                 }
             }
 
             @Test func spawn_stopsAndSaysWhatToDo_whenThereIsNoSuchWorker() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    try FiberRuntime.run(.init(workers: 2)) { _ = try Fiber.spawn(on: 2) {} }
+                    reportingErrors {
+                        try FiberRuntime.run(.init(workers: 2)) { _ = try Fiber.spawn(on: 2) {} }
+                    }
                 }
                 expectMessage(result, "there is no worker 2: the runtime has 2, numbered from 0")
             }
 
             @Test func wait_stopsAndSaysWhatToDo_whenTwoFibersWaitForOneEvent() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let event = FiberEvent()
-                    try FiberRuntime.run {
-                        try Fiber.spawnLocal { try event.wait() }
-                        Fiber.yield()
-                        try event.wait()
+                    reportingErrors {
+                        let event = FiberEvent()
+                        try FiberRuntime.run {
+                            try Fiber.spawnLocal { try event.wait() }
+                            Fiber.yield()
+                            try event.wait()
+                        }
                     }
                 }
                 expectMessage(result, "two fibers wait for one FiberEvent: give each its own")

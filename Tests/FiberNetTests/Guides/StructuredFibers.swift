@@ -286,58 +286,60 @@ extension NetTests {
             // In a process of its own: what a signal does belongs to the whole process.
             @Test func server_drainsAtTheFirstSignal_andEndsAtTheSecond() async {
                 await #expect(processExitsWith: .success) {
-                    // snippet.show
-                    func serve(_ listener: TCPListener, _ session: (TCPStream) throws -> Void) throws -> ServeReport {
-                        let signals = try Signals.of(.interrupt, .terminate)
-                        return try withFiberGroup { group in
-                            try group.spawnDaemon(name: "signals") {
-                                _ = try signals.next()
-                                listener.close()  // no new connections: `serve` drains
-                                _ = try signals.next()
-                                group.cancel()  // enough: the connections are cancelled, and so is `serve`
-                            }
-                            return try listener.serve(draining: .seconds(30), session)
-                        }
-                    }
-                    // snippet.hide
-                    var all = sigset_t()
-                    sigfillset(&all)
-                    pthread_sigmask(SIG_UNBLOCK, &all, nil)
-                    for count in 1...2 {
-                        try inRuntime {
-                            let listener = try TCPListener.bind(to: .loopback(port: 0))
-                            var ended = 0
-                            let serving = try Fiber.spawnLocal {
-                                try serve(listener) { stream in
-                                    defer { ended += 1 }
-                                    while try stream.readAvailable({ try stream.writeAll($0) }) {}
+                    reportingErrors {
+                        // snippet.show
+                        func serve(_ listener: TCPListener, _ session: (TCPStream) throws -> Void) throws -> ServeReport {
+                            let signals = try Signals.of(.interrupt, .terminate)
+                            return try withFiberGroup { group in
+                                try group.spawnDaemon(name: "signals") {
+                                    _ = try signals.next()
+                                    listener.close()  // no new connections: `serve` drains
+                                    _ = try signals.next()
+                                    group.cancel()  // enough: the connections are cancelled, and so is `serve`
                                 }
+                                return try listener.serve(draining: .seconds(30), session)
                             }
-                            let client = try TCPStream.connect(to: listener.address)
-                            try client.writeAll("x")
-                            expect(try client.read(upTo: 1).count == 1)
-                            for _ in 0..<count {
-                                raise(SIGTERM)
-                                try waitUntil { !listener.isOpen }
-                                letOthersRun()
-                            }
-                            if count == 1 {
-                                // A connection that was open goes on.
-                                try client.writeAll("y")
+                        }
+                        // snippet.hide
+                        var all = sigset_t()
+                        sigfillset(&all)
+                        pthread_sigmask(SIG_UNBLOCK, &all, nil)
+                        for count in 1...2 {
+                            try inRuntime {
+                                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                                var ended = 0
+                                let serving = try Fiber.spawnLocal {
+                                    try serve(listener) { stream in
+                                        defer { ended += 1 }
+                                        while try stream.readAvailable({ try stream.writeAll($0) }) {}
+                                    }
+                                }
+                                let client = try TCPStream.connect(to: listener.address)
+                                try client.writeAll("x")
                                 expect(try client.read(upTo: 1).count == 1)
-                                try client.shutdown(.write)
-                                let report = try serving.join()
-                                expect(
-                                    report == (try serving.join()) && report.connections == 1 && report.finished == 1
-                                        && report.cancelled == 0)
-                            } else {
-                                do {
-                                    _ = try serving.join()
-                                    expect(false, "it returned")
-                                } catch { expect(error is CancellationError || (error as? IOError)?.code == .cancelled, "\(error)") }
-                                expect(try client.readToEnd().isEmpty)
+                                for _ in 0..<count {
+                                    raise(SIGTERM)
+                                    try waitUntil { !listener.isOpen }
+                                    letOthersRun()
+                                }
+                                if count == 1 {
+                                    // A connection that was open goes on.
+                                    try client.writeAll("y")
+                                    expect(try client.read(upTo: 1).count == 1)
+                                    try client.shutdown(.write)
+                                    let report = try serving.join()
+                                    expect(
+                                        report == (try serving.join()) && report.connections == 1 && report.finished == 1
+                                            && report.cancelled == 0)
+                                } else {
+                                    do {
+                                        _ = try serving.join()
+                                        expect(false, "it returned")
+                                    } catch { expect(error is CancellationError || (error as? IOError)?.code == .cancelled, "\(error)") }
+                                    expect(try client.readToEnd().isEmpty)
+                                }
+                                expect(ended == 1)
                             }
-                            expect(ended == 1)
                         }
                     }
                 }
