@@ -28,7 +28,7 @@ struct Kind: Sendable {
 
     static let all: [Kind] = [
         .yielding, .sleeping, .joining, .throwing, .recursion, .exclusivity, .wakes,
-        .echo, .hangUp, .pairs, .writers, .closing, .timeouts, .foreign, .signals,
+        .echo, .hangUp, .pairs, .writers, .closing, .duplicates, .timeouts, .foreign, .signals,
         .deadlines, .renewals, .cancelling, .accepting, .groups, .limits,
         .spreading, .recalling, .spanning, .events, .blocking, .talking,
     ]

@@ -7,7 +7,10 @@
 //     next call may park without a try. Not so when the end or an error has been announced (`hungUp`: the next try answers), when
 //     out-of-band data splits reads (EPOLLPRI), or on Unix sockets, where descriptors in a message do.
 //   * EPOLLHUP and EPOLLERR come unasked and wake both directions; the error is then read by the next system call.
-//   * Closing a descriptor wakes nobody: `close` here does, and the generation in the event's data makes later events of it recognisable.
+//   * Closing a descriptor wakes no waiter: `close` here does.
+//   * Closing a descriptor ends its registration only if no duplicate is left, here or in another process: epoll knows the open file and the number under which it was
+//     added. So a registration is removed before its descriptor is closed. Else each event of the duplicate wakes this worker, and the file cannot be added once more
+//     under the old number. Should that fail (the program has put another file under the number), the generation in the event's data tells late events apart.
 // Owner worker only.
 
 import CFiber
@@ -73,13 +76,15 @@ final class EpollDriver: Driver {
     override func close(_ d: Descriptor) {
         guard d.isOpen else { return }
         let fd = d.registration.pointee.fd
-        end(d.registration)
+        release(d)
         _ = cfiber_close(fd)
     }
 
     override func release(_ d: Descriptor) {
         guard d.isOpen else { return }
         let slot = d.registration
+        // Only a fiber that waited has had it added. Whether a duplicate exists the kernel does not tell, and closing is hardly dearer for it: what is removed here
+        // it need not remove then.
         if slot.pointee.flags.contains(.watchesRead) { _ = cfiber_epoll_remove(epoll, slot.pointee.fd) }
         end(slot)
     }
@@ -95,6 +100,7 @@ final class EpollDriver: Driver {
 
     override func stop() {
         isStopped = true
+        // No registration is removed here: all end with the epoll descriptor, which nobody waits on any more, whatever duplicates there are.
         table.pointee.forEachOpen { slot in
             let fd = slot.pointee.fd
             end(slot)
