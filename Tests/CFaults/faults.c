@@ -99,6 +99,45 @@ void cfaults_hold_write(void) { atomic_store(&hold, 1); }
 int cfaults_holds_write(void) { return atomic_load(&hold) == 2; }
 void cfaults_release_write(void) { atomic_store(&hold, 0); }
 
+static struct {
+  timer_t timer;
+  struct sigaction action;
+  sigset_t mask;
+  int number;
+  atomic_size_t count;
+} storm;
+
+static void count_signal(int number) {
+  (void)number;
+  atomic_fetch_add_explicit(&storm.count, 1, memory_order_relaxed);
+}
+
+int cfaults_signals_begin(int signal, int64_t interval) {
+  struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = signal};
+  event._sigev_un._tid = gettid();
+  if (timer_create(CLOCK_MONOTONIC, &event, &storm.timer) != 0) return errno;
+  struct sigaction action = {.sa_handler = count_signal, .sa_flags = SA_RESTART};
+  sigset_t wanted;
+  sigemptyset(&wanted);
+  sigaddset(&wanted, signal);
+  storm.number = signal;
+  atomic_store(&storm.count, 0);
+  sigaction(signal, &action, &storm.action);
+  pthread_sigmask(SIG_UNBLOCK, &wanted, &storm.mask);
+  struct timespec pause = {interval / 1000000000, interval % 1000000000};
+  struct itimerspec times = {pause, pause};
+  timer_settime(storm.timer, 0, &times, NULL);
+  return 0;
+}
+
+size_t cfaults_signals_end(void) {
+  // A signal that is pending still is delivered when this call returns, while its handler is there.
+  timer_delete(storm.timer);
+  pthread_sigmask(SIG_SETMASK, &storm.mask, NULL);
+  sigaction(storm.number, &storm.action, NULL);
+  return atomic_load(&storm.count);
+}
+
 void __lsan_disable(void) __attribute__((weak));
 void __lsan_enable(void) __attribute__((weak));
 

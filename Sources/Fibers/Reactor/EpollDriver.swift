@@ -5,7 +5,9 @@
 //     connection would cost an event that says it is writable). Adding and modifying report what is ready already, so nothing is missed in between.
 //   * On a stream a short read or write means that the kernel's buffer was drained or full at that moment, and what comes later is a new edge. So the
 //     next call may park without a try. Not so when the end or an error has been announced (`hungUp`: the next try answers), when
-//     out-of-band data splits reads (EPOLLPRI), or on Unix sockets, where descriptors in a message do.
+//     urgent data splits reads (EPOLLPRI), or on Unix sockets, where descriptors in a message do.
+//   * `EAGAIN` means that nothing is there and that an event will follow, with one exception: at the mark of urgent data TCP's `recv` returns it whenever a signal is
+//     pending, and no event follows. So after EPOLLPRI it counts only if `poll` agrees.
 //   * EPOLLHUP and EPOLLERR come unasked and wake both directions; the error is then read by the next system call.
 //   * Closing a descriptor wakes no waiter: `close` here does.
 //   * Closing a descriptor ends its registration only if no duplicate is left, here or in another process: epoll knows the open file and the number under which it was
@@ -169,6 +171,10 @@ final class EpollDriver: Driver {
             if d.registration.pointee.readable {
                 let n = tryReceive(d.registration, memory, count)
                 if n != -Int(EAGAIN) { return n }
+                if wasDenied(d) {
+                    guard d.isOpen else { return IOCode.closed }
+                    continue
+                }
             }
             let code = park(d, .read, .read, deadline)
             if code != 0 { return code }
@@ -197,6 +203,10 @@ final class EpollDriver: Driver {
                 }
                 buffers.pointee.put(memory)
                 if n != -Int(EAGAIN) { return n }
+                if wasDenied(d) {
+                    guard d.isOpen else { return IOCode.closed }
+                    continue
+                }
             }
             let code = park(d, .read, .read, deadline)
             if code != 0 { return code }
@@ -211,6 +221,22 @@ final class EpollDriver: Driver {
             slot.pointee.readable = false
         }
         return n
+    }
+
+    /// Whether `recv` has returned `EAGAIN` although there is something to receive. It does so at the mark of urgent data when a signal is pending; the signal is gone as soon
+    /// as a system call returns, so the next `recv` tells the truth, unless a second signal comes within a fraction of a microsecond.
+    @inline(__always)
+    private func wasDenied(_ d: Descriptor) -> Bool {
+        _slowPath(d.registration.pointee.marks.contains(.urgent)) && isReadable(d)
+    }
+
+    @inline(never)
+    private func isReadable(_ d: Descriptor) -> Bool {
+        guard cfiber_is_ready(d.registration.pointee.fd, 0) == 1 else { return false }
+        d.registration.pointee.readable = true
+        // Should `poll` and `recv` ever disagree for another reason, other fibers run all the same.
+        worker.chargeOperation()
+        return true
     }
 
     override func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
@@ -581,7 +607,11 @@ final class EpollDriver: Driver {
         if flags & (ended | EPOLLIN.rawValue | EPOLLPRI.rawValue) != 0 {
             slot.pointee.readable = true
             if flags & ended != 0 { slot.pointee.flags.insert(.hungUp) }
-            if flags & EPOLLPRI.rawValue != 0 { slot.pointee.flags.insert(.exact) }
+            // What is exact from the start needs no such care: a Unix socket's `recv` looks at no signal, and a `DescriptorStream` waits by `wait`, which asks `poll`.
+            if flags & EPOLLPRI.rawValue != 0 && !slot.pointee.flags.contains(.exact) {
+                slot.pointee.flags.insert(.exact)
+                slot.pointee.marks.insert(.urgent)
+            }
             worker.wakeAll(&slot.pointee.readers, .ready)
         }
         if flags & (gone | EPOLLOUT.rawValue) != 0 {

@@ -19,6 +19,7 @@ package struct Registration: BitwiseCopyable {
     var readable = true
     var writable = true
     var flags = Flags()
+    var marks = Marks()
     /// Fibers that wait for an event: whoever has the turn, and callers of `wait`.
     var readers = WaitList()
     var writers = WaitList()
@@ -46,6 +47,13 @@ package struct Registration: BitwiseCopyable {
         static let writing = Flags(rawValue: 32)
         /// Accepting has met a lack of descriptors, of which the operator was told, and has not caught up since.
         static let short = Flags(rawValue: 64)
+    }
+
+    /// What has happened to few connections. In a byte of its own: operations on the flags above are in every read and write, and dearer with two bytes.
+    struct Marks: OptionSet {
+        let rawValue: UInt8
+        /// Urgent data has come over TCP at some time: `EAGAIN` alone does not say that nothing is there.
+        static let urgent = Marks(rawValue: 1)
     }
 
     init(index: UInt32) { self.index = index }

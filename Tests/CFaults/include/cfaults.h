@@ -60,6 +60,14 @@ void cfaults_read_time_of_day(int64_t seconds[3]);
 void cfaults_stop_clock(void);
 void cfaults_release_clock(void);
 
+// Signals.
+
+/// Sends the calling thread a signal about every `interval` nanoseconds, whatever it is doing, inside system calls too; the signal does nothing and is not blocked meanwhile.
+/// Returns 0 or an error number. One at a time.
+int cfaults_signals_begin(int signal, int64_t interval);
+/// Ends that, on the same thread, and returns how many came.
+size_t cfaults_signals_end(void);
+
 // Leaks.
 
 /// What the calling thread allocates until the end is meant to leak: LeakSanitizer, where there is one, does not tell of it. They nest.
