@@ -238,6 +238,12 @@ public final class TCPStream: Endpoint {
     }
 
     /// Ends one half: after `.write` the peer reads the end of the stream and can still send.
+    ///
+    /// Fibers that wait for that half go on at once: those that read see the end of the stream, those that write throw `reset`.
+    ///
+    /// Over TCP the peer does not learn of `.read`. On a Unix stream its later writes throw `reset`, but one that waits for room already is not told by the system: it waits until
+    /// there is room, or until this end is closed.
+    ///
     /// - Throws: ``IOError`` with `closed`, or `system` when the connection is gone already.
     public func shutdown(_ half: Half) throws(IOError) {
         let how: Int =
@@ -246,8 +252,8 @@ public final class TCPStream: Endpoint {
             case .write: Int(SHUT_WR)
             case .both: Int(SHUT_RDWR)
             }
-        let status = cfiber_shutdown(try number("shutdown"), Int32(how))
-        if status < 0 { throw IOError(Int(status), "shutdown") }
+        let status = driver.shutdown(descriptor, Int32(how))
+        if status < 0 { throw IOError(status, "shutdown") }
     }
 
     /// Closes at once by resetting the connection: the peer gets an error, and what was written and not delivered is lost.

@@ -125,6 +125,9 @@ package class Driver {
     package func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
         fatalError("a driver implements connect")
     }
+    /// Ends one half of a connection, or both (`SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), and wakes the fibers that wait for it: their operations see the end, or fail. Never
+    /// parks.
+    package func shutdown(_ d: Descriptor, _ how: Int32) -> Int { fatalError("a driver implements shutdown") }
     /// Waits until the kernel says that a descriptor is readable or writable, for code that makes its own system calls. 0 then. Parks.
     package func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int { fatalError("a driver implements wait") }
 

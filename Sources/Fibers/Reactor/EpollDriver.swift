@@ -8,6 +8,8 @@
 //     urgent data splits reads (EPOLLPRI), or on Unix sockets, where descriptors in a message do.
 //   * `EAGAIN` means that nothing is there and that an event will follow, with one exception: at the mark of urgent data TCP's `recv` returns it whenever a signal is
 //     pending, and no event follows. So after EPOLLPRI it counts only if `poll` agrees.
+//   * Ending the sending half makes writes fail at once, but is no event on a Unix socket whose buffer is full: `shutdown` here wakes the writers itself. When the peer
+//     ends its receiving half, our writes fail, too, but the kernel tells nobody.
 //   * EPOLLHUP and EPOLLERR come unasked and wake both directions; the error is then read by the next system call.
 //   * Closing a descriptor wakes no waiter: `close` here does.
 //   * Closing a descriptor ends its registration only if no duplicate is left, here or in another process: epoll knows the open file and the number under which it was
@@ -508,6 +510,20 @@ final class EpollDriver: Driver {
         }
     }
 
+    override func shutdown(_ d: Descriptor, _ how: Int32) -> Int {
+        guard d.isOpen else { return IOCode.closed }
+        let slot = d.registration
+        let status = cfiber_shutdown(slot.pointee.fd, how)
+        if status == 0 && how != Int32(SHUT_RD) {
+            slot.pointee.marks.insert(.sendEnded)
+            slot.pointee.writable = true
+            // Each tries again and fails, then hands its turn to the next, which fails, too.
+            worker.wakeAll(&slot.pointee.writers, .ready)
+        }
+        // The end of the receiving half is an event.
+        return Int(status)
+    }
+
     override func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int {
         while true {
             guard d.isOpen else { return refuseClosed() }
@@ -520,7 +536,8 @@ final class EpollDriver: Driver {
                 return watched
             }
             // Whoever makes the system calls does not tell us what they showed, so the kernel is asked.
-            let ready = cfiber_is_ready(slot.pointee.fd, direction == .write ? 1 : 0)
+            let fails = direction == .write && slot.pointee.marks.contains(.sendEnded)
+            let ready = fails ? 1 : cfiber_is_ready(slot.pointee.fd, direction == .write ? 1 : 0)
             if ready != 0 {
                 worker.chargeOperation()
                 return Int(min(ready, 0))

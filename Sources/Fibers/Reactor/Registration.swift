@@ -54,6 +54,8 @@ package struct Registration: BitwiseCopyable {
         let rawValue: UInt8
         /// Urgent data has come over TCP at some time: `EAGAIN` alone does not say that nothing is there.
         static let urgent = Marks(rawValue: 1)
+        /// This side has ended its sending: writes fail at once, which the kernel announces on TCP alone.
+        static let sendEnded = Marks(rawValue: 2)
     }
 
     init(index: UInt32) { self.index = index }
