@@ -15,8 +15,9 @@ ssize_t cfiber_send_vector(int fd, const struct iovec *vectors, size_t count) {
   RETRY(ssize_t, sendmsg(fd, &message, MSG_NOSIGNAL));
 }
 
-int cfiber_accept(int fd, struct sockaddr_storage *address, socklen_t *length) {
-  RETRY(int, accept4(fd, (struct sockaddr *)address, length, SOCK_NONBLOCK | SOCK_CLOEXEC));
+int cfiber_accept(int fd, struct sockaddr_storage *peer) {
+  socklen_t length = sizeof *peer;
+  RETRY(int, accept4(fd, (struct sockaddr *)peer, peer == NULL ? NULL : &length, SOCK_NONBLOCK | SOCK_CLOEXEC));
 }
 
 int cfiber_socket(int domain, int type) {

@@ -201,6 +201,15 @@ public struct SocketAddress: Sendable, Hashable {
         }
     }
 
+    /// The address over IP that the kernel wrote to `storage`; how long it is follows from its family, unlike that of a Unix address.
+    init?(ip storage: UnsafePointer<sockaddr_storage>) {
+        let address = storage.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+            SocketAddress($0, length: socklen_t(MemoryLayout<sockaddr_in6>.size))
+        }
+        guard let address, address.family != .unix else { return nil }
+        self = address
+    }
+
     /// Bytes before and in `sun_path`: the family, then 108 bytes on Linux.
     private static let unixOffset = MemoryLayout<sa_family_t>.size
     static let unixCapacity = MemoryLayout<sockaddr_un>.size - unixOffset

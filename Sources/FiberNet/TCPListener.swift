@@ -88,18 +88,31 @@ public final class TCPListener: Endpoint {
     /// - Throws: ``IOError`` with `closed`, `timedOut` or `system`.
     /// - Note: parks
     public func accept(timeout: Duration? = nil) throws(IOError) -> TCPStream {
-        try stream(driver.accept(descriptor, waits: true, onShortage: warnOfShortage, until: Deadline.after(timeout)))
+        let (result, peer) = accept(waits: true, until: Deadline.after(timeout))
+        return try stream(result, peer)
     }
 
     /// Accepts a connection that is there; nil where none is. Parks only while descriptors are short.
     func acceptNow() throws(IOError) -> TCPStream? {
-        let result = driver.accept(descriptor, waits: false, onShortage: warnOfShortage, until: Deadline.never)
-        return result == -Int(EAGAIN) ? nil : try stream(result)
+        let (result, peer) = accept(waits: false, until: Deadline.never)
+        return result == -Int(EAGAIN) ? nil : try stream(result, peer)
     }
 
-    private func stream(_ result: Int) throws(IOError) -> TCPStream {
+    /// A descriptor or an error, and the address of the other end. For a Unix socket it is not asked for: there the kernel knows it for as
+    /// long as the socket is open.
+    private func accept(waits: Bool, until deadline: Int64) -> (Int, SocketAddress?) {
+        var peer = sockaddr_storage()
+        return withUnsafeMutablePointer(to: &peer) { peer in
+            let place = address.family == .unix ? nil : peer
+            let result = driver.accept(descriptor, from: place, waits: waits, onShortage: warnOfShortage, until: deadline)
+            return (result, result < 0 || place == nil ? nil : SocketAddress(ip: peer))
+        }
+    }
+
+    private func stream(_ result: Int, _ peer: SocketAddress?) throws(IOError) -> TCPStream {
         if result < 0 { throw IOError(result, "accept") }
-        return try TCPStream(Int32(result), exact: address.family == .unix, driver: driver, "accept")
+        // Over Unix sockets the address is not asked for.
+        return try TCPStream(Int32(result), peer: peer, exact: peer == nil, driver: driver, "accept")
     }
 
     /// Accepts one connection, or returns nil once the listener has been closed: `while let stream = try listener.next() { … }`.

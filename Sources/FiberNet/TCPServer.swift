@@ -208,10 +208,11 @@ public final class TCPServer: Sendable {
                     return
                 }
                 own.handedOver.add(1, ordering: .relaxed)
+                let peer = stream.peer
                 let handover = Handover(try stream.relinquish(), leave)
                 try group.spawnReserved(name: "connection", on: target, onRefusal: { handover.giveUp() }) {
                     let driver = Worker.here("serve").pointee.driver
-                    do { session(try TCPStream(handover.take(), exact: isUnix, driver: driver, "accept")) } catch {
+                    do { session(try TCPStream(handover.take(), peer: peer, exact: isUnix, driver: driver, "accept")) } catch {
                         leave()
                         report(error)
                     }

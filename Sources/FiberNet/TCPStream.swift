@@ -1,5 +1,5 @@
 import CFiber
-import Fibers
+package import Fibers
 import Glibc
 
 /// A connection: TCP, or a Unix stream socket, depending on the address.
@@ -7,6 +7,10 @@ import Glibc
 /// One fiber may read while another writes. Several that read are served in order; what several write with `writeAll` is never mixed. A stream belongs to
 /// the worker that made it. It is closed by ``Endpoint/close()`` or when the last reference goes.
 public final class TCPStream: Endpoint {
+    /// The other end of a connection over IP, from when it was made: the kernel forgets it with a reset. In place, since a connection has few bytes besides; nil where the kernel
+    /// knows it for as long as the socket is open (Unix), or was not asked.
+    private(set) var peer: SocketAddress?
+
     /// Connects.
     ///
     /// `TCP_NODELAY` is on. A Unix listener whose queue is full is tried again until it has room.
@@ -32,7 +36,9 @@ public final class TCPStream: Endpoint {
         while true {
             let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1, until: deadline) }
             if result == 0 {
-                guard address.family != .unix, stream.isItsOwnPeer else { return stream }
+                if address.family == .unix { return stream }
+                stream.peer = (try? stream.peerAddress()) ?? address
+                guard stream.isItsOwnPeer else { return stream }
                 // Without a trace: while one is left nobody could listen there.
                 stream.reset()
                 throw IOError(-Int(ECONNREFUSED), "connect to", subject: address.description)
@@ -50,6 +56,12 @@ public final class TCPStream: Endpoint {
         }
     }
 
+    /// Takes `fd` over; closes it when that fails.
+    package init(_ fd: Int32, peer: SocketAddress? = nil, exact: Bool, driver: Driver, _ operation: String) throws(IOError) {
+        self.peer = peer
+        try super.init(fd, exact: exact, driver: driver, operation)
+    }
+
     /// Two streams connected to each other.
     /// - Throws: ``IOError`` with `resources`.
     public static func pair() throws(IOError) -> (TCPStream, TCPStream) {
@@ -65,9 +77,11 @@ public final class TCPStream: Endpoint {
         return (first, try TCPStream(fds.1, exact: true, driver: driver, "socketpair"))
     }
 
-    /// The address of the other end.
+    /// The address of the other end, also when that has closed or reset the connection.
+    /// - Throws: ``IOError`` with `closed`.
     public func peerAddress() throws(IOError) -> SocketAddress {
-        try address("getpeername", cfiber_peer_address)
+        guard isOpen, let peer else { return try address("getpeername", cfiber_peer_address) }
+        return peer
     }
 
     /// True when both ends are this one. Where nobody listens on a port of this machine, the system may choose that very port for the one that connects, and TCP lets it meet

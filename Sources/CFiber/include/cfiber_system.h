@@ -111,7 +111,8 @@ static inline ssize_t cfiber_send(int fd, const void *buffer, size_t size) {
 }
 
 ssize_t cfiber_send_vector(int fd, const struct iovec *vectors, size_t count);
-int cfiber_accept(int fd, struct sockaddr_storage *address, socklen_t *length);
+/// `peer` gets the address of the other end, if it is not null.
+int cfiber_accept(int fd, struct sockaddr_storage *peer);
 int cfiber_socket(int domain, int type);
 int cfiber_connect(int fd, const struct sockaddr *address, socklen_t length);
 int cfiber_bind(int fd, const struct sockaddr *address, socklen_t length);

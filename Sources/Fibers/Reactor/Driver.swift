@@ -118,7 +118,11 @@ package class Driver {
     /// Accepts a connection: its descriptor, non-blocking. Connections that were given up before they were accepted are passed over; while descriptors are
     /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Where no connection is there it waits for one, or returns
     /// `-EAGAIN` if it is not to. Parks.
-    package func accept(_ d: Descriptor, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
+    ///
+    /// `peer` gets the address of the other end, if it is not nil; over TCP the kernel forgets it once the connection is reset.
+    package func accept(
+        _ d: Descriptor, from peer: UnsafeMutablePointer<sockaddr_storage>?, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64
+    ) -> Int {
         fatalError("a driver implements accept")
     }
     /// Connects. 0 once connected. Parks.

@@ -434,22 +434,26 @@ final class EpollDriver: Driver {
         return Int32(name.loadUnaligned(as: sa_family_t.self)) == AF_UNIX
     }
 
-    override func accept(_ d: Descriptor, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64) -> Int {
+    override func accept(
+        _ d: Descriptor, from peer: UnsafeMutablePointer<sockaddr_storage>?, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64
+    ) -> Int {
         let turn = takeTurn(d, .reading, deadline)
         if turn != 0 { return turn }
-        let result = acceptInTurn(d, waits, onShortage, deadline)
+        let result = acceptInTurn(d, peer, waits, onShortage, deadline)
         endTurn(d, .reading)
         worker.chargeOperation()
         return result
     }
 
-    private func acceptInTurn(_ d: Descriptor, _ waits: Bool, _ onShortage: (Int32) -> Void, _ deadline: Int64) -> Int {
+    private func acceptInTurn(
+        _ d: Descriptor, _ peer: UnsafeMutablePointer<sockaddr_storage>?, _ waits: Bool, _ onShortage: (Int32) -> Void, _ deadline: Int64
+    ) -> Int {
         var pause: Int64 = 0
         var givenUp = 0
         while true {
             guard d.isOpen else { return IOCode.closed }
             if d.registration.pointee.readable || !waits {
-                let fd = cfiber_accept(d.registration.pointee.fd, nil, nil)
+                let fd = cfiber_accept(d.registration.pointee.fd, peer)
                 switch -fd {
                 case EAGAIN:
                     d.registration.pointee.readable = false
