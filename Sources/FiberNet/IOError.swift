@@ -83,6 +83,10 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
             "; a datagram carries at most 65,507 bytes over IPv4, 65,527 over IPv6, and on a Unix socket a little less than SocketOption.sendBufferSize: send less, or use a stream"
         case .system where isSend && (errno == .addressRequired || errno == .socketNotConnected):
             "; say where to send, or connect the socket first"
+        case .system where operation == "bind" && errno == .invalidArgument && subject?.hasSuffix(" with reusePort") == true:
+            "; the system might choose a port that other programs share: bind the first socket without reusePort, set SocketOption.reusePort on it, and bind the others to its address"
+        case .system where errno == .badFileDescriptor && subject?.hasPrefix("descriptor -") == true:
+            "; a descriptor is never negative: look at the error of the call that returned it"
         case .resources where errno == .tooManyOpenFiles: "; raise the limit on open files (ulimit -n)"
         case .closed: "; it was closed on this side"
         default: ""

@@ -22,7 +22,8 @@ public final class TCPListener: Endpoint {
     /// - Parameters:
     ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet; it is removed when the listener is closed.
     ///   - backlog: length of the kernel's queue, at most `net.core.somaxconn`.
-    ///   - reusePort: let other listeners share the port, each getting a part of the connections.
+    ///   - reusePort: let other listeners share the port, each getting a part of the connections. With port 0 the system chooses one that nobody uses; the others then bind to
+    ///     ``address``.
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
     public static func bind(to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false) throws(IOError) -> TCPListener {
         let driver = Worker.here("TCPListener.bind").pointee.driver

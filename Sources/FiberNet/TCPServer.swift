@@ -78,15 +78,15 @@ public final class TCPServer: Sendable {
             }
             return TCPServer(bound, descriptors)
         }
-        // A socket that shares its port would share it with another program of the same user, too, and take a part of its connections without a word.
-        if address.port != 0 { try TCPListener.bind(to: address, backlog: backlog).close() }
-        var descriptors: [Int32] = []
-        var bound = address
+        // A socket that shares its port would share it with another program of the same user, too, and take a part of its connections without a word. So the first takes the
+        // address alone, which fails where somebody else has it, shared or not, and lets the others join when it is its own.
+        let first = try TCPListener.bind(to: address, backlog: backlog)
+        let bound = first.address
+        try first.setOption(.reusePort, to: true)
+        var descriptors = [try first.relinquish()]
         do throws(IOError) {
-            for _ in 0..<count {
-                let listener = try TCPListener.bind(to: bound, backlog: backlog, reusePort: true)
-                bound = listener.address
-                descriptors.append(try listener.relinquish())
+            while descriptors.count < count {
+                descriptors.append(try TCPListener.bind(to: bound, backlog: backlog, reusePort: true).relinquish())
             }
         } catch {
             for fd in descriptors { _ = cfiber_close(fd) }

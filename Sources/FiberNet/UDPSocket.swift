@@ -53,9 +53,11 @@ public final class UDPSocket: Endpoint {
     /// - Parameters:
     ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet; it is removed when the socket is closed. `unix:` without a name lets Linux
     ///     choose an abstract one, so that a client of a Unix server can be answered.
-    ///   - reusePort: let other sockets share the port, each getting a part of the senders.
-    /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
+    ///   - reusePort: let other sockets share the port, each getting a part of the senders. Not with port 0: the system might choose one that sockets of other programs share. For
+    ///     several sockets at a port of the system's choice bind the first without `reusePort`, set ``SocketOption/reusePort`` on it, and bind the others to its ``address``.
+    /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system` (also `reusePort` with port 0).
     public static func bind(to address: SocketAddress, reusePort: Bool = false) throws(IOError) -> UDPSocket {
+        if reusePort && address.port == 0 { throw IOError(-Int(EINVAL), "bind", subject: "\(address) with reusePort") }
         let socket = try open(address.family)
         if reusePort && address.family != .unix { try socket.setOption(.reusePort, to: true) }
         let fd = try socket.number("bind")

@@ -13,7 +13,8 @@ public import SystemPackage
 /// no wait: cancel the fiber that waits, and then close it. Where the process has locked what it waits for by `F_SETLK`, closing that second one ends the lock, as closing any
 /// does; files are waited for without one, and keep their locks.
 ///
-/// - Throws: ``IOError`` with `timedOut`, `cancelled`, `unsupported` (a directory or a regular file, which is always ready), `resources` (no descriptor is left, for instance) or `system`.
+/// - Throws: ``IOError`` with `timedOut`, `cancelled`, `unsupported` (a directory or a regular file, which is always ready), `resources` (no descriptor is left, for instance) or `system` (no such
+///   descriptor, or a negative number).
 /// - Note: parks
 public func waitReadable(_ descriptor: FileDescriptor, timeout: Duration? = nil) throws(IOError) {
     try wait(descriptor, .read, timeout, "wait until readable")

@@ -32,23 +32,6 @@ extension NetTests {
             }
         }
 
-        @Test(arguments: Transport.tcp)
-        func severalSockets_shareAPort_whenTheySaySo(transport: Transport) throws {
-            try withNet(transport) { net in
-                let first = net.keep(try UDPSocket.bind(to: transport.freshAddress, reusePort: true))
-                let second = net.keep(try UDPSocket.bind(to: first.address, reusePort: true))
-                expect(try second.option(.reusePort))
-                expect(.addressInUse) { _ = try UDPSocket.bind(to: first.address) }
-                // Each of many senders reaches one of them.
-                var count = 0
-                for _ in 0..<64 { try net.receiver().send("x", to: first.address) }
-                for socket in [first, second] {
-                    while failure({ _ = try socket.receive(upTo: 1, timeout: .zero) }) == nil { count += 1 }
-                }
-                expect(count == 64)
-            }
-        }
-
         @Test func bind_throwsAddressNotAvailable_whenItIsNoneOfThisMachine() throws {
             // TEST-NET-1 (RFC 5737).
             try inRuntime {

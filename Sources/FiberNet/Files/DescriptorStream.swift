@@ -113,13 +113,15 @@ public final class DescriptorStream: Endpoint {
     /// - Parameters:
     ///   - descriptor: an open descriptor, for reading, writing or both.
     ///   - closing: whether the stream owns the descriptor.
-    /// - Throws: ``IOError`` with `resources`, `notPermitted`, `cancelled`, `timedOut` or `system` (no such descriptor).
+    /// - Throws: ``IOError`` with `resources`, `notPermitted`, `cancelled`, `timedOut` or `system` (no such descriptor, or a negative number).
     /// - Note: parks
     public static func adopt(_ descriptor: FileDescriptor, closing: Bool) throws(IOError) -> DescriptorStream {
         try adopt(descriptor.rawValue, closing: closing, name: "descriptor \(descriptor.rawValue)")
     }
 
     static func adopt(_ number: Int32, closing: Bool, name: String) throws(IOError) -> DescriptorStream {
+        // From here on a negative number is an error.
+        if number < 0 { throw IOError(-Int(EBADF), "adopt", subject: name) }
         // The owner may close its own while a thread looks at it.
         let fd = closing ? number : cfiber_duplicate(number)
         if fd < 0 { throw IOError(Int(fd), "adopt", subject: name) }
