@@ -32,8 +32,14 @@ public class Endpoint {
         driver.close(descriptor)
     }
 
-    /// Closes the socket. Everyone who waits on it throws an ``IOError`` with the code `closed` at once, as does every later call. What was written is still
-    /// delivered by the kernel. A second close does nothing.
+    /// Closes the socket. Everyone who waits on it throws an ``IOError`` with the code `closed` at once, as does every later call. A second close does nothing.
+    ///
+    /// The kernel still delivers what was written, with one exception: if input has come that nobody has read, TCP resets the connection, and what is on its way then is
+    /// lost. Where the peer may have sent more than was read, end the sending half by ``TCPStream/shutdown(_:)``, read to the end of the stream, and close it then. On a Unix
+    /// stream all is delivered; with unread input the peer gets `reset` where it would read the end.
+    ///
+    /// Duplicates of the descriptor stay open, in this process or in a child, and from here on have nothing to do with this object. The peer sees the end when the last of
+    /// them is closed.
     public func close() {
         driver.close(descriptor)
     }

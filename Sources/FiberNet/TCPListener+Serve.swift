@@ -48,7 +48,7 @@ extension TCPListener {
     ///   - limit: how long connections may take to finish once the listener was closed.
     ///   - onError: hears what handlers throw, in the fiber of the connection, and of connections that were closed because a fiber for them was not to be had. Nil reports all
     ///     of that to `FiberRuntime.Configuration.onUnhandledError`, except that the peer has reset its connection. An error by which a cancelled handler ends is not reported.
-    ///   - handler: gets the connection, which is closed when it returns or throws.
+    ///   - handler: gets the connection, which is closed when it returns or throws; ``Endpoint/close()`` says when the peer may not get all that was written.
     /// - Returns: how many connections there were, and how they ended.
     /// - Throws: `CancellationError` or `TimeoutError` when the calling fiber is cancelled; ``IOError`` when the listener fails, and then all connections were cancelled.
     /// - Note: parks

@@ -271,6 +271,8 @@ public final class TCPStream: Endpoint {
     }
 
     /// Closes at once by resetting the connection: the peer gets an error, and what was written and not delivered is lost.
+    ///
+    /// This is for TCP. There is no such thing on a Unix stream, where it does what ``Endpoint/close()`` does: the peer reads what was written, and then the end.
     public func reset() {
         guard let fd = try? number("reset") else { return }
         _ = cfiber_linger(fd, 1, 0)
