@@ -1,4 +1,8 @@
 // The one switch, with what must travel along: Swift's exclusivity accesses and the sanitizers' idea of the current stack.
+//
+// Invariant: `current` changes on the far side of the jump, not on the near one. Whatever a switch pushes before it has left a stack (its own frames, the saved
+// registers, the frames of a sanitizer) is pushed while `current` names that stack. A recursion that parks at each level runs out of stack just there, and
+// the overflow handler must find the fiber that ran out.
 #define _GNU_SOURCE
 #include "cfiber_context.h"
 #include "cfiber_signals.h"
@@ -62,7 +66,7 @@ static inline void look_at_accesses_again(void) {
   if (!cfiber_knows_access_list()) cfiber_this_thread.access_head = &cfiber_unknown_access_list;
 }
 
-// One life, from its first turn to its last; returns who goes on and is made current. In between, `between_lives` is set.
+// Runs one life, from its first turn to its last, and returns the context to go on with. `between_lives` is set before and afterwards.
 CFIBER_NO_SANITIZE __attribute__((noinline)) static cfiber_context *live(cfiber_context *self) {
   self->between_lives = 0;
   look_at_accesses_again();
@@ -70,7 +74,6 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) static cfiber_context *live(cfiber_
   // A life must not inherit the rounding mode of the one before it.
   if (__builtin_expect(cfiber_control_words() != self->control_words, 0)) cfiber_set_control_words(self->control_words);
   self->between_lives = 1;
-  cfiber_this_thread.current = next;
   return next;
 }
 
@@ -96,29 +99,29 @@ CFIBER_NO_SANITIZE static void release_signals(void) {
 }
 #endif
 
-// Completes a switch on the side of the one that comes. `from` is whoever left.
-CFIBER_NO_SANITIZE static inline void arrived(cfiber_context *self, fiber_transfer transfer) {
-  cfiber_context *from = transfer.data;
-  from->sp = transfer.context;
+// Completes a switch on the side of the context that was entered, and returns it: a jump passes its destination along. `current` still names the context that left.
+CFIBER_NO_SANITIZE static inline cfiber_context *arrived(fiber_transfer transfer) {
+  cfiber_context *self = transfer.data;
+  cfiber_this_thread.current->sp = transfer.context;
+  // First of all: from here on frames are pushed onto this stack.
+  cfiber_this_thread.current = self;
 #if CFIBER_ASAN
   __sanitizer_finish_switch_fiber(self->fake_stack, NULL, NULL);
-#else
-  (void)self;
 #endif
 #if CFIBER_TSAN
   release_signals();
 #endif
+  return self;
 }
 
 // The first frame of C on each stack.
 CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
-  cfiber_context *self = cfiber_this_thread.current;
-  self->fake_stack = NULL;
-  arrived(self, transfer);
+#if CFIBER_ASAN
+  ((cfiber_context *)transfer.data)->fake_stack = NULL;
+#endif
+  cfiber_context *self = arrived(transfer);
   self->control_words = cfiber_control_words();
-  cfiber_context *next = live(self);
-  cfiber_this_thread.current = self;
-  cfiber_switch(next);
+  cfiber_switch(live(self));
   __builtin_unreachable();
 }
 
@@ -173,11 +176,9 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *
     switch_with_accesses(to);
     return;
   }
-  // Volatile: to be found on this stack afterwards, and not in a register that would have to be saved around the switch.
-  cfiber_context *volatile self = cfiber_this_thread.current;
-  cfiber_this_thread.current = to;
   for (;;) {
 #if CFIBER_ASAN
+    cfiber_context *self = cfiber_this_thread.current;
     __sanitizer_start_switch_fiber(self->between_lives ? NULL : (void **)&self->fake_stack, to->stack_low, to->stack_size);
     if (self->between_lives) self->fake_stack = NULL;
 #endif
@@ -185,9 +186,7 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *
     hold_signals();
     __tsan_switch_to_fiber(to->tsan_fiber, 0);
 #endif
-    fiber_transfer transfer = fiber_context_jump(to->sp, self);
-    cfiber_context *here = self;
-    arrived(here, transfer);
+    cfiber_context *here = arrived(fiber_context_jump(to->sp, to));
     if (__builtin_expect(!here->between_lives, 1)) return;
     to = live(here);
   }

@@ -4,7 +4,8 @@
 //   * `sp` is the saved context of a fiber that is not running, and stale while it runs;
 //   * a fiber that leaves takes its exclusivity accesses along: between two switches the thread's access list holds only accesses of the
 //     fiber that runs;
-//   * `cfiber_this_thread.current` is the context on whose stack the thread runs, NULL on a thread without a worker.
+//   * `cfiber_this_thread.current` is the context on whose stack the thread runs, NULL on a thread without a worker. A switch changes it once it stands on the
+//     new stack, so that an overflow in the middle of a switch is blamed on the fiber that ran out.
 // Thread rule: owner worker only, except where a function says otherwise.
 #ifndef CFIBER_CONTEXT_H
 #define CFIBER_CONTEXT_H
