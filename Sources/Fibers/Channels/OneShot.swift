@@ -17,7 +17,7 @@ public struct OneShotUnsentError: Error, Hashable, Sendable, CustomStringConvert
 
 /// What the sending ends of one-shots have in common.
 public class OneShotSendingEnd<Value: ~Copyable> {
-    @exclusivity(unchecked) @usableFromInline final var core: OneShotCore<Value>
+    @usableFromInline final let core: OneShotCore<Value>
 
     @inlinable
     init(_ core: OneShotCore<Value>) { self.core = core }
@@ -31,15 +31,21 @@ public class OneShotSendingEnd<Value: ~Copyable> {
     @discardableResult
     public final func send(_ value: consuming Value) -> Value? {
         var slot: Value? = consume value
-        // Asked for itself: a call to the core is a reference, too.
-        let isWanted = !isKnownUniquelyReferenced(&core)
+        // Asked first: a call to the core is a reference, too.
+        let isWanted = !isClosed
         core.send(&slot, isWanted: isWanted)
         return slot
     }
 
     /// True when nobody will receive what is sent: the receiver has gone. For whoever works long for a reply.
     @inlinable
-    public final var isClosed: Bool { isKnownUniquelyReferenced(&core) }
+    public final var isClosed: Bool {
+        // Asked of a copy of the reference that is not counted: `&core` would be an exclusive access, and several threads may ask at the same time.
+        var reference = Unmanaged.passUnretained(core)
+        return withUnsafeMutablePointer(to: &reference) { reference in
+            reference.withMemoryRebound(to: OneShotCore<Value>.self, capacity: 1) { isKnownUniquelyReferenced(&$0.pointee) }
+        }
+    }
 }
 
 /// The sending end of a one-shot between workers and threads. If its last reference goes before anything was sent, the receiver gets a ``OneShotUnsentError``.

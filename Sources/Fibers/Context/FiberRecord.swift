@@ -67,6 +67,9 @@ package struct FiberRecord: ~Copyable {
 
     /// Where the context lies in a record.
     @inline(__always) static var contextOffset: Int { 32 }
+    @inline(__always) static var coreOffset: Int {
+        claimWordOffset - MemoryLayout<FiberBodyRunner>.size - MemoryLayout<(UInt, UInt)>.size - MemoryLayout<FiberCore?>.size
+    }
     @inline(__always) static var claimWordOffset: Int { joinersOffset - MemoryLayout<UInt>.stride }
     @inline(__always) static var joinersOffset: Int { baseOffset - MemoryLayout<WaitList>.stride }
     @inline(__always) static var baseOffset: Int { MemoryLayout<FiberRecord>.size - MemoryLayout<CancelScope>.size }
@@ -140,11 +143,12 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         (UnsafeMutableRawPointer(self) + FiberRecord.baseOffset).assumingMemoryBound(to: CancelScope.self)
     }
 
-    /// The core of the present life, lent: the record owns it. Nil for the root.
+    /// The core of the present life, borrowed from the record. Nil for the root.
+    ///
+    /// By its offset, too, and without counting a reference.
     @inline(__always)
     var core: Unmanaged<FiberCore>? {
-        unsafeBitCast(
-            withUnsafeMutablePointer(to: &pointee.core) { UnsafeRawPointer($0).load(as: UInt.self) }, to: Unmanaged<FiberCore>?.self)
+        (UnsafeRawPointer(self) + FiberRecord.coreOffset).load(as: Unmanaged<FiberCore>?.self)
     }
 
     /// Makes sure that there is a core for a new life.
@@ -164,7 +168,8 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     }
 
     package var name: String? {
-        withUnsafeBytes(of: &context.pointee.name) { bytes in
+        // A copy: `&context.pointee.name` would be an exclusive access to the context, while the thread that has claimed the fiber's park may be linking it into an inbox.
+        withUnsafeBytes(of: context.pointee.name) { bytes in
             bytes[0] == 0 ? nil : String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
         }
     }

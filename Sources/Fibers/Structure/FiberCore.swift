@@ -85,7 +85,9 @@ package final class FiberCore: @unchecked Sendable {
     func result<Value>(_: Value.Type) throws -> Value {
         if let failure = object as? UndeliveredError { throw failure.deliver() }
         if Self.fitsAWord(Value.self) {
-            return withUnsafeBytes(of: &word) { $0.loadUnaligned(as: Value.self) }
+            // A copy: `&word` would be an exclusive access, and fibers of several workers may read the result at the same time.
+            let word = word
+            return withUnsafeBytes(of: word) { $0.loadUnaligned(as: Value.self) }
         }
         return unsafeDowncast(object.unsafelyUnwrapped, to: ResultBox<Value>.self).value
     }
