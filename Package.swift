@@ -1,8 +1,9 @@
 // swift-tools-version: 6.1
 import PackageDescription
 
-// Which context switch is compiled in. With the trait, Boost.Context's fcontext; without it, the assembly in `asm/`, which needs no
-// system package. The assembly is always built (a package cannot say "unless this trait"), the choice is made by `#if` in C.
+// Which context switch is compiled in. With the trait, Boost.Context's fcontext, as long as Boost is older than 1.87 (see
+// `fiber_context_backend.h`); without it, the assembly in `asm/`, which needs no system package. The assembly is always built (a package
+// cannot say "unless this trait"), the choice is made by `#if` in C.
 let boost: [CSetting] = [.define("FIBER_BOOST_CONTEXT", .when(traits: ["BoostContext"]))]
 
 // Set by Scripts/test alone: as flags on the command line they would reach the dependencies too.

@@ -10,6 +10,8 @@
 //
 // Saved: the registers above. Not saved: x0-x18, v0-v7, v16-v31 and the upper halves of v8-v15, fpsr (flags, nobody's), SVE and SME state
 // (caller-saved; a jump in streaming mode is not supported), x18 (the platform's).
+#include "fiber_context_backend.h"
+
 #if defined(__aarch64__)
 
 #define FRAME 176
@@ -132,7 +134,7 @@ fiber_context_start_asm:
     .cfi_endproc
     .size fiber_context_start_asm, .-fiber_context_start_asm
 
-#if FIBER_BOOST_CONTEXT
+#if FIBER_CONTEXT_IS_BOOST
 // Boost's aarch64 jump_fcontext leaves by `ret`, so a plain branch to it keeps call and return paired.
     .globl fiber_context_jump_boost
     .hidden fiber_context_jump_boost

@@ -13,6 +13,8 @@
 // The jump ends in `ret`. The CPU predicts returns with a stack of its own to which the `call` that brought us here has added an
 // entry; leaving by `ret` takes that entry off again. As long as all jumps come from one call site the entry is even right, and
 // the returns above it stay paired with their calls. A switch that leaves by `jmp` shifts them all by one.
+#include "fiber_context_backend.h"
+
 #if defined(__x86_64__)
 
 #define MXCSR 0
@@ -144,7 +146,7 @@ fiber_context_start_asm:
     .cfi_endproc
     .size fiber_context_start_asm, .-fiber_context_start_asm
 
-#if FIBER_BOOST_CONTEXT
+#if FIBER_CONTEXT_IS_BOOST
 // Boost's jump_fcontext leaves by `jmp`. Entered by a call it would push a prediction that nothing takes off; so it is entered by a `jmp`
 // too, with the resume address pushed by hand, and the `ret` below is the partner of the call that brought us here.
     .globl fiber_context_jump_boost

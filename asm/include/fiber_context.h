@@ -9,7 +9,7 @@
 //                                  return. At its first instruction the stack is aligned as after a call, the frame pointer is zero and
 //                                  the CFI says that there is no caller, so that backtraces end there.
 //
-// The `_asm` pair lives in asm/x86_64.S and asm/aarch64.S; the `_boost` pair enters Boost.Context's fcontext. Both keep:
+// The `_asm` pair lives in asm/x86_64.S and asm/aarch64.S; the `_boost` pair enters Boost.Context's fcontext. `fiber_context_backend.h` chooses. Both keep:
 //   * the callee-saved registers of the C ABI (x86-64: rbx rbp r12-r15; aarch64: x19-x30, d8-d15);
 //   * the floating-point control words as the ABI has them, callee-saved: each context has its own rounding mode and exception
 //     masks (x86-64: mxcsr and the x87 control word; aarch64: fpcr, by the asm pair only: Boost 1.74 leaves fpcr alone).
@@ -23,6 +23,7 @@
 // Thread rule: a context may be entered by one thread at a time; the runtime never moves one to another thread.
 #ifndef FIBER_CONTEXT_H
 #define FIBER_CONTEXT_H
+#include "fiber_context_backend.h"
 #include <stddef.h>
 
 typedef struct fiber_transfer {
@@ -35,7 +36,7 @@ typedef void (*fiber_context_entry)(fiber_transfer);
 fiber_transfer fiber_context_jump_asm(void *to, void *data);
 void *fiber_context_make_asm(void *top, size_t size, fiber_context_entry entry);
 
-#if FIBER_BOOST_CONTEXT
+#if FIBER_CONTEXT_IS_BOOST
 fiber_transfer fiber_context_jump_boost(void *to, void *data);
 void *fiber_context_make_boost(void *top, size_t size, fiber_context_entry entry);
 #define fiber_context_jump fiber_context_jump_boost

@@ -1,4 +1,4 @@
-// Tests of fiber_context.h, against the pair that FIBER_BOOST_CONTEXT chooses. Prints `ok NAME` or `not ok NAME: why` per test and
+// Tests of fiber_context.h, against the pair that FIBER_BOOST_CONTEXT and the version of Boost choose. Prints `ok NAME` or `not ok NAME: why` per test and
 // `N passed, N failed` at the end. Arguments, if any, are parts of the names of the tests to run.
 //
 // Contexts that a test is done with are abandoned where they stand: they own nothing but their stack.
@@ -24,7 +24,7 @@
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 #define NOINLINE __attribute__((noinline))
 
-static const bool is_boost = FIBER_BOOST_CONTEXT + 0;
+static const bool is_boost = FIBER_CONTEXT_IS_BOOST;
 
 // MARK: reporting
 

@@ -1,7 +1,9 @@
 // aarch64: what context_test.c cannot say in C. See context_test.h for what each function does.
+#include "fiber_context_backend.h"
+
 #if defined(__aarch64__)
 
-#if FIBER_BOOST_CONTEXT
+#if FIBER_CONTEXT_IS_BOOST
 #define JUMP fiber_context_jump_boost
 #else
 #define JUMP fiber_context_jump_asm
