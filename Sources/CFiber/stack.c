@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "cfiber_stack.h"
+#include "number.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -105,7 +106,9 @@ long cfiber_read_number(const char *path) {
   close(fd);
   if (n <= 0) return -1;
   text[n] = 0;
-  return strtol(text, NULL, 10);
+  long value;
+  const char *rest = text;
+  return parse_number(&rest, &value) ? value : -1;
 }
 
 long cfiber_count_mappings(void) {

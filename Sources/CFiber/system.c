@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "cfiber_system.h"
 #include "retry.h"
+#include "sanitizers.h"
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -126,6 +127,16 @@ int cfiber_epoll_add(int epoll, int fd, uint32_t events, uint64_t data) { return
 int cfiber_epoll_modify(int epoll, int fd, uint32_t events, uint64_t data) { return control(epoll, EPOLL_CTL_MOD, fd, events, data); }
 int cfiber_epoll_remove(int epoll, int fd) { return control(epoll, EPOLL_CTL_DEL, fd, 0, 0); }
 
+// By its number, since glibc has it from 2.35 on only, and two platforms that Swift supports have 2.34. Nobody cancels a worker's thread, so that it is no cancellation
+// point takes nothing away. ThreadSanitizer must see the call: for what happens before an event, and for signals that come meanwhile.
+static int wait_with_nanoseconds(int epoll, struct epoll_event *events, int count, const struct timespec *timeout) {
+#if CFIBER_TSAN && __GLIBC_PREREQ(2, 35)
+  return epoll_pwait2(epoll, events, count, timeout, NULL);
+#else
+  return (int)syscall(SYS_epoll_pwait2, epoll, events, count, timeout, NULL, 0);
+#endif
+}
+
 int cfiber_epoll_wait(int epoll, struct epoll_event *events, int count, int64_t timeout) {
   struct timespec limit = {.tv_sec = timeout / 1000000000, .tv_nsec = timeout % 1000000000};
   static atomic_int lacks_nanoseconds;  // another worker may find it out at any time
@@ -136,7 +147,7 @@ int cfiber_epoll_wait(int epoll, struct epoll_event *events, int count, int64_t 
   } else if (atomic_load_explicit(&lacks_nanoseconds, memory_order_relaxed)) {
     done = 0;
   } else {
-    n = epoll_pwait2(epoll, events, count, timeout < 0 ? NULL : &limit, NULL);
+    n = wait_with_nanoseconds(epoll, events, count, timeout < 0 ? NULL : &limit);
     // Not there (before Linux 5.11), or hidden by a sandbox that does not know it.
     done = !(n < 0 && (errno == ENOSYS || errno == EPERM));
     if (!done) atomic_store_explicit(&lacks_nanoseconds, 1, memory_order_relaxed);

@@ -173,6 +173,42 @@ static int fails(cfaults_call call) {
   return 1;
 }
 
+// A system call without libc's `syscall`, which is interposed below.
+static long call_kernel(long number, long a, long b, long c, long d, long e, long f) {
+#if defined(__x86_64__)
+  register long r10 __asm__("r10") = d;
+  register long r8 __asm__("r8") = e;
+  register long r9 __asm__("r9") = f;
+  long result;
+  __asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
+#else
+  register long x8 __asm__("x8") = number;
+  register long x0 __asm__("x0") = a;
+  register long x1 __asm__("x1") = b;
+  register long x2 __asm__("x2") = c;
+  register long x3 __asm__("x3") = d;
+  register long x4 __asm__("x4") = e;
+  register long x5 __asm__("x5") = f;
+  __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+  long result = x0;
+#endif
+  if ((unsigned long)result < -4095UL) return result;
+  errno = (int)-result;
+  return -1;
+}
+
+// Calls that go to the kernel by their number, since older C libraries lack them.
+long syscall(long number, ...) {
+  va_list list;
+  va_start(list, number);
+  long arguments[6];
+  for (int i = 0; i < 6; i++) arguments[i] = va_arg(list, long);
+  va_end(list);
+  if (number == SYS_epoll_pwait2 && fails(CFAULTS_EPOLL_WAIT)) return -1;
+  if (number == SYS_getrandom && fails(CFAULTS_GETRANDOM)) return -1;
+  return call_kernel(number, arguments[0], arguments[1], arguments[2], arguments[3], arguments[4], arguments[5]);
+}
+
 // glibc's allocator under its other names: no look-up, which would allocate.
 void *__libc_malloc(size_t);
 void *__libc_calloc(size_t, size_t);
@@ -268,11 +304,6 @@ int epoll_create1(int flags) {
 int epoll_ctl(int epoll, int operation, int fd, struct epoll_event *event) {
   if (fails(CFAULTS_EPOLL_CTL)) return -1;
   return (int)syscall(SYS_epoll_ctl, epoll, operation, fd, event);
-}
-
-int epoll_pwait2(int epoll, struct epoll_event *events, int count_, const struct timespec *timeout, const sigset_t *mask) {
-  if (fails(CFAULTS_EPOLL_WAIT)) return -1;
-  return (int)syscall(SYS_epoll_pwait2, epoll, events, count_, timeout, mask, _NSIG / 8);
 }
 
 int eventfd(unsigned count_, int flags) {

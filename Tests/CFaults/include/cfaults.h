@@ -30,10 +30,11 @@ typedef enum cfaults_call {
   CFAULTS_STRDUP,
   CFAULTS_EPOLL_CREATE,
   CFAULTS_EPOLL_CTL,
-  CFAULTS_EPOLL_WAIT,  // epoll_pwait2
+  CFAULTS_EPOLL_WAIT,  // epoll_pwait2, by its number
   CFAULTS_EVENTFD,
   CFAULTS_SIGALTSTACK,
   CFAULTS_OPEN,
+  CFAULTS_GETRANDOM,  // by its number, as libswiftCore calls it
   CFAULTS_CALLS
 } cfaults_call;
 
