@@ -153,7 +153,11 @@ struct Selection {
     private func chooseReady() -> ArmPointer? {
         var chosen: ArmPointer?
         var count: UInt32 = 0
-        let now = hasDeadlines ? Worker.current?.now ?? cfiber_now() : 0
+        let worker = Worker.current
+        let now = hasDeadlines ? worker?.now ?? cfiber_now() : 0
+        // Of a plain thread, which has no generator; the system's would cost a system call for each number.
+        var state = worker == nil ? cfiber_counter() : 0
+        func randomNumber(below limit: UInt32) -> UInt32 { worker?.randomNumber(below: limit) ?? nextRandomNumber(&state, below: limit) }
         forEachArm { arm in
             if arm.pointee.kind == .deadline ? arm.pointee.deadline <= now : arm.withChannel({ $0.isReady(arm) }) {
                 count += 1
@@ -162,11 +166,6 @@ struct Selection {
             return true
         }
         return chosen
-    }
-
-    private func randomNumber(below limit: UInt32) -> UInt32 {
-        guard let worker = Worker.current else { return .random(in: 0..<limit) }
-        return worker.randomNumber(below: limit)
     }
 
     /// Does what an arm is there for; false when somebody else was faster.

@@ -76,22 +76,29 @@ final class WorkerSet: @unchecked Sendable {
 
     /// The worker with the fewest fibers: of all when they are few, else of two taken at random (M. Mitzenmacher, "The power of two choices in randomized load
     /// balancing", 1996), and the caller's.
+    ///
+    /// The random numbers are the caller's own: those of the system cost a system call each, which is as much as the rest of a spawn.
     func leastLoaded(from caller: Worker) -> Worker {
         let count = all.count
         if count == 1 { return caller }
-        let first = turn.add(1, ordering: .relaxed).newValue
         var best = caller
         var least = caller.load
-        for step in 0..<min(count, 8) {
-            let index = count <= 8 ? (first &+ step) & Int.max : Int.random(in: 0..<count)
-            if count > 8 && step == 2 { break }
-            let worker = all[index % count]
+        func consider(_ worker: Worker) {
             let load = worker.load
             // Of equals not the caller's, which is busy at this moment.
             if load < least || (load == least && best == caller && worker != caller) { (best, least) = (worker, load) }
         }
+        if count <= Self.fewWorkers {
+            let first = turn.add(1, ordering: .relaxed).newValue
+            for step in 0..<count { consider(all[((first &+ step) & Int.max) % count]) }
+        } else {
+            for _ in 0..<2 { consider(all[Int(caller.randomNumber(below: UInt32(count)))]) }
+        }
         return best
     }
+
+    /// Up to so many workers are all looked at.
+    private static var fewWorkers: Int { 8 }
 
     func contains(_ worker: Worker) -> Bool { all.contains(worker) }
 }
