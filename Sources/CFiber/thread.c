@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "cfiber_thread.h"
 #include <errno.h>
-#include <limits.h>
 #include <linux/futex.h>
 #include <signal.h>
 #include <stdio.h>
@@ -69,36 +68,6 @@ int cfiber_pin(const cfiber_cpus *cpus, int n) {
 }
 
 int cfiber_unpin(const cfiber_cpus *cpus) { return sched_setaffinity(0, sizeof cpus->set, &cpus->set) == 0 ? 0 : -errno; }
-
-// "QUOTA PERIOD" in microseconds, or "max PERIOD".
-static int quota_of(const char *group) {
-  char path[PATH_MAX + 32];
-  snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group);
-  FILE *file = fopen(path, "re");
-  long quota = 0, period = 0;
-  int known = file && fscanf(file, "%ld %ld", &quota, &period) == 2 && quota > 0 && period > 0;
-  if (file) fclose(file);
-  if (!known) return INT_MAX;
-  long cpus = (quota + period - 1) / period;
-  return cpus > INT_MAX ? INT_MAX : (int)cpus;
-}
-
-int cfiber_cpu_quota(void) {
-  // The process's own group and each around it; in a container its own group lies at the top.
-  char line[PATH_MAX] = "", *group = line;
-  FILE *file = fopen("/proc/self/cgroup", "re");
-  while (file && fgets(line, sizeof line, file) && strncmp(line, "0::/", 4) != 0) line[0] = 0;
-  if (file) fclose(file);
-  line[strcspn(line, "\n")] = 0;
-  if (line[0]) group = line + strlen("0::");
-  int least = quota_of("");
-  for (char *end = group + strlen(group); end > group; end = strrchr(group, '/')) {
-    *end = 0;
-    int quota = quota_of(group);
-    if (quota < least) least = quota;
-  }
-  return least;
-}
 
 int cfiber_futex_wait(uint32_t *word, uint32_t expected, int64_t deadline) {
   struct timespec until = {.tv_sec = deadline / 1000000000, .tv_nsec = deadline % 1000000000};

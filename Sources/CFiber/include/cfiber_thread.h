@@ -24,8 +24,10 @@ int cfiber_allowed_cpus(cfiber_cpus *cpus);
 int cfiber_pin(const cfiber_cpus *cpus, int n);
 /// Lets the calling thread run on all of them again. 0 or a negative errno.
 int cfiber_unpin(const cfiber_cpus *cpus);
-/// How many CPUs the control group may use, rounded up; INT_MAX if there is no limit.
+/// How many CPUs the control groups of this process may use, of either version, rounded up; INT_MAX if there is no limit.
 int cfiber_cpu_quota(void);
+/// The same by the files below a folder, which holds /proc/self and what is mounted; for tests.
+int cfiber_cpu_quota_below(const char *root);
 
 /// Sleeps while `*word` is `expected`, until a time in monotonic nanoseconds at the latest (INT64_MAX: without end). May return early; -ETIMEDOUT when
 /// the time has come.

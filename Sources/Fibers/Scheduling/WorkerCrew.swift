@@ -123,8 +123,8 @@ final class WorkerCrew {
     }
 
     private static func automatic(_ cpus: Int) -> Int {
-        if let text = getenv("FIBERS_WORKERS") {
-            let text = String(cString: text)
+        // A variable that is set to nothing is one that is not set, as everywhere in a shell.
+        if let text = getenv("FIBERS_WORKERS").map({ String(cString: $0) }), !text.isEmpty {
             guard let count = Int(text), (1...1024).contains(count) else {
                 misuse("FIBERS_WORKERS must be a number from 1 to 1,024; it is \"\(text)\"")
             }

@@ -13,8 +13,8 @@ extension FiberRuntime {
             case mprotect
         }
 
-        /// How many workers, each a thread that runs fibers: nil, the default, for as many as the process may use CPUs (by its affinity and the quota of its control group), or as the
-        /// environment variable `FIBERS_WORKERS` says. At most 1,024.
+        /// How many workers, each a thread that runs fibers: nil, the default, for as many as the process may use CPUs (by its affinity and the quotas of its control groups, of version 1 or
+        /// 2), or as the environment variable `FIBERS_WORKERS` says, unless that is empty. At most 1,024.
         public var workers: Int?
         /// Binds each worker to a CPU of its own as long as there are enough, in turn of those that the process may use; the calling thread is set free again at the end. Off by default:
         /// it pays where nothing else runs on these CPUs. Threads for blocking calls and child processes are not bound; threads that fibers start themselves inherit what their
