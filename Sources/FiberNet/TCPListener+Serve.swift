@@ -88,8 +88,8 @@ extension TCPListener {
         into group: FiberGroup<Void>, _ report: (any Error) -> Void, _ next: () throws -> TCPStream?,
         _ spawn: (FiberGroup<Void>, TCPStream) throws -> Void
     ) throws -> Int {
-        serving.append(group)
-        defer { serving.removeAll { $0 === group } }
+        serving[ObjectIdentifier(group)] = group
+        defer { serving[ObjectIdentifier(group)] = nil }
         var connections = 0
         // A slot first: connections that there is no room for stay in the kernel's queue.
         while try group.reserve() {

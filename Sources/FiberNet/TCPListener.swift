@@ -15,7 +15,7 @@ public final class TCPListener: Endpoint {
     /// The file to remove at the end, for Unix sockets.
     private var path: String?
     /// The groups of ``serve(maxConnections:draining:onError:_:)`` that spawn connections, which may be waiting for room.
-    var serving: [FiberGroup<Void>] = []
+    var serving: [ObjectIdentifier: FiberGroup<Void>] = [:]
 
     /// Starts to listen. Connections that arrive from now on wait in the kernel's queue until they are accepted.
     ///
@@ -55,7 +55,7 @@ public final class TCPListener: Endpoint {
     /// As `close`, but leaves the descriptor open.
     func giveBack() {
         _ = try? relinquish()
-        for group in serving { group.endReserving() }
+        for group in serving.values { group.endReserving() }
     }
 
     /// Also the file that it would remove.
@@ -71,7 +71,7 @@ public final class TCPListener: Endpoint {
     public override func close() {
         removeFile()
         super.close()
-        for group in serving { group.endReserving() }
+        for group in serving.values { group.endReserving() }
     }
 
     private func removeFile() {

@@ -18,9 +18,9 @@ final class OpenFile: @unchecked Sendable {
         var users = 0
         var isClosed = false
         /// Calls that change the file and run.
-        var changes: [ObjectIdentifier] = []
+        var changes: Set<ObjectIdentifier> = []
         /// Those among them whose fibers have gone on.
-        var strays: [ObjectIdentifier] = []
+        var strays: Set<ObjectIdentifier> = []
         /// Tells that a stray has ended; made by the first that waits for it.
         var strayEnded: ThreadCondition?
     }
@@ -67,16 +67,14 @@ final class OpenFile: @unchecked Sendable {
         let begins = lock.withLock {
             waitForStrays()
             // Looked at with the lock held: from here on `abandon` finds it.
-            if call.isWanted { state.changes.append(id) }
+            if call.isWanted { state.changes.insert(id) }
             return state.changes.contains(id)
         }
         guard begins else { return }
         if use(body) == nil { orClosed() }
         lock.withLock {
-            state.changes.removeAll { $0 == id }
-            if !state.strays.contains(id) { return }
-            state.strays.removeAll { $0 == id }
-            state.strayEnded?.broadcast()
+            state.changes.remove(id)
+            if state.strays.remove(id) != nil { state.strayEnded?.broadcast() }
         }
     }
 
@@ -89,7 +87,7 @@ final class OpenFile: @unchecked Sendable {
     func abandon<Value>(_ call: PoolCall<Value>) {
         lock.withLock {
             let id = ObjectIdentifier(call)
-            if state.changes.contains(id) { state.strays.append(id) }
+            if state.changes.contains(id) { state.strays.insert(id) }
         }
     }
 

@@ -11,7 +11,7 @@ import Fibers
 import Glibc
 
 final class SharedFlags: @unchecked Sendable {
-    /// Those that are to be restored.
+    /// Those that are to be restored, in no order.
     private static let all = Guarded<[SharedFlags]>([])
 
     /// A descriptor of its own for what is open.
@@ -20,6 +20,8 @@ final class SharedFlags: @unchecked Sendable {
     private let flags: Int32
     /// Streams that work with it. Under the lock of `all`.
     private var users = 1
+    /// Where this stands in `all`, so that it leaves without a search. Under the lock of `all`.
+    private var index = 0
 
     private init(_ fd: Int32, _ flags: Int32) {
         self.fd = fd
@@ -48,6 +50,7 @@ final class SharedFlags: @unchecked Sendable {
                 return status
             }
             let entry = SharedFlags(second, flags)
+            entry.index = all.count
             all.append(entry)
             shared.append(entry)
             return 0
@@ -62,7 +65,12 @@ final class SharedFlags: @unchecked Sendable {
             let ended = shared.filter { $0.users == 0 }
             for entry in ended {
                 _ = cfiber_set_flags(entry.fd, entry.flags)
-                all.removeAll { $0 === entry }
+                // The last entry takes the gap.
+                let last = all.removeLast()
+                if last !== entry {
+                    last.index = entry.index
+                    all[entry.index] = last
+                }
             }
             return ended
         }

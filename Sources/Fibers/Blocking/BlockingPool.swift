@@ -28,8 +28,8 @@ final class BlockingPool: @unchecked Sendable {
     private let mutex = ThreadLock()
     private let work: ThreadCondition
     private let ended: ThreadCondition
-    private var queue = JobQueue()
-    private var detached = JobQueue()
+    private var queue = ObjectList<BlockingJob>()
+    private var detached = ObjectList<BlockingJob>()
     private var runningDetached = 0
     private let detachedLimit: Int
     private var running: [ObjectIdentifier: BlockingJob] = [:]
@@ -92,7 +92,7 @@ final class BlockingPool: @unchecked Sendable {
     /// Takes a job out of the line; false when it runs, or is over.
     func takeBack(_ job: BlockingJob) -> Bool {
         mutex.withLock {
-            guard job.isQueued else { return false }
+            guard job.links.isLinked else { return false }
             if job.isDetached { detached.remove(job) } else { queue.remove(job) }
             return true
         }
@@ -221,7 +221,7 @@ final class BlockingPool: @unchecked Sendable {
 }
 
 /// One call that blocks.
-final class BlockingJob: @unchecked Sendable {
+final class BlockingJob: ListElement, @unchecked Sendable {
     let name: String
     /// Until it has run.
     private var body: (() -> Void)?
@@ -233,9 +233,7 @@ final class BlockingJob: @unchecked Sendable {
     fileprivate var refusal: ResourceError?
     fileprivate let waiter = SharedWaiter()
     fileprivate var queuedAt: Int64 = 0
-    fileprivate var next: BlockingJob?
-    fileprivate unowned(unsafe) var previous: BlockingJob?
-    fileprivate var isQueued = false
+    @exclusivity(unchecked) package var links = ListLinks<BlockingJob>()
 
     /// - Parameter refused: given for one that is no fiber's own.
     init(name: String, refused: ((ResourceError) -> Void)? = nil, _ body: @escaping () -> Void) {
@@ -256,37 +254,5 @@ final class BlockingJob: @unchecked Sendable {
         refusal = error
         waiter.unparkFromAnyThread(.ready)
         refused?(error)
-    }
-}
-
-/// Jobs in line, linked through themselves, so that one that is given up leaves at once wherever it stands.
-private struct JobQueue {
-    private(set) var first: BlockingJob?
-    private unowned(unsafe) var last: BlockingJob?
-    private(set) var count = 0
-
-    mutating func append(_ job: BlockingJob) {
-        job.isQueued = true
-        job.previous = last
-        if let last { last.next = job } else { first = job }
-        last = job
-        count += 1
-    }
-
-    mutating func popFirst() -> BlockingJob? {
-        guard let job = first else { return nil }
-        remove(job)
-        return job
-    }
-
-    mutating func remove(_ job: BlockingJob) {
-        guard job.isQueued else { return }
-        job.isQueued = false
-        let next = job.next
-        job.next = nil
-        if let next { next.previous = job.previous } else { last = job.previous }
-        if let previous = job.previous { previous.next = next } else { first = next }
-        job.previous = nil
-        count -= 1
     }
 }

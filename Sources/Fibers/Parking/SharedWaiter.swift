@@ -13,17 +13,17 @@
 import CFiber
 import Synchronization
 
-package final class SharedWaiter: @unchecked Sendable {
+package class SharedWaiter: @unchecked Sendable {
     // The word has its cache line for itself: two processors that wait for each other's would otherwise take away each other's line by looking.
-    private let before: (UInt, UInt, UInt, UInt, UInt, UInt) = (0, 0, 0, 0, 0, 0)
-    let state = Atomic<UInt>(0)
-    private let after: (UInt, UInt, UInt, UInt, UInt, UInt, UInt) = (0, 0, 0, 0, 0, 0, 0)
+    private final let before: (UInt, UInt, UInt, UInt, UInt, UInt) = (0, 0, 0, 0, 0, 0)
+    final let state = Atomic<UInt>(0)
+    private final let after: (UInt, UInt, UInt, UInt, UInt, UInt, UInt) = (0, 0, 0, 0, 0, 0, 0)
 
     package init() {}
 
     /// Ends the park of the fiber that waits here and hands it to its worker. False when none does, or somebody else was faster.
     @discardableResult
-    package func unparkFromAnyThread(_ outcome: Outcome) -> Bool {
+    package final func unparkFromAnyThread(_ outcome: Outcome) -> Bool {
         let waiting = state.load(ordering: .relaxed)
         guard waiting >= 16, state.compareExchange(expected: waiting, desired: 0, ordering: .acquiringAndReleasing).exchanged else {
             return false

@@ -4,15 +4,21 @@
 // Invariants:
 //   * a message about a fiber comes after the one that brought it: who has its handle has it from the one who sent it. So on its own worker, too, what is done to a fiber
 //     that is still on its way is done by a message;
-//   * who joins waits in a `SharedWaiter`, which the fiber's home worker has until the life is over or the other takes it back;
+//   * a fiber that joins waits in a `RemoteJoin`, which the joined fiber's home worker keeps until that fiber ends or the waiter takes it back;
 //   * a child on another worker counts in its group like any other, and its end comes as a message; until then the group is there.
 
 import CFiber
 import Synchronization
 
+/// The wait of a fiber for the end of one on another worker. Many may give up at once, in any order, so each leaves the list without a search.
+private final class RemoteJoin: SharedWaiter, ListElement, @unchecked Sendable {
+    /// Home worker of the joined fiber only.
+    @exclusivity(unchecked) var links = ListLinks<RemoteJoin>()
+}
+
 /// Of a fiber: who waits on other workers for its end, and the group on another worker that it is a child of. Home worker only, once the fiber has arrived.
 final class RemoteLife {
-    fileprivate var joins: [SharedWaiter] = []
+    fileprivate var joins = ObjectList<RemoteJoin>()
     fileprivate let group: GroupPointer?
     /// Where that is.
     fileprivate let groupHome: Worker?
@@ -26,8 +32,7 @@ final class RemoteLife {
     }
 
     func endWaits() {
-        for join in joins { join.unparkFromAnyThread(.ready) }
-        joins = []
+        while let join = joins.popFirst() { join.unparkFromAnyThread(.ready) }
     }
 }
 
@@ -126,7 +131,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             pointee.runtime.workers.contains(core.home),
             "join() was called on a fiber of another runtime: join it in a fiber of its own, or after its FiberRuntime.run has returned")
         try refuseIfCancelled()
-        let join = SharedWaiter()
+        let join = RemoteJoin()
         beginPark(sharing: join)
         core.home.pointee.inbox.push(
             Message(about: core) { _, core in
@@ -140,7 +145,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             })
         let outcome = park(.join(core.id))
         if outcome != .ready {
-            let message = Message(about: core) { _, core in core.unsafelyUnwrapped.remote?.joins.removeAll { $0 === join } }
+            let message = Message(about: core) { _, core in core.unsafelyUnwrapped.remote?.joins.remove(join) }
             pointee.runtime.workers.send(message, to: core.home)
         }
         try check(outcome)

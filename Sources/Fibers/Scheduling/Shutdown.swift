@@ -49,7 +49,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let claimed = fibers.filter { fiber in
             fiber.pointee.isShared && !fiber.claimShared()
         }
-        while claimed.contains(where: { $0.pointee.isShared }) { collectInbox() }
+        for fiber in claimed {
+            while fiber.pointee.isShared { collectInbox() }
+        }
         for fiber in fibers { fiber.wait?.leaveLines() }
     }
 }
