@@ -63,7 +63,7 @@ extension KernelTests {
             var observed: [Bool] = []
             try runQuietly {
                 let worker = Worker.current!
-                // The worker looks at the timers after every 64 turns: one of the arguments has it do so between the wake-up and the turn of the fiber.
+                // The worker looks at the timers after every tick, of 64 turns at most: one of the arguments has it do so between the wake-up and the turn of the fiber.
                 for _ in 0..<turns { Fiber.yield() }
                 let waiting = try Waiting(clock)
                 // Its time is over by the clock, and nobody has looked at that.
@@ -188,6 +188,8 @@ extension KernelTests {
             var fates: [Fate] = []
             try runQuietly {
                 let worker = Worker.current!
+                // The worker must not look at the timers before the target has ended.
+                worker.beginLongestTick()
                 var waiter: Waiter?
                 let target = try Fiber.spawnLocal {
                     waiter = worker.beginPark()

@@ -20,7 +20,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     func runNow(_ fiber: FiberPointer) {
         require(running != pointee.root, "spawnLocal(startingNow: true) was called outside a fiber: leave startingNow out there")
         pointee.budget &-= 1
-        guard pointee.budget > 0, pointee.ready.removeLast(fiber) else { return yield() }
+        // The end of a short tick is no reason to let others run first: while fibers compute for long, each tick is short.
+        guard pointee.budget > 0 || !isFrontDue, pointee.ready.removeLast(fiber) else { return yield() }
+        if _slowPath(pointee.budget <= 0) { endTick() }
         pointee.ready.prepend(running)
         cfiber_switch(fiber.context)
     }

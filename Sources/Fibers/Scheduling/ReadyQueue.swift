@@ -15,7 +15,7 @@ struct ReadyQueue {
     private var mask: UInt32
     private var head: UInt32 = 0
     private var tail: UInt32 = 0
-    /// Where those end that were put before all others in this tick.
+    /// Where the fibers end that were put before all others since the last `endFront`.
     private var frontEnd: UInt32 = 0
 
     /// Nil when memory is short.
@@ -47,8 +47,8 @@ struct ReadyQueue {
         ring[Int(head & mask)] = fiber
     }
 
-    /// At the end of a tick: those that were put before the others go behind them, so that everybody has his turn.
-    mutating func endTick() {
+    /// Moves the fibers that were put before the others behind them, so that every fiber has its turn.
+    mutating func endFront() {
         while Int32(bitPattern: frontEnd &- head) > 0, let fiber = popFirst() { append(fiber) }
         frontEnd = head
     }

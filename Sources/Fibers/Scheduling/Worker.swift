@@ -3,8 +3,8 @@
 // Invariants:
 //   * a fiber of this worker is in exactly one place: running, in the ready queue, parked with a waiter somewhere, or in the inbox;
 //   * the root, the thread's own stack, runs when no fiber is ready, and, as one of those that are ready, when there are messages from other workers;
-//   * a tick is at most `tickLength` switches; after each the worker looks at the inbox, and when half a millisecond has passed also at timers and
-//     driver, without blocking. So neither I/O nor computation that yields starves the other.
+//   * a tick is at most `longestTick` switches, and fewer where fibers compute for long between them; after each tick the worker looks at the inbox, and when half a
+//     millisecond has passed also at timers and driver, without blocking. So neither I/O nor computation that yields starves the other.
 //
 // The state lies behind a pointer and is changed field by field: a class property or an `inout self` would be an access that stays open across a
 // switch, and the compiler may assume that nobody else changes what is under access. For the same reason nothing here is `mutating`.
@@ -18,7 +18,13 @@ package typealias Worker = UnsafeMutablePointer<WorkerState>
 package struct WorkerState: ~Copyable {
     var ready: ReadyQueue
     /// Switches left in this tick.
-    var budget: Int32 = Worker.tickLength
+    var budget: Int32 = Worker.firstTick
+    /// How many this tick began with.
+    var tick: Int32 = Worker.firstTick
+    /// What the time counter showed when this tick began.
+    var tickBegan: UInt64 = 0
+    /// Switches left until fibers that were put before all others go behind them.
+    var frontBudget: Int32 = Worker.longestTick
     /// Successful I/O without a park left before the fiber must let others run.
     var ioBudget: Int32 = Worker.ioBudgetLength
     /// Calls on channels, locks and their like that did not wait, left before they count as one of these operations: they take a hundredth of the time.
@@ -84,7 +90,10 @@ package struct WorkerStatistics: BitwiseCopyable, Sendable {
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    static var tickLength: Int32 { 64 }
+    static var longestTick: Int32 { 64 }
+    /// The length of the first tick, and of the first after a sleep, when nothing is known of the fibers that will run in it. Short, because fibers may compute for
+    /// milliseconds each; most sleeps are followed by fewer switches than that, and then the tick costs nothing.
+    static var firstTick: Int32 { 4 }
     static var ioBudgetLength: Int32 { 32 }
     static var callBudgetLength: Int32 { 32 }
     private static var mostWatchCredit: Int32 { 64 }
@@ -171,22 +180,54 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if _slowPath(pointee.budget <= 0) { endTick() }
     }
 
+    /// The worker looks at the world between ticks. A counter of switches is all that a yield can afford (the time counter takes as long as several yields), so the length of a tick adapts
+    /// to what the one before took.
     @inline(never)
-    private func endTick() {
-        pointee.budget = Self.tickLength
-        pointee.ready.endTick()
+    func endTick() {
+        let used = pointee.tick &- pointee.budget
+        let counter = cfiber_counter()
+        pointee.tick = Self.tickLength(after: used, taking: counter &- pointee.tickBegan, of: cfiber_counter_interval())
+        pointee.budget = pointee.tick
+        pointee.tickBegan = counter
+        pointee.frontBudget &-= used
+        if pointee.frontBudget <= 0 {
+            pointee.frontBudget = Self.longestTick
+            pointee.ready.endFront()
+        }
         collectInbox()
         // Messages are for the root, which takes its turn like a fiber.
         if _slowPath(hasMessages && !pointee.isRootQueued) {
             pointee.isRootQueued = true
             pointee.ready.append(pointee.root)
         }
-        if isPollDue {
+        if isPollDue(at: counter) {
             poll(timeout: 0)
             // The fiber stays as it is, with all that it owns, and never goes on. One whose life is over only has to say so.
             if _slowPath(pointee.abandonAt != .max && isOverdue), running.pointee.context.id != 0 { cfiber_switch(pointee.root.context) }
         }
     }
+
+    /// How many switches a tick may have so that it takes about as long as the interval at which the worker looks at timers and driver, judging by the tick before. It grows by twice at most.
+    ///
+    /// - Parameters:
+    ///   - used: switches in the tick before.
+    ///   - elapsed: how long that took, and `interval` how long it should take, by the time counter.
+    package static func tickLength(after used: Int32, taking elapsed: UInt64, of interval: UInt64) -> Int32 {
+        let used = Swift.max(1, used)
+        // Most ticks take a thousandth of the interval: they pay no division.
+        if _fastPath(elapsed <= interval / 2) { return Swift.min(used &* 2, longestTick) }
+        return Int32(Swift.max(1, Swift.min(UInt64(used) &* interval / elapsed, UInt64(longestTick))))
+    }
+
+    /// Begins a tick of the longest length, for tests in which no tick may end.
+    package func beginLongestTick() {
+        pointee.tick = Self.longestTick
+        pointee.budget = pointee.tick
+        pointee.tickBegan = cfiber_counter()
+    }
+
+    /// True when the fibers that started now have run before all others for so long that the others are due at the end of this tick.
+    var isFrontDue: Bool { pointee.frontBudget <= pointee.tick &- pointee.budget }
 
     /// Counts an operation that succeeded without parking; now and then lets the others run, so that one busy socket starves nobody.
     @inline(__always)
@@ -206,6 +247,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Runs fibers until the runtime has none any more, on any worker, but those that are abandoned.
     func runUntilDone() {
         let workers = pointee.runtime.workers
+        pointee.tickBegan = cfiber_counter()
         while true {
             if _slowPath(pointee.abandonAt != .max && !pointee.isAbandoned && isOverdue) { abandonFibers() }
             collectInbox()
@@ -276,6 +318,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let begun = cfiber_counter()
         poll(timeout: wake == .max ? -1 : Swift.max(0, wake &- now))
         let sent = pointee.inbox.endSleep()
+        pointee.tick = Swift.min(pointee.tick, Self.firstTick)
+        pointee.budget = pointee.tick
         if pointee.runtime.workers.mayWatch && sent != 0 { noteWake(sent: sent, after: Int64(bitPattern: sent &- begun)) }
     }
 
@@ -354,7 +398,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     var mayPause: Bool { pointee.ready.isEmpty && pointee.runtime.workers.mayWatch && !isPollDue }
 
     @inline(__always)
-    private var isPollDue: Bool { cfiber_counter() &- pointee.lastPoll >= cfiber_counter_interval() }
+    private var isPollDue: Bool { isPollDue(at: cfiber_counter()) }
+
+    @inline(__always)
+    private func isPollDue(at counter: UInt64) -> Bool { counter &- pointee.lastPoll >= cfiber_counter_interval() }
 
     /// Looks at timers and driver; blocks for at most `timeout` nanoseconds (negative: without end) when nothing has happened before.
     private func poll(timeout: Int64) {
@@ -362,6 +409,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.lentDriver._withUnsafeGuaranteedRef { $0.poll(timeout: timeout) }
         if !pointee.timers.isEmpty { expireTimers(now: now) }
         pointee.lastPoll = cfiber_counter()
+        // What the look took is no fiber's doing.
+        pointee.tickBegan = pointee.lastPoll
     }
 
     private func expireTimers(now: Int64) {

@@ -36,6 +36,8 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     }
 
     /// Lets every other fiber that is ready run before this one goes on. A few nanoseconds when none is.
+    ///
+    /// While fibers compute for long between their yields, a timer, a socket or a message that is due waits for about one round of those that are ready.
     public static func yield() {
         let worker = Worker.here("Fiber.yield()")
         // A wait sets a timer, and operations that need not wait look at the deadline now and then, when their common budget is spent. In a fiber that yields
