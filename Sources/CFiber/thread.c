@@ -49,6 +49,10 @@ void cfiber_name_thread(const char *name) {
   pthread_setname_np(pthread_self(), text);
 }
 
+static _Thread_local const char *handler;
+const char *cfiber_handler(void) { return handler; }
+void cfiber_set_handler(const char *name) { handler = name; }
+
 int cfiber_allowed_cpus(cfiber_cpus *cpus) {
   if (sched_getaffinity(0, sizeof cpus->set, &cpus->set) != 0) return -errno;
   cpus->count = CPU_COUNT(&cpus->set);

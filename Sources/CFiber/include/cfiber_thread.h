@@ -12,6 +12,10 @@ int cfiber_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, int
 /// Names the calling thread, for debuggers; 15 bytes are kept.
 void cfiber_name_thread(const char *name);
 
+/// The name of the program's handler that the calling thread runs outside fibers, for messages; NULL while it runs none.
+const char *cfiber_handler(void);
+void cfiber_set_handler(const char *name);
+
 /// CPUs that a thread may run on.
 typedef struct cfiber_cpus {
   cpu_set_t set;

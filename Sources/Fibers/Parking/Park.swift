@@ -49,7 +49,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let fiber = running
         require(
             fiber != pointee.root,
-            "a waiting call was made outside a fiber, on the worker's own stack: make it in a fiber (Fiber.spawnLocal { … })")
+            messageOutsideFibers(
+                "a waiting call was made outside a fiber, on the worker's own stack", "make it in a fiber (Fiber.spawnLocal { … })"))
         fiber.pointee.parking = (fiber.pointee.parking &+ 1) | 1
         return Waiter(fiber)
     }
@@ -109,7 +110,7 @@ extension Worker {
     @inline(__always)
     package static func here(_ call: StaticString) -> Worker {
         guard let worker = Worker.current else {
-            misuse("\(call) was called outside a fiber: wrap the program in FiberRuntime.run { … }")
+            misuse(messageOutsideFibers("\(call) was called outside a fiber", "wrap the program in FiberRuntime.run { … }"))
         }
         return worker
     }

@@ -53,6 +53,11 @@ struct ReadyQueue {
         frontEnd = head
     }
 
+    mutating func removeAll() {
+        head = tail
+        frontEnd = head
+    }
+
     /// Takes a fiber back that was appended last; false when another stands there.
     mutating func removeLast(_ fiber: FiberPointer) -> Bool {
         guard head != tail, ring[Int((tail &- 1) & mask)] == fiber else { return false }

@@ -31,9 +31,6 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             "fiber #\(fiber.pointee.context.id)\(fiber.name.map { " \"\($0)\"" } ?? "") (\(fiber.reason))"
         }
         let rest = fibers.count > names.count ? ", and \(fibers.count - names.count) more" : ""
-        warn(
-            "the runtime ends without \(names.joined(separator: ", "))\(rest): cancelled and not ended in time. They may ignore their cancellation, or wait in withCancellationShield without a deadline."
-        )
         keepOthersAway(fibers)
         for fiber in fibers {
             guard let core = fiber.pointee.core, core.record != nil else { continue }
@@ -42,9 +39,13 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             core.record = nil
             core.remote?.endWaits()
         }
+        // Last: a handler that yields, or wakes somebody, must not let one of them run.
+        warn(
+            "the runtime ends without \(names.joined(separator: ", "))\(rest): cancelled and not ended in time. They may ignore their cancellation, or wait in withCancellationShield without a deadline."
+        )
     }
 
-    /// Their stacks will be unmapped: takes them out of what other threads could wake them by. Whoever is doing so in this moment still needs the record.
+    /// Their stacks will be unmapped: takes them out of what they could be woken by. Another thread that is waking one in this moment still needs the record.
     private func keepOthersAway(_ fibers: [FiberPointer]) {
         let claimed = fibers.filter { fiber in
             fiber.pointee.isShared && !fiber.claimShared()
@@ -52,6 +53,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         for fiber in claimed {
             while fiber.pointee.isShared { collectInbox() }
         }
+        // On this worker: ends the parks, so that nothing else does.
+        for fiber in fibers where !fiber.pointee.isShared { _ = Waiter(fiber).claim() }
         for fiber in fibers { fiber.wait?.leaveLines() }
+        pointee.ready.removeAll()
     }
 }

@@ -142,6 +142,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     @inline(never)
     private func yieldAtEndOfTick() {
+        if pointee.isAbandoned { return }
         endTick()
         takeTurns()
     }
@@ -156,7 +157,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Nobody else is ready, as far as is known: a fiber that yields now and then may compute for long in between.
     @inline(never)
     private func takeTurnsWithTheWorld() {
-        guard isPollDue else { return }
+        guard isPollDue && !pointee.isAbandoned else { return }
         endTick()
         guard let next = pointee.ready.popFirst() else { return }
         pointee.ready.append(running)
@@ -235,6 +236,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.ioBudget &-= 1
         if _slowPath(pointee.ioBudget <= 0) {
             pointee.ioBudget = Self.ioBudgetLength
+            // A handler that the root calls, at the end of a runtime, makes way for nobody.
+            if running == pointee.root { return }
             // A deadline must come to a fiber that never has to wait, too.
             _ = isCancelled
             if isPollDue { endTick() }
@@ -437,14 +440,22 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Even enough to be fair by, without a system call.
     func randomNumber(below limit: UInt32) -> UInt32 { nextRandomNumber(&pointee.random, below: limit) }
 
+    /// Tells the runtime's handler of a condition that the program should know: in a fiber of its own, where it may wait and holds up nobody, or, when there is none to be had, here.
     package func warn(_ message: String) {
-        pointee.runtime.configuration.onWarning(message)
+        let configuration = pointee.runtime.configuration
+        if !pointee.isAbandoned, pointee.isActive || pointee.runtime.workers.activate(self),
+            let (_, place) = try? start(name: "onWarning", { FiberCore.run($0, $1, Void.self, staysHome: false) })
+        {
+            place.initializeMemory(as: (() throws -> Void).self, to: { configuration.warn(message) })
+        } else {
+            configuration.warn(message)
+        }
     }
 
     /// Tells the runtime's handler of an error of the running fiber that nobody else will hear of.
     package func reportUnhandled(_ error: any Error) {
         let id = running.pointee.context.id
-        pointee.runtime.configuration.onUnhandledError(UnhandledFiberError(fiberID: id, fiberName: running.name, error: error))
+        pointee.runtime.configuration.report(UnhandledFiberError(fiberID: id, fiberName: running.name, error: error))
     }
 }
 

@@ -31,11 +31,15 @@ extension FiberRuntime {
         public var shutdownLimit: Duration
         /// How stacks are guarded; `.automatic` unless a test wants to know.
         public var guards: Guards
-        /// Hears once of each error that a fiber threw and nobody joined. By default one line on standard error. Called where the last handle is let go of: as a rule in
-        /// a fiber, where it may park; outside if a thread of the program's own had the handle. It must not throw.
+        /// Hears once of each error that a fiber threw and nobody joined. By default one line on standard error. Called where the last handle is released: as a rule in
+        /// a fiber, where it may park, shielded from that fiber's cancellation; outside if a thread of the program's own had the handle, or the runtime has ended, and there a call that parks stops the
+        /// program.
         public var onUnhandledError: @Sendable (UnhandledFiberError) -> Void
 
         /// Hears of conditions that the runtime rides out but the operator should know, such as a lack of descriptors: one line each. By default standard error.
+        ///
+        /// Called in a fiber of its own on the worker that warns, where it may park, shielded from cancellation. What is said at the end of a runtime, of fibers or blocking calls that are left behind, is
+        /// said outside any fiber, since none can run then: there a call that parks stops the program. If no stack can be had for the fiber, the handler is called where the warning arose.
         public var onWarning: @Sendable (String) -> Void
 
         /// How long stacks must not have been needed before their memory is given back: less makes a load that comes in waves pay for the same pages again and again.
@@ -63,6 +67,10 @@ extension FiberRuntime {
             self.onUnhandledError = onUnhandledError
             self.onWarning = onWarning
         }
+
+        func warn(_ message: String) { callHandler("onWarning") { onWarning(message) } }
+
+        func report(_ error: UnhandledFiberError) { callHandler("onUnhandledError") { onUnhandledError(error) } }
 
         func check() {
             require(

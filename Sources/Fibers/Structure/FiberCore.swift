@@ -187,6 +187,6 @@ package final class UndeliveredError {
 
     deinit {
         guard !isDelivered.load(ordering: .relaxed) else { return }
-        runtime.configuration.onUnhandledError(UnhandledFiberError(fiberID: id, fiberName: name, error: error))
+        runtime.configuration.report(UnhandledFiberError(fiberID: id, fiberName: name, error: error))
     }
 }

@@ -87,7 +87,7 @@ public final class FiberRuntime: Sendable {
         let left = blocking.stop(until: Deadline.after(configuration.shutdownLimit))
         if left.isEmpty { return }
         let names = left.prefix(20).joined(separator: ", ") + (left.count > 20 ? ", and \(left.count - 20) more" : "")
-        configuration.onWarning(
+        configuration.warn(
             "the runtime ends while blocking calls that were cancelled still run, each on a thread of its own: \(names)")
     }
 
