@@ -508,6 +508,7 @@ extension NetTests {
                 let error = errors.value[0] as? ResolveError
                 expect(error?.code == .timedOut && error?.timeout?.limit == limit, "\(errors.value)")
                 expect(own?.limit == limit && own?.underlying is ResolveError, "\(String(describing: own))")
+                expect(own?.operation == "the addresses of a name", "\(String(describing: own))")
                 // One further out.
                 let outer = thrown { try withTimeout(limit) { try withTimeout(.seconds(1_000)) { try ask() } } } as? TimeoutError
                 expect((errors.value[1] as? ResolveError)?.code == .cancelled && outer?.limit == limit, "\(errors.value)")

@@ -212,7 +212,7 @@ public final class Resolver: Sendable {
     /// Parks until the look-up is over, or for another reason, and returns what is known by then.
     private func wait(for lookUp: LookUp, _ worker: Worker, until deadline: Int64) -> (NameAnswer?, Outcome) {
         let ticket = state.withLock { _ in lookUp.enter(worker) }
-        let outcome = ticket == nil ? .ready : worker.park(.blocking, until: deadline)
+        let outcome = ticket == nil ? .ready : worker.park(.lookUp, until: deadline)
         let answer = state.withLock { state in
             lookUp.leave(ticket)
             if lookUp.isForNobody { state.takeBack(lookUp) }

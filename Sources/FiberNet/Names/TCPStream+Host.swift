@@ -77,7 +77,7 @@ private final class ConnectionRace {
     func run() throws -> TCPStream {
         do {
             if addresses.count > 1 {
-                try withFiberGroup(of: Bool.self) { try attempt(in: $0) }
+                try withFiberGroup(of: Bool.self, waitingFor: WaitReason(.connect, -1)) { try attempt(in: $0) }
             } else if hasTime {
                 errors.append(nil)
                 _ = attempt(0)

@@ -24,6 +24,9 @@ struct CancelScope: BitwiseCopyable {
 
     let fiber: FiberPointer
     let kind: Kind
+    /// What `fiber` waited for when the scope became a cause; `.none` if it did not wait. Its later parks overwrite the reason in its record. In two fields, which fill up a word.
+    fileprivate var interruptedKind = WaitReason.Kind.none
+    fileprivate var interruptedSubject: Int32 = 0
     var outer: ScopePointer?
     fileprivate(set) var inner: ScopePointer?
     fileprivate(set) var cause: ScopePointer?
@@ -84,6 +87,17 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
         pointee.fiber.noteScope()
     }
 
+    /// The scope is about to become a cause: notes what its own fiber is doing. The error that leaves the scope names that, and not the clean-up that follows.
+    fileprivate func noteInterruption() {
+        let fiber = pointee.fiber
+        guard fiber.pointee.parking & 1 == 1 else { return }
+        pointee.interruptedKind = fiber.reason.kind
+        pointee.interruptedSubject = fiber.reason.subject
+    }
+
+    /// What the fiber of a scope that is a cause was doing when the scope was cancelled.
+    var interrupted: WaitReason { WaitReason(pointee.interruptedKind, pointee.interruptedSubject) }
+
     /// The outermost of the scopes that give this one its effective deadline.
     var bound: ScopePointer {
         var bound = self
@@ -127,7 +141,7 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     /// nobody between here and the scope that was cancelled mistakes for his own.
     package var cancellation: any Error {
         let scope = pointee.scope
-        if scope.pointee.kind == .deadline && scope.pointee.cause == scope { return scope.timeoutError(during: reason) }
+        if scope.pointee.kind == .deadline && scope.pointee.cause == scope { return scope.timeoutError() }
         return CancellationError()
     }
 }
@@ -137,6 +151,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     ///
     /// In constant space: groups nest as deep as memory allows, and the caller's stack does not.
     func cancel(_ top: ScopePointer) {
+        if top.pointee.cause == nil { top.noteInterruption() }
         var entered: ScopePointer? = top
         while let scope = entered {
             var last: ScopePointer? = scope
@@ -197,8 +212,6 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if attention & Attention.cancelled != 0 { return true }
         let fiber = running
         guard fiber.pointee.scope.pointee.effective <= now else { return false }
-        // What it waited for last is over; it computes.
-        fiber.reason = .none
         cancelExpired(fiber)
         return true
     }

@@ -17,14 +17,17 @@ struct GroupRecord: BitwiseCopyable {
     fileprivate(set) var running = 0
     fileprivate(set) var daemons = 0
     let limit: Int
+    /// Why the owner waits for the children, where "a group" would say nothing to whoever made the call.
+    fileprivate let reason: WaitReason
     /// Fibers that wait to spawn.
     fileprivate var room = WaitList()
     /// Fibers that wait for children to end.
     fileprivate var changes = WaitList()
     let ledger: Unmanaged<GroupLedger>
 
-    init(owner: FiberPointer, limit: Int, ledger: GroupLedger) {
+    init(owner: FiberPointer, limit: Int, reason: WaitReason, ledger: GroupLedger) {
         scope = CancelScope(.group, of: owner)
+        self.reason = reason
         self.limit = limit
         self.ledger = .passUnretained(ledger)
     }
@@ -196,7 +199,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
 
     /// Waits until something about the children may have changed. Parks.
     func waitForChange() throws {
-        try worker.check(worker.park(in: changes, .group))
+        try worker.check(worker.park(in: changes, pointee.reason))
     }
 
     /// Waits for the last child, then cancels the daemons and waits for them. Not to be cancelled itself: the children are what a cancellation reaches, and
@@ -204,7 +207,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
     func waitForEnd() {
         while pointee.running > 0 || pointee.daemons > 0 {
             if pointee.running == 0 { worker.cancel(scope) }
-            worker.parkShielded(in: changes, .group)
+            worker.parkShielded(in: changes, pointee.reason)
         }
     }
 }

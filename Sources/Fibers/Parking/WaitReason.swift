@@ -2,12 +2,12 @@
 package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package enum Kind: UInt8, BitwiseCopyable, Sendable {
         case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, event, send, receive, select, lock,
-            semaphore, condition, once, waitGroup, barrier,
+            semaphore, condition, once, waitGroup, barrier, lookUp,
             other
     }
 
     package var kind: Kind
-    /// A descriptor, or the low half of a fiber's id.
+    /// A descriptor, negative where there are several; or the low half of a fiber's id.
     package var subject: Int32
 
     @inline(__always)
@@ -30,6 +30,7 @@ package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package static var once: WaitReason { WaitReason(.once) }
     package static var waitGroup: WaitReason { WaitReason(.waitGroup) }
     package static var barrier: WaitReason { WaitReason(.barrier) }
+    package static var lookUp: WaitReason { WaitReason(.lookUp) }
     package static var other: WaitReason { WaitReason(.other) }
     package static func join(_ id: UInt64) -> WaitReason { WaitReason(.join, Int32(truncatingIfNeeded: id)) }
 }
@@ -51,7 +52,9 @@ extension WaitReason: CustomStringConvertible {
         case .once: "a value that somebody else is making"
         case .waitGroup: "a wait group"
         case .barrier: "the others at a barrier"
+        case .lookUp: "the addresses of a name"
         case .join: "join fiber #\(subject)"
+        case .connect where subject < 0: "connect"
         case .read, .write, .accept, .connect, .readable, .writable: "\(kind) descriptor \(subject)"
         }
     }

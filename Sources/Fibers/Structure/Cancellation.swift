@@ -6,7 +6,8 @@ import CFiber
 public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
     /// The limit of the ``withTimeout(_:_:)`` whose time was over; of a ``withDeadline(_:_:)`` what was left when it began.
     public let limit: Duration
-    /// What the fiber was doing when the error was thrown.
+    /// What the fiber that called ``withTimeout(_:_:)`` was waiting for when the time was over: `sleep`, `a message`, `read descriptor 7`; `running or ready` if it was computing. What it or other fibers
+    /// did afterwards to clean up is not named here.
     public let operation: String
     /// The error by which a waiting call told the body, where that says more: an `IOError` has the number of bytes that were written, for instance.
     public let underlying: (any Error)?
@@ -92,11 +93,11 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
     @inline(never)
     fileprivate func turned(_ error: any Error) -> any Error {
         guard pointee.cause == self && isCancellation(error) else { return error }
-        return timeoutError(during: pointee.fiber.reason, underlying: error is CancellationError ? nil : error)
+        return timeoutError(underlying: error is CancellationError ? nil : error)
     }
 
-    func timeoutError(during reason: WaitReason, underlying: (any Error)? = nil) -> TimeoutError {
-        TimeoutError(limit: .nanoseconds(pointee.limit), operation: reason.description, underlying: underlying)
+    func timeoutError(underlying: (any Error)? = nil) -> TimeoutError {
+        TimeoutError(limit: .nanoseconds(pointee.limit), operation: interrupted.description, underlying: underlying)
     }
 }
 

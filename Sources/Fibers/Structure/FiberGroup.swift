@@ -243,11 +243,18 @@ public func withFiberGroup<Result>(limit: Int? = nil, _ body: (FiberGroup<Void>)
 public func withFiberGroup<Value, Result>(
     of _: Value.Type, limit: Int? = nil, _ body: (FiberGroup<Value>) throws -> Result
 ) throws -> Result {
+    try withFiberGroup(of: Value.self, limit: limit, waitingFor: .group, body)
+}
+
+/// As ``withFiberGroup(of:limit:_:)``, for calls that use a group and want to say what they wait for.
+package func withFiberGroup<Value, Result>(
+    of _: Value.Type, limit: Int? = nil, waitingFor reason: WaitReason, _ body: (FiberGroup<Value>) throws -> Result
+) throws -> Result {
     let limit = limit ?? .max
     require(limit > 0, "withFiberGroup(limit:) takes at least 1, not \(limit): with none its first spawn would never return")
     let worker = Worker.here("withFiberGroup")
     let ledger = GroupLedger(keepsResults: Value.self != Void.self)
-    var record = GroupRecord(owner: worker.running, limit: limit, ledger: ledger)
+    var record = GroupRecord(owner: worker.running, limit: limit, reason: reason, ledger: ledger)
     return try _withUnprotectedUnsafeMutablePointer(to: &record) { record in
         let group = FiberGroup<Value>(record, ledger)
         record.scope.enter()
