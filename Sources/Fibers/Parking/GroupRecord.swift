@@ -35,15 +35,15 @@ struct GroupRecord: BitwiseCopyable {
 
 /// The results and errors of a group's children, in the order in which they ended.
 final class GroupLedger {
-    /// What was not the doing of a cancellation.
-    @exclusivity(unchecked) private(set) var errors: [any Error] = []
+    /// What was not the doing of a cancellation, with where it comes from; nil for an error of the group's body.
+    @exclusivity(unchecked) private var failures: [(error: any Error, origin: UndeliveredError?)] = []
+    /// The origins of those.
+    @exclusivity(unchecked) private var seen: Set<ObjectIdentifier> = []
     /// A child was ended by a cancellation or deadline from outside the group.
     @exclusivity(unchecked) private(set) var wasCutShort = false
     /// Nil where the result was taken.
     @exclusivity(unchecked) private var finished: [FiberCore?] = []
     @exclusivity(unchecked) private var taken = 0
-    /// Where the errors lie: as long as they are here, no other error lies in the same place.
-    @exclusivity(unchecked) private var seen: Set<UInt> = []
     private let keepsResults: Bool
     /// The children on other workers, by id.
     @exclusivity(unchecked) fileprivate var remotes: [UInt64: FiberCore] = [:]
@@ -56,19 +56,22 @@ final class GroupLedger {
             if keepsResults && !isDaemon { finished.append(core) }
             return false
         }
-        let error = failure.deliver()
+        let error = failure.take()
         if wasCancelled && error is CancellationError {
             if fromOutside && !isDaemon { wasCutShort = true }
             return false
         }
-        noteFailure(error)
+        noteFailure(error, from: failure.origin)
         return true
     }
 
-    /// An error that somebody had by joining the one who failed, and passed on, is still that one failure.
-    func noteFailure(_ error: any Error) {
-        // The coercion says that the existential itself is meant, which is one pointer, and not what is in it.
-        if seen.insert(unsafeBitCast(error as any Error, to: UInt.self)).inserted { errors.append(error) }
+    /// Notes that a child, or the body, has failed. A fiber that joins one that has failed and passes its error on does not fail by itself, so the two count once. Two that throw the same
+    /// object have failed both.
+    ///
+    /// - Parameter origin: the failure that was passed on, or the child's own; nil for the body's own.
+    func noteFailure(_ error: any Error, from origin: UndeliveredError?) {
+        if let origin, !seen.insert(ObjectIdentifier(origin)).inserted { return }
+        failures.append((error, origin))
     }
 
     func takeFinished() -> FiberCore? {
@@ -84,12 +87,12 @@ final class GroupLedger {
         return core
     }
 
-    /// Lets go of all that is left, which may refer to the group, and returns the errors.
-    func close() -> [any Error] {
-        let errors = errors
-        self.errors = []
+    /// Releases all that is left, which may refer to the group, and returns the failures.
+    func close() -> [(error: any Error, origin: UndeliveredError?)] {
+        let failures = failures
+        self.failures = []
         finished = []
-        return errors
+        return failures
     }
 }
 

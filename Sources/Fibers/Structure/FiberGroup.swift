@@ -213,7 +213,8 @@ public struct FiberGroupError: Error, CustomStringConvertible {
 /// ```
 ///
 /// The first error, be it of the body or of a child, cancels all others and is thrown when they have ended. If others failed, too, and not just by being cancelled, a
-/// ``FiberGroupError`` is thrown that has all of them, the first one first. A child that was cancelled on its own and ended because of that has not failed.
+/// ``FiberGroupError`` is thrown that has all of them, the first one first. A child that was cancelled on its own and ended because of that has not failed. Each child that fails counts,
+/// also where several throw the same error object; only an error that a fiber had from another one, by ``FiberHandle/join()`` or from a group of its own, and passed on is still the failure of that other one.
 ///
 /// A cancellation or a deadline from outside reaches the children as well. Waiting for them at the end cannot be cut short, since they may use what lies on the stack of the
 /// caller; a child that ignores its cancellation keeps the group from ending.
@@ -261,7 +262,7 @@ package func withFiberGroup<Value, Result>(
         var result = Swift.Result { try body(group) }
         if case .failure(let error) = result {
             if record.scope.pointee.cause == nil || !isCancellation(error) {
-                ledger.noteFailure(error)
+                ledger.noteFailure(error, from: worker.running.failureHad(error))
             } else if record.scope.pointee.cause == record.scope {
                 // The group has cancelled itself: its caller is told so, and not what its body did at that moment.
                 result = .failure(CancellationError())
@@ -272,8 +273,12 @@ package func withFiberGroup<Value, Result>(
         // At once: what is released from here on may have a deinit, which must not spawn any more, and may wait.
         group.end()
         record.scope.leave()
-        let errors = ledger.close()
-        if let first = errors.first { throw errors.count == 1 ? first : FiberGroupError(first: first, others: Array(errors.dropFirst())) }
+        let failures = ledger.close()
+        if let first = failures.first {
+            if failures.count > 1 { throw FiberGroupError(first: first.error, others: failures.dropFirst().map(\.error)) }
+            if let origin = first.origin { worker.running.noteHad(origin) }
+            throw first.error
+        }
         if ledger.wasCutShort { throw CancellationError() }
         return try result.get()
     }
