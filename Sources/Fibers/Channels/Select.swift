@@ -9,7 +9,8 @@
 //     takes its park back, and the other does not: they cannot keep each other from waiting for ever;
 //   * a place of this select never meets another one of it: no other arm of a channel is looked at once there is a place there.
 //
-// Among the ready arms each is as likely as any other: the choice is made while they are counted (J. Vitter, "Random sampling with a reservoir", 1985).
+// Among the ready arms each is as likely as any other: the choice is made while they are counted (J. Vitter, "Random sampling with a reservoir", 1985). Among the arms that wait at one channel,
+// too: they stand in its lines in a random order that is drawn when the select begins.
 // One worker, or, where all channels are shared, any thread.
 
 import CFiber
@@ -100,17 +101,17 @@ struct Selection {
         }
     }
 
-    /// In the order of the channels' addresses.
+    /// In the order of the channels' addresses; of those with the same channel each order is as likely as any other, since they stand in its lines in this order, and the first is served.
     private mutating func insert(_ arm: ArmPointer) {
-        guard let first, first.address <= arm.address else {
-            arm.pointee.next = first
-            first = arm
-            return
+        var (before, next): (ArmPointer?, ArmPointer?) = (nil, first)
+        while let this = next, this.address < arm.address { (before, next) = (this, this.pointee.next) }
+        var (count, rest): (UInt32, ArmPointer?) = (0, next)
+        while let this = rest, this.address == arm.address { (count, rest) = (count + 1, this.pointee.next) }
+        if count > 0 {
+            for _ in 0..<randomNumber(below: count + 1) { (before, next) = (next, next.unsafelyUnwrapped.pointee.next) }
         }
-        var before = first
-        while let next = before.pointee.next, next.address <= arm.address { before = next }
-        arm.pointee.next = before.pointee.next
-        before.pointee.next = arm
+        arm.pointee.next = next
+        if let before { before.pointee.next = arm } else { first = arm }
     }
 
     /// The arm that has happened; waits for one.
@@ -153,11 +154,7 @@ struct Selection {
     private func chooseReady() -> ArmPointer? {
         var chosen: ArmPointer?
         var count: UInt32 = 0
-        let worker = Worker.current
-        let now = hasDeadlines ? worker?.now ?? cfiber_now() : 0
-        // Of a plain thread, which has no generator; the system's would cost a system call for each number.
-        var state = worker == nil ? cfiber_counter() : 0
-        func randomNumber(below limit: UInt32) -> UInt32 { worker?.randomNumber(below: limit) ?? nextRandomNumber(&state, below: limit) }
+        let now = hasDeadlines ? Worker.current?.now ?? cfiber_now() : 0
         forEachArm { arm in
             if arm.pointee.kind == .deadline ? arm.pointee.deadline <= now : arm.withChannel({ $0.isReady(arm) }) {
                 count += 1
@@ -166,6 +163,13 @@ struct Selection {
             return true
         }
         return chosen
+    }
+
+    private func randomNumber(below limit: UInt32) -> UInt32 {
+        if let worker = Worker.current { return worker.randomNumber(below: limit) }
+        // A plain thread has no generator, and the system's would cost a system call for each number. The time counter has moved on since the last one.
+        var state = cfiber_counter()
+        return nextRandomNumber(&state, below: limit)
     }
 
     /// Does what an arm is there for; false when somebody else was faster.

@@ -1,0 +1,113 @@
+// Which arm of a select happens where several that wait at one channel could.
+
+import Fibers
+import Glibc
+import Testing
+
+/// Whether each of several counts is what chance makes of equal shares, but for one time in ten million: within five and a half standard deviations.
+private func areAlike(_ counts: [Int]) -> Bool {
+    let (sum, share) = (Double(counts.reduce(0, +)), 1 / Double(counts.count))
+    return counts.allSatisfy { abs(Double($0) - sum * share) <= 5.5 * (sum * share * (1 - share)).squareRoot() }
+}
+
+private let rounds = 2_000
+
+extension KernelTests {
+    @Suite struct SelectFairnessTests {
+        @Test(arguments: ChannelKind.allCases, [ChannelCapacity.rendezvous, .bounded(1)])
+        func armsThatSend_areServedAlike_whenTheyHaveWaitedAtOneChannel(kind: ChannelKind, capacity: ChannelCapacity) throws {
+            var counts = [0, 0, 0]
+            try FiberRuntime.run(.init(workers: 1)) {
+                let (sender, receiver) = kind.make(of: Int.self, capacity)
+                let chooser = try Fiber.spawnLocal {
+                    for _ in 0..<rounds {
+                        try select {
+                            sender.onSend(0) { counts[0] += 1 }
+                            sender.onSend(1) { counts[1] += 1 }
+                            sender.onSend(2) { counts[2] += 1 }
+                        }
+                    }
+                }
+                if capacity != .rendezvous { try sender.send(-1) }
+                for _ in 0..<rounds {
+                    #expect(yield(until: { sender.waiting.senders == 3 }))
+                    _ = try receiver.receive()
+                }
+                try chooser.join()
+            }
+            #expect(areAlike(counts), "\(counts)")
+        }
+
+        @Test(arguments: ChannelKind.allCases)
+        func armsThatReceive_areServedAlike_whenTheyHaveWaitedAtOneChannel(kind: ChannelKind) throws {
+            var counts = [0, 0]
+            try FiberRuntime.run(.init(workers: 1)) {
+                let (sender, receiver) = kind.make(of: Int.self, .bounded(1))
+                let (silentSender, silent) = kind.make(of: Int.self, .bounded(1))
+                let chooser = try Fiber.spawnLocal {
+                    for _ in 0..<rounds {
+                        try select {
+                            receiver.onReceive { _ in counts[0] += 1 }
+                            silent.onReceive { _ in }
+                            onTimeout(.seconds(1_000)) {}
+                            receiver.onReceive { _ in counts[1] += 1 }
+                        }
+                    }
+                }
+                for i in 0..<rounds {
+                    #expect(yield(until: { sender.waiting.receivers == 2 }))
+                    try sender.send(i)
+                }
+                try chooser.join()
+                withExtendedLifetime(silentSender) {}
+            }
+            #expect(areAlike(counts), "\(counts)")
+        }
+
+        /// Arms of both directions between them change nothing: of those of one direction each is as likely to be the first.
+        @Test(arguments: ChannelKind.allCases)
+        func armsOfBothDirections_areServedAlike_whenTheyHaveWaited(kind: ChannelKind) throws {
+            var (sends, receives) = ([0, 0], [0, 0])
+            try FiberRuntime.run(.init(workers: 1)) {
+                let (sender, receiver) = kind.make(of: Int.self, .rendezvous)
+                let chooser = try Fiber.spawnLocal {
+                    for _ in 0..<2 * rounds {
+                        try select {
+                            sender.onSend(0) { sends[0] += 1 }
+                            receiver.onReceive { _ in receives[0] += 1 }
+                            sender.onSend(1) { sends[1] += 1 }
+                            receiver.onReceive { _ in receives[1] += 1 }
+                        }
+                    }
+                }
+                for i in 0..<2 * rounds {
+                    #expect(yield(until: { sender.waiting == (2, 2) }))
+                    if i % 2 == 0 { try sender.send(i) } else { _ = try receiver.receive() }
+                }
+                try chooser.join()
+            }
+            #expect(areAlike(sends), "\(sends)")
+            #expect(areAlike(receives), "\(receives)")
+        }
+
+        @Test func armsOfAThread_areServedAlike_whenTheyHaveWaitedAtOneChannel() {
+            let n = 400
+            let (sender, receiver) = makeChannel(of: Int.self, .rendezvous)
+            let counts = Box([0, 0])
+            let thread = Thread {
+                for _ in 0..<n {
+                    _ = try? select {
+                        sender.onSend(0) { counts.value[0] += 1 }
+                        sender.onSend(1) { counts.value[1] += 1 }
+                    }
+                }
+            }
+            for _ in 0..<n {
+                while sender.waiting.senders < 2 { sched_yield() }
+                _ = try? receiver.receive()
+            }
+            thread.join()
+            #expect(areAlike(counts.value), "\(counts.value)")
+        }
+    }
+}
