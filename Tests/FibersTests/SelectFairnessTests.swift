@@ -1,4 +1,4 @@
-// Which arm of a select happens where several that wait at one channel could.
+// Which arm of a select happens where several could: of those that wait at one channel, and of those beside a time.
 
 import Fibers
 import Glibc
@@ -9,6 +9,9 @@ private func areAlike(_ counts: [Int]) -> Bool {
     let (sum, share) = (Double(counts.reduce(0, +)), 1 / Double(counts.count))
     return counts.allSatisfy { abs(Double($0) - sum * share) <= 5.5 * (sum * share * (1 - share)).squareRoot() }
 }
+
+/// In handlers, which return nothing.
+func recordIssue(_ text: String) { Issue.record(Comment(rawValue: text)) }
 
 private let rounds = 2_000
 
@@ -108,6 +111,121 @@ extension KernelTests {
             }
             thread.join()
             #expect(areAlike(counts.value), "\(counts.value)")
+        }
+
+        // Beside a time.
+
+        @Test(arguments: ChannelKind.allCases)
+        func timeout_neverHappens_besideWhatIsThere(kind: ChannelKind) throws {
+            var messages = 0
+            try FiberRuntime.run {
+                let (sender, receiver) = kind.make(of: Int.self, .unbounded)
+                for i in 0..<400 { try sender.send(i) }
+                for limit in [Duration.zero, .seconds(-5), .nanoseconds(1), .seconds(1_000)] {
+                    for _ in 0..<100 {
+                        try select {
+                            onTimeout(limit) { recordIssue("a timeout of \(limit) happened beside a message") }
+                            receiver.onReceive { _ in messages += 1 }
+                            onTimeout(.zero) { recordIssue("a timeout of nothing happened beside a message") }
+                            otherwise { recordIssue("\"otherwise\" happened beside a message") }
+                        }
+                    }
+                }
+            }
+            #expect(messages == 400)
+        }
+
+        @Test(arguments: ChannelKind.allCases)
+        func timeout_neverHappens_besideRoomOrAnEnd(kind: ChannelKind) throws {
+            var (sent, ended) = (0, 0)
+            try FiberRuntime.run {
+                let (sender, receiver) = kind.make(of: Int.self, .bounded(100))
+                let (closed, end) = kind.make(of: Int.self, .bounded(1))
+                closed.close()
+                for _ in 0..<100 {
+                    try select {
+                        onTimeout(.zero) { recordIssue("a timeout happened beside room for a message") }
+                        sender.onSend(1) { sent += 1 }
+                    }
+                    try select {
+                        onTimeout(.zero) { recordIssue("a timeout happened beside an end") }
+                        end.onReceive { _ in
+                        } end: {
+                            ended += 1
+                        }
+                    }
+                }
+                withExtendedLifetime(receiver) {}
+            }
+            #expect(sent == 100 && ended == 100)
+        }
+
+        @Test func timeoutOfNothing_happensAtOnce_andBeforeOtherwise_whereNothingElseCan() throws {
+            var counts = [0, 0]
+            var others = 0
+            try FiberRuntime.run {
+                let (sender, receiver) = makeLocalChannel(of: Int.self, .rendezvous)
+                for _ in 0..<rounds {
+                    try select {
+                        otherwise { others += 1 }
+                        onTimeout(.zero) { counts[0] += 1 }
+                        receiver.onReceive { _ in others += 1 }
+                        onTimeout(.seconds(-1)) { counts[1] += 1 }
+                        onTimeout(.seconds(1_000)) { others += 1 }
+                    }
+                }
+                withExtendedLifetime(sender) {}
+            }
+            #expect(others == 0)
+            #expect(areAlike(counts), "\(counts)")
+        }
+
+        /// An instant that has come is no lack of anything else: a channel that always has something must not hide it for ever.
+        @Test func instantThatHasCome_isAsLikelyAsAMessage_andBeforeATimeout() throws {
+            var counts = [0, 0, 0]
+            try FiberRuntime.run {
+                let (sender, receiver) = makeLocalChannel(of: Int.self, .unbounded)
+                let past = ContinuousClock.now - .seconds(1)
+                for i in 0..<rounds { try sender.send(i) }
+                for _ in 0..<rounds {
+                    try select {
+                        receiver.onReceive { _ in counts[0] += 1 }
+                        onDeadline(past) { counts[1] += 1 }
+                        onTimeout(.zero) { counts[2] += 1 }
+                    }
+                }
+            }
+            #expect(counts[2] == 0)
+            #expect(areAlike(Array(counts[..<2])), "\(counts)")
+        }
+
+        @Test func beatThatIsDue_comes_besideAChannelThatAlwaysHasAMessage() throws {
+            var beats = 0
+            try FiberRuntime.run {
+                let (sender, receiver) = makeLocalChannel(of: Int.self, .bounded(1))
+                let ticker = Ticker(every: .nanoseconds(1))
+                for _ in 0..<200 {
+                    _ = sender.trySend(1)
+                    try select {
+                        receiver.onReceive { _ in }
+                        ticker.onTick { _ in beats += 1 }
+                        onTimeout(.zero) { recordIssue("a timeout happened beside a beat") }
+                    }
+                }
+            }
+            #expect(beats > 0)
+        }
+
+        @Test func timeoutOfAThread_neverHappens_besideWhatIsThere() {
+            let (sender, receiver) = makeChannel(of: Int.self, .bounded(1))
+            for i in 0..<100 {
+                _ = sender.trySend(i)
+                let received = try? select {
+                    onTimeout(.zero) { -1 }
+                    receiver.onReceive { $0 }
+                }
+                #expect(received == i)
+            }
         }
     }
 }

@@ -120,6 +120,7 @@ extension KernelTests {
                 let (sender, receiver) = kind.make(of: Int.self, .bounded(1))
                 let (filled, other) = kind.make(of: Int.self, .bounded(2))
                 let (_, silent) = kind.make(of: Int.self, .rendezvous)
+                let past = ContinuousClock.now
                 for _ in 0..<picks {
                     _ = filled.trySend(0)
                     // The same channel twice, a silent one in between, and a time that has come.
@@ -128,7 +129,7 @@ extension KernelTests {
                         silent.onReceive { _ in counts[4] += 1 }
                         sender.onSend(1) { counts[1] += 1 }
                         other.onReceive { _ in counts[2] += 1 }
-                        onTimeout(.zero) { counts[3] += 1 }
+                        onDeadline(past) { counts[3] += 1 }
                     }
                     _ = receiver.tryReceive()
                 }

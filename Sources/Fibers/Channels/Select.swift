@@ -10,7 +10,7 @@
 //   * a place of this select never meets another one of it: no other arm of a channel is looked at once there is a place there.
 //
 // Among the ready arms each is as likely as any other: the choice is made while they are counted (J. Vitter, "Random sampling with a reservoir", 1985). Among the arms that wait at one channel,
-// too: they stand in its lines in a random order that is drawn when the select begins.
+// too: they stand in its lines in a random order that is drawn when the select begins. A timeout is for the case that nothing else happens, so one that has passed is looked at last.
 // One worker, or, where all channels are shared, any thread.
 
 import CFiber
@@ -22,7 +22,8 @@ import CFiber
 struct ArmRecord: BitwiseCopyable {
     @usableFromInline
     enum Kind: UInt8, BitwiseCopyable {
-        case receive, send, deadline, cancellation, otherwise, never
+        /// `timeout` is a time that comes last, after all else was found not to be ready, `deadline` one that is as good as any other arm once it has come.
+        case receive, send, deadline, timeout, cancellation, otherwise, never
     }
 
     @usableFromInline let kind: Kind
@@ -73,6 +74,7 @@ struct Selection {
     private var cancellation: ArmPointer?
     private var isShared = false
     private var hasDeadlines = false
+    private var hasTimeouts = false
 
     @usableFromInline
     init() {}
@@ -88,15 +90,14 @@ struct Selection {
         case .cancellation:
             require(cancellation == nil, "a select has two onCancellation { … }: leave one out")
             cancellation = arm
-        case .receive, .send, .deadline:
-            if arm.pointee.kind == .deadline {
-                // It never comes.
-                if arm.pointee.deadline == .max { return }
-                hasDeadlines = true
-            } else {
-                arm.withChannel { $0.requireWorker() }
-                if arm.withChannel({ $0.isShared }) { isShared = true }
-            }
+        case .deadline, .timeout:
+            // It never comes.
+            if arm.pointee.deadline == .max { return }
+            if arm.pointee.kind == .deadline { hasDeadlines = true } else { hasTimeouts = true }
+            insert(arm)
+        case .receive, .send:
+            arm.withChannel { $0.requireWorker() }
+            if arm.withChannel({ $0.isShared }) { isShared = true }
             insert(arm)
         }
     }
@@ -150,13 +151,26 @@ struct Selection {
         }
     }
 
-    /// One of the arms that are ready, each as likely as any other.
+    /// One of the arms that are ready, each as likely as any other; a timeout only if no other is.
     private func chooseReady() -> ArmPointer? {
+        let now = hasDeadlines || hasTimeouts ? Worker.current?.now ?? cfiber_now() : 0
+        let ready = choose { arm in
+            switch arm.pointee.kind {
+            case .timeout: return false
+            case .deadline: return arm.pointee.deadline <= now
+            default: return arm.withChannel { $0.isReady(arm) }
+            }
+        }
+        if ready != nil || !hasTimeouts { return ready }
+        return choose { $0.pointee.kind == .timeout && $0.pointee.deadline <= now }
+    }
+
+    @inline(__always)
+    private func choose(_ isReady: (ArmPointer) -> Bool) -> ArmPointer? {
         var chosen: ArmPointer?
         var count: UInt32 = 0
-        let now = hasDeadlines ? Worker.current?.now ?? cfiber_now() : 0
         forEachArm { arm in
-            if arm.pointee.kind == .deadline ? arm.pointee.deadline <= now : arm.withChannel({ $0.isReady(arm) }) {
+            if isReady(arm) {
                 count += 1
                 if count == 1 || randomNumber(below: count) == 0 { chosen = arm }
             }
@@ -174,7 +188,7 @@ struct Selection {
 
     /// Does what an arm is there for; false when somebody else was faster.
     private func attempt(_ arm: ArmPointer) -> Bool {
-        if arm.pointee.kind == .deadline { return true }
+        if arm.hasNoChannel { return true }
         switch arm.withChannel({ $0.attempt(isSend: arm.pointee.kind == .send, arm.slot) }) {
         case .sent: return true
         case .full: return false
@@ -200,9 +214,9 @@ struct Selection {
             var mayPark = true
             var arm = first
             while let this = arm {
-                if this.pointee.kind == .deadline { deadline = min(deadline, this.pointee.deadline) }
+                if this.hasNoChannel { deadline = min(deadline, this.pointee.deadline) }
                 arm = this.nextOfOtherChannel
-                guard !this.pointee.isOut && this.pointee.kind != .deadline else { continue }
+                guard !this.pointee.isOut && !this.hasNoChannel else { continue }
                 if this.withChannel({ $0.takePlaces(this, wait) }) { continue }
                 // Else another arm has been served meanwhile.
                 mayPark = !wait.takeBack()
@@ -243,7 +257,7 @@ struct Selection {
     private func earliest(_ deadline: Int64) -> ArmPointer? {
         var earliest: ArmPointer?
         forEachArm { arm in
-            if arm.pointee.kind == .deadline && arm.pointee.deadline == deadline { earliest = arm }
+            if arm.hasNoChannel && arm.pointee.deadline == deadline { earliest = arm }
             return earliest == nil
         }
         return earliest
@@ -255,11 +269,15 @@ extension UnsafeMutablePointer where Pointee == ArmRecord {
     @inline(__always)
     fileprivate var address: UInt { UInt(bitPattern: pointee.channel?.toOpaque()) }
 
+    /// It is for a time.
+    @inline(__always)
+    fileprivate var hasNoChannel: Bool { pointee.channel == nil }
+
     /// The next arm that is not of the same channel.
     @inline(__always)
     fileprivate var nextOfOtherChannel: ArmPointer? {
         var next = pointee.next
-        while let this = next, this.address == address && pointee.kind != .deadline { next = this.pointee.next }
+        while let this = next, this.address == address && !hasNoChannel { next = this.pointee.next }
         return next
     }
 

@@ -36,7 +36,7 @@ public struct _Selection {
 /// }
 /// ```
 ///
-/// If several are ready, each is as likely as any other. Exactly one happens: of those that do not, no message is received, and none is sent. The same channel may stand in several arms, and also
+/// If several are ready, each is as likely as any other; a timeout happens only where nothing else can. Exactly one happens: of those that do not, no message is received, and none is sent. The same channel may stand in several arms, and also
 /// in one that sends and one that receives: these two never meet each other. With `if` an arm can be left out.
 ///
 /// An arm whose channel is closed, and has no message left, calls its `end:` or `closed:`; without one it is as if it were not there, and when that is so of all the select throws
@@ -319,15 +319,19 @@ extension ChannelSender where Message: ~Copyable {
 }
 
 /// In ``select(_:)``: happens when nothing else has for a time. Zero or less has passed at once, nil never does.
+///
+/// A timeout comes last: where an arm can happen when the select begins, that one does, however short the time is, and only ``otherwise(_:)`` has to stand back.
 @inlinable @inline(__always)
 public func onTimeout<Result>(_ limit: Duration?, _ handler: @escaping () throws -> Result) -> PlainArm<Result> {
-    PlainArm(ArmRecord(timeout: limit), handler)
+    PlainArm(ArmRecord(.timeout, after: limit), handler)
 }
 
 /// In ``select(_:)``: happens at an instant, which is turned into a time from now. For a time that runs on from one select to the next.
+///
+/// Once the instant has come the arm is ready, and as likely as any other that is, so that a channel which always has a message does not hide it for ever.
 @inlinable @inline(__always)
 public func onDeadline<Result>(_ instant: ContinuousClock.Instant, _ handler: @escaping () throws -> Result) -> PlainArm<Result> {
-    PlainArm(ArmRecord(timeout: ContinuousClock.now.duration(to: instant)), handler)
+    PlainArm(ArmRecord(.deadline, after: ContinuousClock.now.duration(to: instant)), handler)
 }
 
 /// In ``select(_:)``: happens when the fiber is cancelled, by whatever, in place of an error. What the handler does may park only in ``withCancellationShield(_:)``.
@@ -348,5 +352,5 @@ public func never<Result>(_: Result.Type = Void.self) -> PlainArm<Result> {
 
 extension ArmRecord {
     @usableFromInline
-    init(timeout: Duration?) { self.init(.deadline, deadline: Deadline.after(timeout)) }
+    init(_ kind: Kind, after time: Duration?) { self.init(kind, deadline: Deadline.after(time)) }
 }
