@@ -164,7 +164,7 @@ public struct ReceiveArm<Message: ~Copyable, Result>: SelectArm {
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message>.size) }
+    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message>.stride) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
@@ -212,7 +212,7 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
     }
 
     @inlinable @inline(__always)
-    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message>.size) }
+    public static var _space: Int { ArmRecord.space(slot: MemoryLayout<Message>.stride) }
 
     @inlinable @inline(__always)
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
