@@ -1,18 +1,6 @@
-// Every value to everyone who has subscribed, through one ring that all of them read.
-//
-//            capacity = 8          next = 13
-//     number  8   9  10  11  12   5   6   7          a subscriber at 9 has 9…12 before it; one at 4 has missed 4, which was where 12 is
-//     left    0   2   2   3   3   0   0   0          how many have yet to read it
-//
-// Invariants, whenever the lock is free:
-//   * values are numbered in the order in which they are sent, and number *i* lies at *i* modulo the capacity; `next` is the number of the next one;
-//   * a place holds a value as long as there is a subscriber who was there when it was sent and has not read it, or missed it: `left` counts them. The last to read takes it along;
-//   * places get free in the order of their numbers, since everyone reads in that order;
-//   * a subscriber waits only at `next`, while there is a sender; a sender waits only while the place for its value is taken, and only where that is the policy;
-//   * values are let go of without the lock, since their deinit may look here.
-// One worker, or any thread: see `WaitPoint`. Where a subscriber is is known to its owner alone.
+// Every value to every subscriber: the ends of broadcasts, as users name them.
 
-/// What happens to a value for whose place in the ring somebody has yet to come.
+/// What happens to a value for which there is no room, since a subscriber has yet to read the oldest.
 public enum BroadcastPolicy: Hashable, Sendable {
     /// The oldest value makes room. Who has not read it has missed it, and is told by a ``LaggedError``.
     case dropOldest
@@ -46,15 +34,21 @@ public class BroadcastSendingEnd<Value> {
     /// - Complexity: O(*n*) for *n* subscribers that wait.
     /// - Note: parks
     @inlinable
-    public final func send(_ value: Value) throws { try core.send(value) }
+    public final func send(_ value: Value) throws {
+        if isLarge(Value.self) { return try core.sendLarge(value) }
+        try core.send(value)
+    }
 
-    /// Sends a value if nobody has to wait for that: always, with ``BroadcastPolicy/dropOldest``.
+    /// Sends a value if nobody has to wait for that: always, with ``BroadcastPolicy/dropOldest``. Does not wait; a loop over it lets other fibers run now and then.
     ///
     /// - Returns: `sent` or `full`.
     /// - Complexity: O(*n*) for *n* subscribers that wait.
     @inlinable
     @discardableResult
-    public final func trySend(_ value: Value) -> TrySendResult { core.trySend(value) ? .sent : .full }
+    public final func trySend(_ value: Value) -> TrySendResult {
+        if isLarge(Value.self) { return core.trySendLarge(value) }
+        return core.trySend(value)
+    }
 
     /// How many have subscribed.
     @inlinable
@@ -88,6 +82,21 @@ public class BroadcastReceivingEnd<Value> {
     /// - Note: parks
     @inlinable
     public final func receive() throws -> Value? {
+        if isLarge(Value.self) { return try receiveLarge() }
+        return try receiveInline()
+    }
+
+    /// The next value if there is one. Does not wait; a loop over it lets other fibers run now and then.
+    ///
+    /// - Throws: ``LaggedError`` when values were missed since the last one, and then the next call has the oldest that is there.
+    @inlinable
+    public final func tryReceive() throws(LaggedError) -> TryReceiveResult<Value> {
+        if isLarge(Value.self) { return try tryReceiveLarge() }
+        return try tryReceiveInline()
+    }
+
+    @inlinable @inline(__always)
+    final func receiveInline() throws -> Value? {
         try core.beginReceive()
         var hasWaited = false
         while true {
@@ -96,17 +105,16 @@ public class BroadcastReceivingEnd<Value> {
             case .take(let place): return core.take(place, charges: !hasWaited)
             case .missed(let count): throw lag(count)
             case .wait: try core.waitToReceive()
-            case .ended: return nil
+            case .ended:
+                if !hasWaited { core.chargeTry() }
+                return nil
             }
             hasWaited = true
         }
     }
 
-    /// The next value if there is one.
-    ///
-    /// - Throws: ``LaggedError`` when values were missed since the last one, and then the next call has the oldest that is there.
-    @inlinable
-    public final func tryReceive() throws(LaggedError) -> TryReceiveResult<Value> {
+    @inlinable @inline(__always)
+    final func tryReceiveInline() throws(LaggedError) -> TryReceiveResult<Value> {
         switch core.tryReceive(at: &position) as BroadcastBase.ReceiveStep {
         case .copy(let place): return .message(core.copy(place, charges: true))
         case .take(let place): return .message(core.take(place, charges: true))
@@ -114,7 +122,25 @@ public class BroadcastReceivingEnd<Value> {
         case .wait:
             core.abandon()
             return .empty
-        case .ended: return .ended
+        case .ended:
+            core.chargeTry()
+            return .ended
+        }
+    }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func receiveLarge() throws -> Value? { try receiveInline() }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func tryReceiveLarge() throws(LaggedError) -> TryReceiveResult<Value> { try tryReceiveInline() }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func nextLarge() -> Value? { nextInline() }
+
+    @inlinable @inline(__always)
+    final func nextInline() -> Value? {
+        while true {
+            do { return try receiveInline() } catch is LaggedError { continue } catch { return nil }
         }
     }
 
@@ -134,9 +160,8 @@ extension BroadcastReceivingEnd: Sequence, IteratorProtocol {
 
     @inlinable
     public final func next() -> Value? {
-        while true {
-            do { return try receive() } catch is LaggedError { continue } catch { return nil }
-        }
+        if isLarge(Value.self) { return nextLarge() }
+        return nextInline()
     }
 }
 
@@ -188,7 +213,7 @@ public final class LocalBroadcastSubscriber<Value>: BroadcastReceivingEnd<Value>
 ///
 /// - Parameters:
 ///   - type: what is sent, where it cannot be inferred.
-///   - capacity: how many values it holds for those who have not read them yet, at least 1.
+///   - capacity: how many values it holds for those who have not read them yet, at least 1. It takes memory for those that are there, in blocks, and none before.
 ///   - policy: what happens when that is not enough for the slowest.
 @inlinable
 public func makeBroadcast<Value: Sendable>(
@@ -208,277 +233,11 @@ public func makeBroadcast<Value: Sendable>(
 ///
 /// - Parameters:
 ///   - type: what is sent, where it cannot be inferred.
-///   - capacity: how many values it holds for those who have not read them yet, at least 1.
+///   - capacity: how many values it holds for those who have not read them yet, at least 1. It takes memory for those that are there, in blocks, and none before.
 ///   - policy: what happens when that is not enough for the slowest.
 @inlinable
 public func makeLocalBroadcast<Value>(
     of type: Value.Type = Value.self, capacity: Int, _ policy: BroadcastPolicy
 ) -> LocalBroadcastSender<Value> {
     LocalBroadcastSender(BroadcastCore(capacity: capacity, policy, isShared: false))
-}
-
-// What it does. The class without the type of the value counts and knows who waits, the generic one moves values.
-
-@usableFromInline
-class BroadcastBase: WaitPoint {
-    @usableFromInline final let capacity: Int
-    private final let waits: Bool
-    @exclusivity(unchecked) private final var next = 0
-    /// Of each place.
-    @exclusivity(unchecked) private final var left: [Int]
-    @exclusivity(unchecked) private final var subscribers = 0
-    @exclusivity(unchecked) private final var isClosed = false
-    /// Who has been claimed, and goes on when the lock is free.
-    @exclusivity(unchecked) private final var claimed = WaitList()
-
-    private final var senders: Line { first }
-    private final var receivers: Line { second }
-
-    /// What a sender finds.
-    @usableFromInline
-    enum SendStep {
-        /// A place for the value; what is in it has been missed. Locked, until `finish`.
-        case place(Int)
-        case wait
-        case nobody
-    }
-
-    /// What a subscriber finds.
-    @usableFromInline
-    enum ReceiveStep {
-        /// The value in this place, for others too. Locked, until `finish`.
-        case copy(Int)
-        /// The value in this place, which is free then. Locked, until `finish`.
-        case take(Int)
-        case missed(Int)
-        case wait
-        case ended
-    }
-
-    @usableFromInline
-    init(capacity: Int, policy: BroadcastPolicy, isShared: Bool) {
-        require(capacity >= 1, "a broadcast has room for at least 1 value, not \(capacity)")
-        self.capacity = capacity
-        waits = policy == .wait
-        left = [Int](repeating: 0, count: capacity)
-        super.init(isShared: isShared)
-    }
-
-    // Sending.
-
-    /// Begins to send; throws when the caller is cancelled.
-    @usableFromInline
-    final func beginSend() throws -> SendStep {
-        try refuseCancelledCaller()
-        return trySend()
-    }
-
-    /// Finds the place for the next value. Locked also where the caller has to wait.
-    @usableFromInline
-    final func trySend() -> SendStep {
-        lock()
-        if subscribers == 0 {
-            unlock()
-            return .nobody
-        }
-        if waits && left[next % capacity] > 0 { return .wait }
-        return .place(takePlace())
-    }
-
-    private final func takePlace() -> Int {
-        let place = next % capacity
-        left[place] = subscribers
-        next += 1
-        return place
-    }
-
-    /// Waits until somebody has put the value from the slot into the ring, or the last subscriber has gone. With the lock held.
-    @usableFromInline
-    final func waitToSend(_ slot: UnsafeMutableRawPointer) throws { try checkWait(wait(in: senders, slot: slot, .send)) }
-
-    /// The first sender in line, if there is a place for its value now. With the lock held.
-    @usableFromInline
-    final func claimSender() -> (slot: UnsafeMutableRawPointer, place: Int)? {
-        guard !senders.pointee.isEmpty && left[next % capacity] == 0, let sender = claimFirst(of: senders) else { return nil }
-        claimed.append(sender.node)
-        return (sender.pointee.slot.unsafelyUnwrapped, takePlace())
-    }
-
-    // Receiving.
-
-    @usableFromInline
-    final func beginReceive() throws { try refuseCancelledCaller() }
-
-    /// Finds the value at a position, and moves that on. Locked also where there is none yet.
-    @usableFromInline
-    final func tryReceive(at position: inout Int) -> ReceiveStep {
-        lock()
-        if position == next {
-            guard isClosed else { return .wait }
-            unlock()
-            return .ended
-        }
-        let oldest = next - capacity
-        if position < oldest {
-            unlock()
-            defer { position = oldest }
-            return .missed(oldest - position)
-        }
-        return pass(&position)
-    }
-
-    private final func pass(_ position: inout Int) -> ReceiveStep {
-        let place = position % capacity
-        position += 1
-        left[place] -= 1
-        return left[place] == 0 ? .take(place) : .copy(place)
-    }
-
-    /// Waits until there is more to receive, or never will be. With the lock held.
-    @usableFromInline
-    final func waitToReceive() throws { try checkWait(wait(in: receivers, .receive)) }
-
-    // Ending.
-
-    /// Lets go of the lock, and lets all go on who were claimed, and those who wait for a value if there is a new one.
-    @usableFromInline
-    final func finish(hasSent: Bool, charges: Bool) {
-        var claimed = claimed
-        self.claimed = WaitList()
-        if hasSent { claimAll(of: receivers, into: &claimed) }
-        unlock()
-        resumeAll(&claimed)
-        if charges { chargeCaller() }
-    }
-
-    @usableFromInline
-    final func abandon() { unlock() }
-
-    /// The sender has gone.
-    @usableFromInline
-    final func close() {
-        lock()
-        isClosed = true
-        var claimed = WaitList()
-        claimAll(of: receivers, into: &claimed)
-        unlock()
-        resumeAll(&claimed, .closed)
-    }
-
-    // Subscribers.
-
-    /// Another subscriber, at the position that is returned.
-    @usableFromInline
-    final func join() -> Int {
-        withLock {
-            subscribers += 1
-            return next
-        }
-    }
-
-    /// Another subscriber, who has yet to receive what one at this position has.
-    @usableFromInline
-    final func join(at position: Int) {
-        lock()
-        subscribers += 1
-        for number in max(position, next - capacity)..<next { left[number % capacity] += 1 }
-        unlock()
-    }
-
-    /// A subscriber goes, and no more is sent to it: the number of the first value that does not count it.
-    @usableFromInline
-    final func beginLeaving() -> Int {
-        lock()
-        subscribers -= 1
-        // Who waits to send waits for nobody then, and keeps the value.
-        if subscribers == 0 { claimAll(of: senders, into: &claimed) }
-        let end = next
-        finish(hasSent: false, charges: false)
-        return end
-    }
-
-    /// Passes by values up to the first that nobody else has yet to read: where that lies. Locked then, until `finish`.
-    @usableFromInline
-    final func skip(from position: inout Int, to end: Int) -> Int? {
-        lock()
-        position = max(position, next - capacity)
-        while position < end {
-            if case .take(let place) = pass(&position) { return place }
-        }
-        unlock()
-        return nil
-    }
-
-    @usableFromInline
-    final var currentSubscribers: Int { withLock { subscribers } }
-}
-
-@usableFromInline
-final class BroadcastCore<Value>: BroadcastBase, @unchecked Sendable {
-    @exclusivity(unchecked) @usableFromInline var values: [Value?]
-
-    @inlinable
-    init(capacity: Int, _ policy: BroadcastPolicy, isShared: Bool) {
-        values = [Value?](repeating: nil, count: max(capacity, 0))
-        super.init(capacity: capacity, policy: policy, isShared: isShared)
-    }
-
-    @inlinable
-    func send(_ value: Value) throws {
-        var slot: Value? = value
-        switch try beginSend() {
-        case .place(let place): put(&slot, place)
-        case .wait: try withUnsafeMutablePointer(to: &slot) { try waitToSend($0) }
-        case .nobody: break
-        }
-        withExtendedLifetime(slot) {}
-    }
-
-    @inlinable
-    func trySend(_ value: Value) -> Bool {
-        var slot: Value? = value
-        switch trySend() as SendStep {
-        case .place(let place): put(&slot, place)
-        case .wait:
-            abandon()
-            return false
-        case .nobody: break
-        }
-        withExtendedLifetime(slot) {}
-        return true
-    }
-
-    /// What was missed is in the slot then, to be let go of by the caller, when the lock is free.
-    @inlinable
-    func put(_ slot: inout Value?, _ place: Int) {
-        swap(&values[place], &slot)
-        finish(hasSent: true, charges: true)
-    }
-
-    @inlinable
-    func copy(_ place: Int, charges: Bool) -> Value {
-        let value = values[place]!
-        finish(hasSent: false, charges: charges)
-        return value
-    }
-
-    @inlinable
-    func take(_ place: Int, charges: Bool) -> Value {
-        let value = values[place].take()!
-        var hasSent = false
-        while let (slot, place) = claimSender() {
-            swap(&values[place], &slot.assumingMemoryBound(to: Value?.self).pointee)
-            hasSent = true
-        }
-        finish(hasSent: hasSent, charges: charges)
-        return value
-    }
-
-    /// A subscriber has gone: nobody waits for it any more, and what it alone had yet to read goes with it.
-    @usableFromInline
-    func leave(at position: Int) {
-        var position = position
-        let end = beginLeaving()
-        while let place = skip(from: &position, to: end) { withExtendedLifetime(take(place, charges: false)) {} }
-    }
 }

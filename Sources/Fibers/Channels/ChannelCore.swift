@@ -365,19 +365,11 @@ extension ChannelBase: @unchecked Sendable {}
 final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     @usableFromInline typealias Slot = UnsafeMutablePointer<Message>
 
-    /// Calls a body with memory for a message: in the caller's frame up to a kilobyte, else allocated.
-    @inlinable @inline(__always)
-    func withSlot(_ body: (Slot) throws -> Void) rethrows {
-        try _withUnprotectedUnsafeTemporaryAllocation(byteCount: MemoryLayout<Message>.stride, alignment: 16) {
-            try body($0.baseAddress.unsafelyUnwrapped.bindMemory(to: Message.self, capacity: 1))
-        }
-    }
-
     /// Sends a message, which is nil then; false, with the message, when the channel is closed. It has it, too, when it throws.
     @inlinable @inline(__always)
     func send(from message: inout Message?) throws -> Bool {
         var isSent = true
-        try withSlot { own in
+        try withSlot(for: Message.self) { own in
             own.initialize(to: message.take()!)
             let step = beginSend(UnsafeMutableRawPointer(own))
             if let slot = step.slot {
@@ -395,7 +387,7 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     @inlinable
     func trySend(from message: inout Message?) -> TrySendResult {
         var result = TrySendResult.sent
-        withSlot { own in
+        withSlot(for: Message.self) { own in
             own.initialize(to: message.take()!)
             result = attempt(isSend: true, UnsafeMutableRawPointer(own))
             if result != .sent { message = own.move() }
@@ -407,7 +399,7 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     @inlinable @inline(__always)
     func receive() throws -> Message? {
         var message: Message? = nil
-        try withSlot { own in
+        try withSlot(for: Message.self) { own in
             let step = beginReceive(UnsafeMutableRawPointer(own))
             if let slot = step.slot {
                 message = slot.assumingMemoryBound(to: Message.self).move()
@@ -425,7 +417,7 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     @inlinable
     func tryReceive(into message: inout Message?) -> TrySendResult {
         var result = TrySendResult.sent
-        withSlot { own in
+        withSlot(for: Message.self) { own in
             result = attempt(isSend: false, UnsafeMutableRawPointer(own))
             if result == .sent { message = own.move() }
         }
