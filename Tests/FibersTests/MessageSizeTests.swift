@@ -67,6 +67,8 @@ enum MessageLayout: CaseIterable, CustomTestStringConvertible {
     case nothing, oneByte, padded, wide, counted
     /// Beside the most bytes of a slot in the caller's frame and of a block with several places, 1,024, and of a ring between workers, 65,536.
     case kilobyteLessOne, kilobyte, kilobyteAndOne, ringLessOne, ring, ringAndOne
+    /// These would take the optimiser a minute, and longer than anybody waits, if code were made for the type of the message.
+    case quarterOfAMegabyte, megabyte
 
     var testDescription: String { "\(self)" }
 
@@ -85,7 +87,9 @@ enum MessageLayout: CaseIterable, CustomTestStringConvertible {
                 case .kilobyteAndOne: try body.run(Bytes<1025>.self)
                 case .ringLessOne: try body.run(Bytes<65_535>.self)
                 case .ring: try body.run(Bytes<65_536>.self)
-                default: try body.run(Bytes<65_537>.self)
+                case .ringAndOne: try body.run(Bytes<65_537>.self)
+                case .quarterOfAMegabyte: try body.run(Bytes<262_144>.self)
+                default: try body.run(Bytes<1_048_576>.self)
                 }
             #endif
         }
@@ -99,7 +103,9 @@ private protocol Body {
 
 extension MessageLayout {
     /// The frames of unoptimised code have several copies of a message.
-    fileprivate var roomy: FiberRuntime.Configuration { .init(workers: 1, stackSize: 8 << 20) }
+    fileprivate var roomy: FiberRuntime.Configuration {
+        .init(workers: 1, stackSize: self == .megabyte || self == .quarterOfAMegabyte ? 128 << 20 : 8 << 20)
+    }
 }
 
 /// How many of a type are sent: fewer where each takes a while to be copied.

@@ -68,6 +68,12 @@ public class ChannelSender<Message: ~Copyable> {
     /// - Note: parks
     @inlinable
     public final func send(from message: inout Message?) throws {
+        if isLarge(Message.self) { return try sendLarge(from: &message) }
+        try sendInline(from: &message)
+    }
+
+    @inlinable @inline(__always)
+    final func sendInline(from message: inout Message?) throws {
         if message == nil { core.stopWithoutMessage() }
         guard try core.send(from: &message) else { throw ChannelClosedError(()) }
     }
@@ -75,9 +81,21 @@ public class ChannelSender<Message: ~Copyable> {
     /// Sends the message in `message` if nobody has to wait for that, and then it is nil afterwards.
     @inlinable
     public final func trySend(from message: inout Message?) -> TrySendResult {
+        if isLarge(Message.self) { return trySendLarge(from: &message) }
+        return trySendInline(from: &message)
+    }
+
+    @inlinable @inline(__always)
+    final func trySendInline(from message: inout Message?) -> TrySendResult {
         if message == nil { core.stopWithoutMessage() }
         return core.trySend(from: &message)
     }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func sendLarge(from message: inout Message?) throws { try sendInline(from: &message) }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func trySendLarge(from message: inout Message?) -> TrySendResult { trySendInline(from: &message) }
 
     /// Closes the channel for all senders: receivers have what was sent before, and then see the end. Doing so again does nothing.
     @inlinable
@@ -106,16 +124,34 @@ extension ChannelSender {
     /// - Note: parks
     @inlinable
     public final func send(_ message: Message) throws {
-        var unsent: Message? = message
-        guard try core.send(from: &unsent) else { throw ChannelClosedError(message) }
+        if isLarge(Message.self) { return try sendLarge(message) }
+        try sendInline(message)
     }
 
     /// Sends a message if nobody has to wait for that.
     @inlinable
     public final func trySend(_ message: Message) -> TrySendResult {
-        var slot: Message? = message
-        return trySend(from: &slot)
+        if isLarge(Message.self) { return trySendLarge(message) }
+        return trySendInline(message)
     }
+
+    @inlinable @inline(__always)
+    final func sendInline(_ message: Message) throws {
+        var unsent: Message? = message
+        guard try core.send(from: &unsent) else { throw ChannelClosedError(message) }
+    }
+
+    @inlinable @inline(__always)
+    final func trySendInline(_ message: Message) -> TrySendResult {
+        var slot: Message? = message
+        return trySendInline(from: &slot)
+    }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func sendLarge(_ message: Message) throws { try sendInline(message) }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func trySendLarge(_ message: Message) -> TrySendResult { trySendInline(message) }
 }
 
 /// The receiving end of a channel.
@@ -133,12 +169,25 @@ public class ChannelReceiver<Message: ~Copyable> {
     /// - Note: parks
     @inlinable
     public final func receive() throws -> Message? {
-        try core.receive()
+        if isLarge(Message.self) { return try receiveLarge() }
+        return try core.receive()
     }
 
     /// The next message if there is one.
     @inlinable
     public final func tryReceive() -> TryReceiveResult<Message> {
+        if isLarge(Message.self) { return tryReceiveLarge() }
+        return tryReceiveInline()
+    }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func receiveLarge() throws -> Message? { try core.receive() }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func tryReceiveLarge() -> TryReceiveResult<Message> { tryReceiveInline() }
+
+    @inlinable @inline(__always)
+    final func tryReceiveInline() -> TryReceiveResult<Message> {
         var slot: Message? = nil
         switch core.tryReceive(into: &slot) {
         case .sent: return .message(slot.take()!)
@@ -182,7 +231,16 @@ public struct Messages<Message>: IteratorProtocol {
     init(_ receiver: ChannelReceiver<Message>) { self.receiver = receiver }
 
     @inlinable
-    public mutating func next() -> Message? { (try? receiver.receive()) ?? nil }
+    public mutating func next() -> Message? {
+        if isLarge(Message.self) { return receiver.nextLarge() }
+        return (try? receiver.receive()) ?? nil
+    }
+}
+
+extension ChannelReceiver {
+    /// As ``Messages/next()``.
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func nextLarge() -> Message? { (try? core.receive()) ?? nil }
 }
 
 /// The sending end of a channel that stays on its worker.

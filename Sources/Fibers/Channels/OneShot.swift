@@ -30,6 +30,15 @@ public class OneShotSendingEnd<Value: ~Copyable> {
     @inlinable
     @discardableResult
     public final func send(_ value: consuming Value) -> Value? {
+        if isLarge(Value.self) { return sendLarge(value) }
+        return sendInline(value)
+    }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func sendLarge(_ value: consuming Value) -> Value? { sendInline(value) }
+
+    @inlinable @inline(__always)
+    final func sendInline(_ value: consuming Value) -> Value? {
         var slot: Value? = consume value
         // Asked first: a call to the core is a reference, too.
         let isWanted = !isClosed
@@ -67,11 +76,11 @@ public struct OneShotReceiver<Value: ~Copyable & Sendable>: Sendable {
     ///   lost: it can be received later.
     /// - Note: parks
     @inlinable
-    public func receive() throws -> Value { try core.receive() }
+    public func receive() throws -> Value { isLarge(Value.self) ? try core.receiveLarge() : try core.receive() }
 
     /// The value if it is there; `ended` when it was received before, too.
     @inlinable
-    public func tryReceive() -> TryReceiveResult<Value> { core.tryReceive() }
+    public func tryReceive() -> TryReceiveResult<Value> { isLarge(Value.self) ? core.tryReceiveLarge() : core.tryReceive() }
 }
 
 /// The receiving end of a one-shot that stays on its worker. Copies are the same end: one of them receives, once.
@@ -87,11 +96,11 @@ public struct LocalOneShotReceiver<Value: ~Copyable> {
     ///   lost: it can be received later.
     /// - Note: parks
     @inlinable
-    public func receive() throws -> Value { try core.receive() }
+    public func receive() throws -> Value { isLarge(Value.self) ? try core.receiveLarge() : try core.receive() }
 
     /// The value if it is there; `ended` when it was received before, too.
     @inlinable
-    public func tryReceive() -> TryReceiveResult<Value> { core.tryReceive() }
+    public func tryReceive() -> TryReceiveResult<Value> { isLarge(Value.self) ? core.tryReceiveLarge() : core.tryReceive() }
 }
 
 /// Makes a one-shot: a single value from any fiber or thread to another.
@@ -112,7 +121,7 @@ public struct LocalOneShotReceiver<Value: ~Copyable> {
 /// - Complexity: three allocations, and none for sending, waiting and receiving.
 @inlinable
 public func makeOneShot<Value: ~Copyable & Sendable>(of type: Value.Type = Value.self) -> (OneShotSender<Value>, OneShotReceiver<Value>) {
-    let core = OneShotCore<Value>(isShared: true)
+    let core = OneShotCore<Value>.make(isShared: true)
     return (OneShotSender(core), OneShotReceiver(core))
 }
 
@@ -130,7 +139,7 @@ public func makeOneShot<Value: ~Copyable & Sendable>(of type: Value.Type = Value
 public func makeLocalOneShot<Value: ~Copyable>(
     of type: Value.Type = Value.self
 ) -> (LocalOneShotSender<Value>, LocalOneShotReceiver<Value>) {
-    let core = OneShotCore<Value>(isShared: false)
+    let core = OneShotCore<Value>.make(isShared: false)
     return (LocalOneShotSender(core), LocalOneShotReceiver(core))
 }
 
@@ -225,10 +234,10 @@ class OneShotBase: WaitPoint {
             state = .taken
             return .sent
         case .taken:
-            unlock()
+            abandon()
             return .taken
         case .dropped:
-            unlock()
+            abandon()
             return .dropped
         }
     }
@@ -248,8 +257,12 @@ class OneShotBase: WaitPoint {
         chargeCaller()
     }
 
+    /// Releases the lock in a call that has found nothing, and counts the call.
     @usableFromInline
-    final func abandon() { unlock() }
+    final func abandon() {
+        unlock()
+        chargeCaller()
+    }
 }
 
 @usableFromInline
@@ -261,6 +274,14 @@ final class OneShotCore<Value: ~Copyable>: OneShotBase, @unchecked Sendable {
         value = nil
         super.init(isShared: isShared)
     }
+
+    @inlinable @inline(__always)
+    static func make(isShared: Bool) -> OneShotCore {
+        isLarge(Value.self) ? makeLarge(isShared: isShared) : OneShotCore(isShared: isShared)
+    }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    static func makeLarge(isShared: Bool) -> OneShotCore { OneShotCore(isShared: isShared) }
 
     /// Sends what is in the slot, which is empty then, unless nobody wants it.
     @inlinable
@@ -303,4 +324,10 @@ final class OneShotCore<Value: ~Copyable>: OneShotBase, @unchecked Sendable {
         case .taken, .dropped: return .ended
         }
     }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    func receiveLarge() throws -> Value { try receive() }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    func tryReceiveLarge() -> TryReceiveResult<Value> { tryReceive() }
 }

@@ -193,7 +193,8 @@ public struct ReceiveArm<Message: ~Copyable, Result>: SelectArm {
 public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
     /// The end itself, which closes the channel when nobody has it any more.
     @usableFromInline let sender: ChannelSender<Message>
-    @usableFromInline var message: Message?
+    /// By its full name, since `Message?` would be nil first, which takes much code where a message is large.
+    @usableFromInline var message: Optional<Message>
     @usableFromInline let sent: () throws -> Result
     @usableFromInline let closed: (() throws -> Result)?
     @usableFromInline let unsent: ((consuming Message) -> Void)?
@@ -205,7 +206,7 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
         _ unsent: ((consuming Message) -> Void)?
     ) {
         self.sender = sender
-        self.message = consume message
+        self.message = wrapped(message)
         self.sent = sent
         self.closed = closed
         self.unsent = unsent
@@ -218,7 +219,7 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
     public mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection) {
         let arm = memory.initializeMemory(
             as: ArmRecord.self, to: ArmRecord(.send, sender.core, slot: memory + ArmRecord.offsetOfSlot, wantsEnd: closed != nil))
-        Self.slot(arm).initialize(to: message.take()!)
+        unwrap(&message, to: Self.slot(arm))
         selection.selection.add(arm)
     }
 

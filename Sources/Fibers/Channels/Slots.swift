@@ -22,3 +22,26 @@ func withSlot<Message: ~Copyable>(for _: Message.Type, _ body: (UnsafeMutablePoi
         try body($0.baseAddress.unsafelyUnwrapped.bindMemory(to: Message.self, capacity: 1))
     }
 }
+
+// Optionals of messages, for arms of a select, which must be copied and emptied before they are known to be there.
+
+@inlinable @inline(__always)
+func wrapped<Message: ~Copyable>(_ message: consuming Message) -> Message? {
+    if isLarge(Message.self) { return wrappedLarge(message) }
+    return consume message
+}
+
+/// Moves the message of an optional, which must have one, into a slot.
+@inlinable @inline(__always)
+func unwrap<Message: ~Copyable>(_ message: inout Message?, to slot: UnsafeMutablePointer<Message>) {
+    if isLarge(Message.self) { return unwrapLarge(&message, to: slot) }
+    slot.initialize(to: message.take()!)
+}
+
+@usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+func wrappedLarge<Message: ~Copyable>(_ message: consuming Message) -> Message? { message }
+
+@usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+func unwrapLarge<Message: ~Copyable>(_ message: inout Message?, to slot: UnsafeMutablePointer<Message>) {
+    slot.initialize(to: message.take()!)
+}

@@ -72,6 +72,18 @@ public class WatchReceivingEnd<Value> {
     /// - Note: parks
     @inlinable
     public final func changed() throws -> Value? {
+        if isLarge(Value.self) { return try changedLarge() }
+        return try changedInline()
+    }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func changedLarge() throws -> Value? { try changedInline() }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    final func nextLarge() -> Value? { (try? changedInline()) ?? nil }
+
+    @inlinable @inline(__always)
+    final func changedInline() throws -> Value? {
         guard let (value, version) = try core.changed(since: seen) else { return nil }
         seen = version
         return value
@@ -86,7 +98,10 @@ extension WatchReceivingEnd: Sequence, IteratorProtocol {
     public final func makeIterator() -> WatchReceivingEnd<Value> { self }
 
     @inlinable
-    public final func next() -> Value? { (try? changed()) ?? nil }
+    public final func next() -> Value? {
+        if isLarge(Value.self) { return nextLarge() }
+        return (try? changedInline()) ?? nil
+    }
 }
 
 /// The sending end of a watch between workers and threads. Share it with all that change the value: when the last reference has gone, the watch ends.
@@ -214,6 +229,7 @@ class WatchBase: WaitPoint {
         if version != seen { return .changed(version) }
         if isClosed {
             unlock()
+            chargeCaller()
             return .ended
         }
         try checkWait(wait(in: receivers, .receive))

@@ -84,6 +84,24 @@ struct OnceState<Value> {
         core.end(isMade: true)
         withExtendedLifetime(make) {}
     }
+
+    /// The value, which is there.
+    @inlinable @inline(__always)
+    static func made(_ state: UnsafeMutablePointer<OnceState>) -> Value {
+        isLarge(Value.self) ? madeLarge(state) : state.pointee.value.unsafelyUnwrapped
+    }
+
+    @inlinable @inline(__always)
+    static func ifMade(_ state: UnsafeMutablePointer<OnceState>, _ isMade: Bool) -> Value? {
+        if isLarge(Value.self) { return ifMadeLarge(state, isMade) }
+        return isMade ? state.pointee.value : nil
+    }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    static func madeLarge(_ state: UnsafeMutablePointer<OnceState>) -> Value { state.pointee.value.unsafelyUnwrapped }
+
+    @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
+    static func ifMadeLarge(_ state: UnsafeMutablePointer<OnceState>, _ isMade: Bool) -> Value? { isMade ? state.pointee.value : nil }
 }
 
 /// A value that is made when it is first asked for, for fibers of all workers and plain threads.
@@ -117,13 +135,13 @@ public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
     public var value: Value {
         get throws {
             if !core.isMade { try OnceState.ask(state, core) }
-            return state.pointee.value.unsafelyUnwrapped
+            return OnceState.made(state)
         }
     }
 
     /// The value if it was made already. Never waits.
     @inlinable
-    public var valueIfMade: Value? { core.isMade ? state.pointee.value : nil }
+    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade) }
 
     /// Nobody waits, for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
@@ -152,13 +170,13 @@ public final class LocalOnce<Value> {
     public var value: Value {
         get throws {
             if !core.isMade { try OnceState.ask(state, core) }
-            return state.pointee.value.unsafelyUnwrapped
+            return OnceState.made(state)
         }
     }
 
     /// The value if it was made already. Never waits.
     @inlinable
-    public var valueIfMade: Value? { core.isMade ? state.pointee.value : nil }
+    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade) }
 
     /// Nobody waits, for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
