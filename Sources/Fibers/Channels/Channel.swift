@@ -78,7 +78,7 @@ public class ChannelSender<Message: ~Copyable> {
         guard try core.send(from: &message) else { throw ChannelClosedError(()) }
     }
 
-    /// Sends the message in `message` if nobody has to wait for that, and then it is nil afterwards.
+    /// Sends the message in `message` if nobody has to wait for that, and then it is nil afterwards. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
     public final func trySend(from message: inout Message?) -> TrySendResult {
         if isLarge(Message.self) { return trySendLarge(from: &message) }
@@ -101,9 +101,9 @@ public class ChannelSender<Message: ~Copyable> {
     @inlinable
     public final func close() { core.close() }
 
-    /// True when nothing can be sent any more.
+    /// True when nothing can be sent any more. A loop that waits for it lets other fibers run now and then.
     @inlinable
-    public final var isClosed: Bool { core.hasClosed }
+    public final var isClosed: Bool { core.hasClosed || core.notYet() }
 
     /// How many messages have been sent and not yet received.
     @inlinable
@@ -128,7 +128,7 @@ extension ChannelSender {
         try sendInline(message)
     }
 
-    /// Sends a message if nobody has to wait for that.
+    /// Sends a message if nobody has to wait for that. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
     public final func trySend(_ message: Message) -> TrySendResult {
         if isLarge(Message.self) { return trySendLarge(message) }
@@ -173,7 +173,7 @@ public class ChannelReceiver<Message: ~Copyable> {
         return try core.receive()
     }
 
-    /// The next message if there is one.
+    /// The next message if there is one. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
     public final func tryReceive() -> TryReceiveResult<Message> {
         if isLarge(Message.self) { return tryReceiveLarge() }
@@ -203,9 +203,9 @@ public class ChannelReceiver<Message: ~Copyable> {
     @inlinable
     public final func close() { core.close() }
 
-    /// True when nothing can be sent any more; there may be messages yet.
+    /// True when nothing can be sent any more; there may be messages yet. A loop that waits for it lets other fibers run now and then.
     @inlinable
-    public final var isClosed: Bool { core.hasClosed }
+    public final var isClosed: Bool { core.hasClosed || core.notYet() }
 
     /// How many messages have been sent and not yet received.
     @inlinable

@@ -41,14 +41,17 @@ public class OneShotSendingEnd<Value: ~Copyable> {
     final func sendInline(_ value: consuming Value) -> Value? {
         var slot: Value? = consume value
         // Asked first: a call to the core is a reference, too.
-        let isWanted = !isClosed
+        let isWanted = !hasNoReceiver
         core.send(&slot, isWanted: isWanted)
         return slot
     }
 
-    /// True when nobody will receive what is sent: the receiver has gone. For whoever works long for a reply.
+    /// True when nobody will receive what is sent: the receiver has gone. For whoever works long for a reply; a loop that waits for it lets other fibers run now and then.
     @inlinable
-    public final var isClosed: Bool {
+    public final var isClosed: Bool { hasNoReceiver || core.notYet() }
+
+    @inlinable
+    final var hasNoReceiver: Bool {
         // Asked of a copy of the reference that is not counted: `&core` would be an exclusive access, and several threads may ask at the same time.
         var reference = Unmanaged.passUnretained(core)
         return withUnsafeMutablePointer(to: &reference) { reference in
@@ -78,7 +81,7 @@ public struct OneShotReceiver<Value: ~Copyable & Sendable>: Sendable {
     @inlinable
     public func receive() throws -> Value { isLarge(Value.self) ? try core.receiveLarge() : try core.receive() }
 
-    /// The value if it is there; `ended` when it was received before, too.
+    /// The value if it is there; `ended` when it was received before, too. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
     public func tryReceive() -> TryReceiveResult<Value> { isLarge(Value.self) ? core.tryReceiveLarge() : core.tryReceive() }
 }
@@ -98,7 +101,7 @@ public struct LocalOneShotReceiver<Value: ~Copyable> {
     @inlinable
     public func receive() throws -> Value { isLarge(Value.self) ? try core.receiveLarge() : try core.receive() }
 
-    /// The value if it is there; `ended` when it was received before, too.
+    /// The value if it is there; `ended` when it was received before, too. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
     public func tryReceive() -> TryReceiveResult<Value> { isLarge(Value.self) ? core.tryReceiveLarge() : core.tryReceive() }
 }

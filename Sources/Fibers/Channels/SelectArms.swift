@@ -341,7 +341,7 @@ public func onCancellation<Result>(_ handler: @escaping () throws -> Result) -> 
     PlainArm(ArmRecord(.cancellation), handler)
 }
 
-/// In ``select(_:)``: happens when nothing else can at once, so that the call never waits.
+/// In ``select(_:)``: happens when nothing else can at once, so that the call never waits. A loop over it lets other fibers run now and then.
 @inlinable @inline(__always)
 public func otherwise<Result>(_ handler: @escaping () throws -> Result) -> PlainArm<Result> { PlainArm(ArmRecord(.otherwise), handler) }
 

@@ -1,6 +1,7 @@
 // How calls begin and end that may wait at a wait point, fibers of any worker and plain threads alike.
 //
 // A call of a cancelled fiber is refused before it takes the lock, one that had not to wait is charged after it has let go of it, and one that waited says what ended the wait.
+// A call that never waits is not refused, and counts like one that did not have to wait, whether it finds something or not. So a loop over it lets the fibers run that could make it succeed.
 // One worker, or any thread: see `WaitPoint`.
 
 extension WaitPoint {
@@ -23,11 +24,7 @@ extension WaitPoint {
     }
 
     @inline(__always)
-    final func spendsCall(_ worker: Worker) -> Bool {
-        guard worker.running.pointee.attention == 0 && worker.pointee.callBudget > 1 else { return false }
-        worker.pointee.callBudget &-= 1
-        return true
-    }
+    final func spendsCall(_ worker: Worker) -> Bool { worker.spendsCall() }
 
     @inline(never)
     private final func isCallRefusedSlowly() -> Bool {
@@ -35,14 +32,22 @@ extension WaitPoint {
             requireWorker()
             return false
         }
-        worker.pointee.callBudget = Worker.callBudgetLength
-        // Of two that talk, each has a budget of its own: else it might always be the receiver who lets the others run, and the sender be ahead of it without end.
-        if worker.pointee.caller != worker.running {
-            worker.pointee.caller = worker.running
-            worker.pointee.ioBudget = Worker.ioBudgetLength
-        }
-        worker.chargeOperation()
+        worker.chargeCalls()
         return worker.isRefused
+    }
+
+    /// Counts a call that never waits and may take something. The caller counts before it takes: counting may let others run, which would find the thing taken.
+    @inline(__always)
+    final func countTry() {
+        requireWorker()
+        Worker.current?.countTry()
+    }
+
+    /// Counts a question whose answer is "not yet", and returns that answer, false. Without the lock.
+    @usableFromInline
+    final func notYet() -> Bool {
+        Worker.current?.countTry()
+        return false
     }
 
     /// For calls that never wait.
@@ -70,5 +75,34 @@ extension WaitPoint {
     @inline(__always)
     final func chargeCaller() {
         if let worker = Worker.current { worker.chargeOperation() }
+    }
+}
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// Takes one from the calls that the running fiber may make before it must let others run and look at its deadline; false when that is due.
+    @inline(__always)
+    func spendsCall() -> Bool {
+        guard running.pointee.attention == 0 && pointee.callBudget > 1 else { return false }
+        pointee.callBudget &-= 1
+        return true
+    }
+
+    /// Counts a call that never waits, which now and then lets others run, also in a cancelled fiber. On the worker's own stack, where some handlers run, nothing can let others run, and it only counts.
+    @inline(__always)
+    func countTry() { if _slowPath(!spendsCall()) { countTrySlowly() } }
+
+    @inline(never)
+    private func countTrySlowly() { chargeCalls() }
+
+    /// Counts a budget of calls as one operation.
+    @inline(__always)
+    fileprivate func chargeCalls() {
+        pointee.callBudget = Self.callBudgetLength
+        // Of two that talk, each has a budget of its own: else it might always be the receiver who lets the others run, and the sender be ahead of it without end.
+        if pointee.caller != running {
+            pointee.caller = running
+            pointee.ioBudget = Self.ioBudgetLength
+        }
+        chargeOperation()
     }
 }

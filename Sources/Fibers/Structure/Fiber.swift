@@ -18,8 +18,12 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     /// Valid on its own worker, until the end of its life.
     private var record: FiberPointer? { core.home == Worker.current ? core.record : nil }
 
-    /// True once its body has returned or thrown.
-    public var isFinished: Bool { core.isFinished }
+    /// True once its body has returned or thrown. Any thread. A loop that waits for it lets other fibers run now and then; ``FiberHandle/join()`` waits without one.
+    public var isFinished: Bool {
+        if core.isFinished { return true }
+        Worker.current?.countTry()
+        return false
+    }
 
     public static func == (a: Fiber, b: Fiber) -> Bool { a.core === b.core }
     public func hash(into hasher: inout Hasher) { hasher.combine(ObjectIdentifier(core)) }
@@ -153,7 +157,7 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     }
 
     /// True when the calling fiber is cancelled, by ``cancel()`` or by a scope around this call whose deadline has passed; false inside
-    /// ``withCancellationShield(_:)`` and outside fibers.
+    /// ``withCancellationShield(_:)`` and outside fibers. It lets nobody else run, not even in a loop: who cancels on the same worker needs a ``yield()`` there.
     public static var isCancelled: Bool { Worker.current?.isCancelled ?? false }
 
     /// Throws if the calling fiber is cancelled: for long computations, which have nothing to wait for. It lets nobody else run; ``yield()`` does.

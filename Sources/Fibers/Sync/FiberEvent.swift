@@ -43,7 +43,9 @@ public final class FiberEvent: Sendable {
         try worker.refuseIfCancelled()
         repeat {
             // Where another worker is about to signal, the fiber stays: to park it and to send it home takes longer than to wait.
-            if take() || (worker.mayWatch && worker.watch(for: { waiter.state.load(ordering: .relaxed) == Self.signalled }) && take()) {
+            if takeUncounted()
+                || (worker.mayWatch && worker.watch(for: { waiter.state.load(ordering: .relaxed) == Self.signalled }) && takeUncounted())
+            {
                 return worker.chargeOperation()
             }
             require(
@@ -54,8 +56,13 @@ public final class FiberEvent: Sendable {
         try worker.check(worker.park(.event))
     }
 
-    /// True when there was a signal, which is taken. Any thread.
+    /// True when there was a signal, which is taken. Any thread. Does not wait; a loop over it in a fiber lets others run now and then.
     public func take() -> Bool {
+        Worker.current?.countTry()
+        return takeUncounted()
+    }
+
+    private func takeUncounted() -> Bool {
         waiter.state.compareExchange(expected: Self.signalled, desired: Self.idle, ordering: .acquiringAndReleasing).exchanged
     }
 }

@@ -45,7 +45,7 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
         return try body(&value.pointee)
     }
 
-    /// Runs `body` with the value if nobody else has it now; nil otherwise. Never waits, also not in a cancelled fiber.
+    /// Runs `body` with the value if nobody else has it now; nil otherwise. Does not wait, also not in a cancelled fiber; a loop over it lets other fibers run now and then.
     ///
     /// - Throws: what `body` throws.
     @inlinable
@@ -91,7 +91,7 @@ extension FiberMutex where Value == Void {
     @inlinable
     public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.acquire() } }
 
-    /// Takes the mutex if nobody has it; true when it did.
+    /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
     public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryAcquire() } }
 
@@ -136,7 +136,7 @@ public struct LocalMutex<Value: ~Copyable>: ~Copyable {
         return try body(&value.pointee)
     }
 
-    /// Runs `body` with the value if nobody else has it now; nil otherwise. Never waits, also not in a cancelled fiber.
+    /// Runs `body` with the value if nobody else has it now; nil otherwise. Does not wait, also not in a cancelled fiber; a loop over it lets other fibers run now and then.
     ///
     /// - Throws: what `body` throws.
     @inlinable
@@ -179,7 +179,7 @@ extension LocalMutex where Value == Void {
     @inlinable
     public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.acquire() } }
 
-    /// Takes the mutex if nobody has it; true when it did.
+    /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
     public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryAcquire() } }
 

@@ -139,9 +139,9 @@ public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
         }
     }
 
-    /// The value if it was made already. Never waits.
+    /// The value if it was made already. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade) }
+    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade || core.notYet()) }
 
     /// Nobody waits, for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
@@ -174,9 +174,9 @@ public final class LocalOnce<Value> {
         }
     }
 
-    /// The value if it was made already. Never waits.
+    /// The value if it was made already. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade) }
+    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade || core.notYet()) }
 
     /// Nobody waits, for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }

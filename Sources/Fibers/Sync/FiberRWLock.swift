@@ -112,7 +112,7 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
         return try body(&value.pointee)
     }
 
-    /// As ``withReadLock(_:)``, if nobody writes or waits now; nil otherwise. Never waits.
+    /// As ``withReadLock(_:)``, if nobody writes or waits now; nil otherwise. Does not wait; a loop over it lets other fibers run now and then.
     ///
     /// - Throws: what `body` throws.
     @inlinable
@@ -124,7 +124,7 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
         return try body(value.pointee)
     }
 
-    /// As ``withWriteLock(_:)``, if nobody reads, writes or waits now; nil otherwise. Never waits.
+    /// As ``withWriteLock(_:)``, if nobody reads, writes or waits now; nil otherwise. Does not wait; a loop over it lets other fibers run now and then.
     ///
     /// - Throws: what `body` throws.
     @inlinable
@@ -189,7 +189,7 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
         return try body(&value.pointee)
     }
 
-    /// As ``withReadLock(_:)``, if nobody writes or waits now; nil otherwise. Never waits.
+    /// As ``withReadLock(_:)``, if nobody writes or waits now; nil otherwise. Does not wait; a loop over it lets other fibers run now and then.
     ///
     /// - Throws: what `body` throws.
     @inlinable
@@ -201,7 +201,7 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
         return try body(value.pointee)
     }
 
-    /// As ``withWriteLock(_:)``, if nobody reads, writes or waits now; nil otherwise. Never waits.
+    /// As ``withWriteLock(_:)``, if nobody reads, writes or waits now; nil otherwise. Does not wait; a loop over it lets other fibers run now and then.
     ///
     /// - Throws: what `body` throws.
     @inlinable

@@ -24,7 +24,7 @@ class PermitCore: SyncCore, @unchecked Sendable {
     }
 
     final func tryAcquire(_ amount: Int) -> Bool {
-        requireWorker()
+        countTry()
         return withLock { take(amount) }
     }
 
@@ -85,7 +85,7 @@ public final class FiberSemaphore: Sendable {
     /// - Note: parks
     public func acquire(_ count: Int = 1) throws { try core.acquire(checked(count), .semaphore) }
 
-    /// Takes permits if there are so many and nobody waits; true when it did.
+    /// Takes permits if there are so many and nobody waits; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     public func tryAcquire(_ count: Int = 1) -> Bool { core.tryAcquire(checked(count)) }
 
     /// Gives permits back, or adds some: nobody need have acquired them. Never waits; any thread.
@@ -130,7 +130,7 @@ public final class LocalSemaphore {
     /// - Note: parks
     public func acquire(_ count: Int = 1) throws { try core.acquire(checked(count), .semaphore) }
 
-    /// Takes permits if there are so many and nobody waits; true when it did.
+    /// Takes permits if there are so many and nobody waits; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     public func tryAcquire(_ count: Int = 1) -> Bool { core.tryAcquire(checked(count)) }
 
     /// Gives permits back, or adds some: nobody need have acquired them. Never waits.

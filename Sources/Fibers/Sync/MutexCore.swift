@@ -32,7 +32,7 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     /// Takes the mutex if nobody has it.
     @usableFromInline
     func tryAcquire() -> Bool {
-        requireWorker()
+        countTry()
         return take(Self.caller)
     }
 
