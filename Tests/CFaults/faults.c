@@ -378,6 +378,8 @@ size_t cfaults_accesses(const void **addresses, size_t capacity) {
   return found;
 }
 
+int cfaults_memory_file(void) { return memfd_create("test", MFD_CLOEXEC); }
+
 void fibers_tests_on_main_thread(void) __attribute__((weak));
 
 // The test library starts the process of an exit test with /dev/null for standard error, unless the test observes it: why the process ended would be lost.

@@ -93,6 +93,9 @@ int64_t cfaults_thread_time(void);
 /// Bytes that the whole process holds from malloc; 0 under sanitizers.
 size_t cfaults_heap_bytes(void);
 
+/// A descriptor of a file in memory, which takes none for what was not written, and which may be as large as a file can be; negative when there is none to be had.
+int cfaults_memory_file(void);
+
 /// The kernel's id of the calling thread.
 pid_t cfaults_thread_id(void);
 #endif
