@@ -30,7 +30,7 @@ struct Kind: Sendable {
         .yielding, .sleeping, .joining, .throwing, .recursion, .exclusivity, .wakes,
         .echo, .hangUp, .pairs, .writers, .closing, .duplicates, .timeouts, .foreign, .signals,
         .deadlines, .renewals, .cancelling, .accepting, .groups, .limits,
-        .spreading, .recalling, .spanning, .impatient, .events, .blocking, .talking, .choosing,
+        .spreading, .recalling, .spanning, .impatient, .events, .blocking, .talking, .choosing, .takingOver,
     ]
 }
 

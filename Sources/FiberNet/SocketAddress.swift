@@ -127,9 +127,12 @@ public struct SocketAddress: Sendable, Hashable {
     /// The file of a Unix socket, or `nil` for every other address.
     ///
     /// Also `nil` for a path that is not valid UTF-8 (only the kernel can hand one over), because a repaired text would name another file.
-    public var path: String? {
+    public var path: String? { pathBytes.flatMap { String(validating: $0, as: UTF8.self) } }
+
+    /// The file of a Unix socket, UTF-8 or not, without a NUL at its end.
+    var pathBytes: [UInt8]? {
         guard case .unixPath(let bytes) = storage else { return nil }
-        return String(validating: bytes, as: UTF8.self)
+        return bytes
     }
 
     // MARK: To and from the kernel

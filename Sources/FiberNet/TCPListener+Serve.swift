@@ -44,8 +44,8 @@ extension TCPListener {
     ///
     /// - Parameters:
     ///   - maxConnections: how many connections are served at a time, at least 1; while there are so many, others wait in the kernel's queue, as long as that is (`backlog` of
-    ///     ``bind(to:backlog:reusePort:)``). Nil for any number, up to the limit on descriptors.
-    ///   - limit: how long connections may take to finish once the listener was closed.
+    ///     ``bind(to:backlog:reusePort:removesFile:)``). Nil for any number, up to the limit on descriptors.
+    ///   - limit: how long connections may take to finish once the listener was closed, idle ones included.
     ///   - onError: hears what handlers throw, in the fiber of the connection, and of connections that were closed because a fiber for them was not to be had. Nil reports all
     ///     of that to `FiberRuntime.Configuration.onUnhandledError`, except that the peer has reset its connection. An error by which a cancelled handler ends is not reported.
     ///   - handler: gets the connection, which is closed when it returns or throws; ``Endpoint/close()`` says when the peer may not get all that was written.

@@ -13,19 +13,24 @@ public final class TCPListener: Endpoint {
     /// Where it listens, with the port that the system chose if it was bound to port 0.
     public private(set) var address = SocketAddress.any(port: 0)
     /// The file to remove at the end, for Unix sockets.
-    private var path: String?
+    private(set) var file: SocketFile?
     /// The groups of ``serve(maxConnections:draining:onError:_:)`` that spawn connections, which may be waiting for room.
     var serving: [ObjectIdentifier: FiberGroup<Void>] = [:]
 
     /// Starts to listen. Connections that arrive from now on wait in the kernel's queue until they are accepted.
     ///
     /// - Parameters:
-    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet; it is removed when the listener is closed.
+    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet.
     ///   - backlog: length of the kernel's queue, at most `net.core.somaxconn`.
     ///   - reusePort: let other listeners share the port, each getting a part of the connections. With port 0 the system chooses one that nobody uses; the others then bind to
     ///     ``address``.
+    ///   - removesFile: of a Unix socket: whether closing the listener removes its file. It removes its own and no other: what has taken the path since, be it the socket of another
+    ///     process or a regular file, stays, as does its own file under a name that it was given later. False for a program that leaves the socket to its successor. A file that is
+    ///     left must be removed before the path can be bound again.
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
-    public static func bind(to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false) throws(IOError) -> TCPListener {
+    public static func bind(
+        to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false, removesFile: Bool = true
+    ) throws(IOError) -> TCPListener {
         let driver = Worker.here("TCPListener.bind").pointee.driver
         let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
         if fd < 0 { throw IOError(Int(fd), "socket for", subject: address.description) }
@@ -36,9 +41,9 @@ public final class TCPListener: Endpoint {
             // Linux hands it on to the streams that are accepted, which saves each of them a system call.
             try listener.setOption(.noDelay, to: true)
         }
-        let status = address.withSockaddr { cfiber_bind(fd, $0, $1) }
+        let (status, file) = SocketFile.bind(fd, to: address)
         if status < 0 { throw IOError(Int(status), "bind", subject: address.description) }
-        listener.path = address.path
+        if removesFile { listener.file = file }
         let listening = cfiber_listen(fd, Int32(clamping: backlog))
         if listening < 0 { throw IOError(Int(listening), "listen", subject: address.description) }
         listener.address = try listener.localAddress()
@@ -58,27 +63,22 @@ public final class TCPListener: Endpoint {
         for group in serving.values { group.endReserving() }
     }
 
-    /// Also the file that it would remove.
+    /// Also the file that it would remove, which is the caller's to look after.
     override func relinquish() throws(IOError) -> Int32 {
         let fd = try super.relinquish()
-        path = nil
+        file = nil
         return fd
     }
 
-    deinit { removeFile() }
+    deinit { file?.remove() }
 
     /// Stops listening. Fibers that wait in ``accept(timeout:)`` throw `closed`, ``next()`` returns nil, ``serve(maxConnections:draining:onError:_:)`` begins to drain; connections in the kernel's queue are reset.
+    /// The file of a Unix socket goes, if it is still the one that was bound.
     public override func close() {
-        removeFile()
+        // First, while the socket keeps its inode.
+        file?.remove()
         super.close()
         for group in serving.values { group.endReserving() }
-    }
-
-    private func removeFile() {
-        if let path {
-            unlink(path)
-            self.path = nil
-        }
     }
 
     /// Accepts one connection.

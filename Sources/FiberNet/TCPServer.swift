@@ -29,6 +29,8 @@ public final class TCPServer: Sendable {
     /// Where it listens, with the port that the system chose if it was bound to port 0.
     public let address: SocketAddress
     private let workers: [WorkerPlace]
+    /// The file to remove at the end, for Unix sockets.
+    private let file: SocketFile?
     private let phase = Atomic(Phase.bound.rawValue)
 
     private enum Phase: Int {
@@ -46,8 +48,9 @@ public final class TCPServer: Sendable {
         init(_ descriptor: Int32) { socket = ListeningSocket(descriptor) }
     }
 
-    private init(_ address: SocketAddress, _ descriptors: [Int32]) {
+    private init(_ address: SocketAddress, _ descriptors: [Int32], _ file: SocketFile? = nil) {
         self.address = address
+        self.file = file
         workers = descriptors.map { WorkerPlace($0) }
     }
 
@@ -56,27 +59,28 @@ public final class TCPServer: Sendable {
     /// Starts to listen on all workers of the calling fiber's runtime. Connections that arrive from now on wait in the kernel's queues until ``serve(maxConnections:draining:onError:_:)``.
     ///
     /// - Parameters:
-    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet; it is removed when the server is closed.
+    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet.
     ///   - backlog: length of each of the kernel's queues, at most `net.core.somaxconn`.
+    ///   - removesFile: of a Unix socket: whether closing the server removes its file, and no other, as in ``TCPListener/bind(to:backlog:reusePort:removesFile:)``.
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
-    public static func bind(to address: SocketAddress, backlog: Int = 4096) throws(IOError) -> TCPServer {
+    public static func bind(to address: SocketAddress, backlog: Int = 4096, removesFile: Bool = true) throws(IOError) -> TCPServer {
         let count = FiberRuntime.workerCount
         if address.family == .unix || count == 1 {
-            let listener = try TCPListener.bind(to: address, backlog: backlog)
-            let bound = listener.address
+            let listener = try TCPListener.bind(to: address, backlog: backlog, removesFile: removesFile)
+            let (bound, file) = (listener.address, listener.file)
             let first = try listener.relinquish()
             var descriptors = [first]
             while descriptors.count < count {
                 let copy = cfiber_duplicate(first)
                 if copy < 0 {
-                    for fd in descriptors { _ = cfiber_close(fd) }
                     // The listener that would have removed it has given it away.
-                    if let path = bound.path { unlink(path) }
+                    file?.remove()
+                    for fd in descriptors { _ = cfiber_close(fd) }
                     throw IOError(Int(copy), "bind", subject: address.description)
                 }
                 descriptors.append(copy)
             }
-            return TCPServer(bound, descriptors)
+            return TCPServer(bound, descriptors, file)
         }
         // A socket that shares its port would share it with another program of the same user, too, and take a part of its connections without a word. So the first takes the
         // address alone, which fails where somebody else has it, shared or not, and lets the others join when it is its own.
@@ -95,11 +99,13 @@ public final class TCPServer: Sendable {
         return TCPServer(bound, descriptors)
     }
 
-    /// Stops listening on all workers: connections are refused from now on, those in the kernel's queues are reset, and ``serve(maxConnections:draining:onError:_:)`` begins to drain. A second close does nothing.
+    /// Stops listening on all workers: connections are refused from now on, those in the kernel's queues are reset, and ``serve(maxConnections:draining:onError:_:)`` begins to drain.
+    /// The file of a Unix socket goes, if it is still the one that was bound. A second close does nothing.
     public func close() {
         let before = phase.exchange(Phase.closed.rawValue, ordering: .acquiringAndReleasing)
         if before == Phase.closed.rawValue { return }
-        if let path = address.path { unlink(path) }
+        // First, while the sockets keep its inode.
+        file?.remove()
         for worker in workers {
             worker.socket.refuse()
             if before == Phase.bound.rawValue { worker.socket.close() }
@@ -175,7 +181,11 @@ public final class TCPServer: Sendable {
         _ handler: @escaping @Sendable (TCPStream) throws -> Void
     ) throws -> ServeReport {
         let own = workers[index]
-        defer { own.socket.close() }
+        defer {
+            // Before the last worker's socket closes; once one of them has ended, all will.
+            file?.remove()
+            own.socket.close()
+        }
         let listener = try own.socket.lend { number throws(IOError) in try TCPListener.adopt(number, address) }
         defer { listener.giveBack() }
         return try withFiberGroup { group in

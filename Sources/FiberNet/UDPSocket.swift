@@ -2,7 +2,7 @@
 //
 // Invariants:
 //   * a datagram is received or sent whole, or not at all; what does not fit into the receiver's memory is cut off, and said to be;
-//   * a socket file that `bind` made is removed at the end;
+//   * a socket file that `bind` made is removed at the end, unless something else has taken its path;
 //   * nothing that a datagram or its absence does ends the socket: an empty one is not an end, and an error is of one call.
 // Owner worker only.
 
@@ -32,7 +32,7 @@ public final class UDPSocket: Endpoint {
     /// gets an address when it sends for the first time, which ``Endpoint/localAddress()`` tells.
     public private(set) var address: SocketAddress
     /// The file to remove at the end, for Unix sockets.
-    private var path: String?
+    private var file: SocketFile?
 
     /// The greatest number of bytes in a datagram of UDP over IPv4. Over IPv6 it is 20 more; a Unix socket takes a little less than its
     /// ``SocketOption/sendBufferSize``.
@@ -44,26 +44,27 @@ public final class UDPSocket: Endpoint {
         try super.init(fd, exact: true, driver: driver, operation)
     }
 
-    deinit { removeFile() }
+    deinit { file?.remove() }
 
     // Making one.
 
     /// A socket that receives at an address.
     ///
     /// - Parameters:
-    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet; it is removed when the socket is closed. `unix:` without a name lets Linux
+    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet. `unix:` without a name lets Linux
     ///     choose an abstract one, so that a client of a Unix server can be answered.
     ///   - reusePort: let other sockets share the port, each getting a part of the senders. Not with port 0: the system might choose one that sockets of other programs share. For
     ///     several sockets at a port of the system's choice bind the first without `reusePort`, set ``SocketOption/reusePort`` on it, and bind the others to its ``address``.
+    ///   - removesFile: of a Unix socket: whether closing it removes its file, and no other, as in ``TCPListener/bind(to:backlog:reusePort:removesFile:)``.
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system` (also `reusePort` with port 0).
-    public static func bind(to address: SocketAddress, reusePort: Bool = false) throws(IOError) -> UDPSocket {
+    public static func bind(to address: SocketAddress, reusePort: Bool = false, removesFile: Bool = true) throws(IOError) -> UDPSocket {
         if reusePort && address.port == 0 { throw IOError(-Int(EINVAL), "bind", subject: "\(address) with reusePort") }
         let socket = try open(address.family)
         if reusePort && address.family != .unix { try socket.setOption(.reusePort, to: true) }
         let fd = try socket.number("bind")
-        let status = address.withSockaddr { cfiber_bind(fd, $0, $1) }
+        let (status, file) = SocketFile.bind(fd, to: address)
         if status < 0 { throw IOError(Int(status), "bind", subject: address.description) }
-        socket.path = address.path
+        if removesFile { socket.file = file }
         socket.address = try socket.localAddress()
         return socket
     }
@@ -155,16 +156,10 @@ public final class UDPSocket: Endpoint {
     // Ending.
 
     /// Closes the socket. Everyone who waits on it throws an ``IOError`` with the code `closed` at once, as does every later call. Datagrams that were not received are
-    /// lost, and the file of a Unix socket goes. A second close does nothing.
+    /// lost, and the file of a Unix socket goes, if it is still the one that was bound. A second close does nothing.
     public override func close() {
-        removeFile()
+        // First, while the socket keeps its inode.
+        file?.remove()
         super.close()
-    }
-
-    private func removeFile() {
-        if let path {
-            unlink(path)
-            self.path = nil
-        }
     }
 }

@@ -24,6 +24,18 @@ int cfiber_path_kind(const char *path);
 /// Opens without waiting for a peer, close-on-exec, and without making a terminal the process's own. Says what it has opened. May block, also for
 /// whoever has a lease on a file.
 int cfiber_open(const char *path, int flags, mode_t permissions, int *kind);
+/// What tells one file from another, also from a later one that has been given the same inode number.
+typedef struct cfiber_file_identity {
+  uint64_t device, inode;
+  int64_t born_seconds;       // of its creation; 0 where the file system keeps no such time
+  uint32_t born_nanoseconds;
+} cfiber_file_identity;
+/// Of what a path names; a symbolic link is not followed. May block.
+int cfiber_identify(const char *path, cfiber_file_identity *identity);
+/// 1 if a path names that file, else 0. May block.
+int cfiber_names(const char *path, const cfiber_file_identity *identity);
+/// Removes the path if it names that file. A file that takes the path at the same time stays there, but may be missing for some microseconds. May block.
+void cfiber_remove_file(const char *path, const cfiber_file_identity *identity);
 /// The flags of what is open, which all share that have it open.
 int cfiber_flags(int fd);
 int cfiber_set_flags(int fd, int flags);

@@ -1,0 +1,54 @@
+// The file of a bound Unix socket, and its removal at the end.
+//
+// Invariants:
+//   * the file is known by device, inode number and time of creation, read right after `bind`. What has taken its path since (the socket of a successor, somebody's regular file)
+//     differs in one of them and is left alone;
+//   * the file is removed before the socket closes: the kernel keeps the inode of a bound socket until then, so no other file can have its number. Only where the runtime has
+//     closed the socket already can a number be used again, and then the time of creation tells the two apart, if they were made in different ticks of the kernel's clock;
+//   * the path is absolute where the working directory is known, so that a change of directory neither hides the file nor leads to another one;
+//   * the file is removed once at most.
+// What takes the path between `bind` and the look at the file, some microseconds, is mistaken for the socket's own file: Linux tells which file a socket is bound to only by
+// netlink, which sandboxes forbid, or to the privileged.
+// Any thread.
+
+import CFiber
+import Glibc
+import Synchronization
+
+final class SocketFile: Sendable {
+    /// With a NUL at its end: bytes, since a path need not be UTF-8.
+    private let path: [CChar]
+    private let identity: cfiber_file_identity
+    private let isRemoved = Atomic(false)
+
+    private init(_ path: [CChar], _ identity: cfiber_file_identity) {
+        self.path = path
+        self.identity = identity
+    }
+
+    /// Binds a socket. 0 or a negative errno, and the file if the address names one.
+    static func bind(_ fd: Int32, to address: SocketAddress) -> (status: Int32, file: SocketFile?) {
+        let given = address.pathBytes.map { $0.map { CChar(truncatingIfNeeded: $0) } + [0] }
+        // Before `bind`: if another thread changes the directory meanwhile, the two names do not lead to the same file, and none is removed.
+        let path = given.map(absolute)
+        let status = address.withSockaddr { cfiber_bind(fd, $0, $1) }
+        guard status == 0, let given, let path else { return (status, nil) }
+        var identity = cfiber_file_identity()
+        guard cfiber_identify(path, &identity) == 0, cfiber_names(given, &identity) != 0 else { return (0, nil) }
+        return (0, SocketFile(path, identity))
+    }
+
+    /// Removes the file if it is still the one that was bound.
+    func remove() {
+        if isRemoved.exchange(true, ordering: .acquiringAndReleasing) { return }
+        withUnsafePointer(to: identity) { cfiber_remove_file(path, $0) }
+    }
+
+    private static var slash: CChar { CChar(truncatingIfNeeded: UInt8(ascii: "/")) }
+
+    private static func absolute(_ path: [CChar]) -> [CChar] {
+        guard path.first != slash, let directory = getcwd(nil, 0) else { return path }
+        defer { free(directory) }
+        return Array(UnsafeBufferPointer(start: directory, count: strlen(directory))) + [slash] + path
+    }
+}
