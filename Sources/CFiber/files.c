@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -210,3 +211,10 @@ int64_t cfiber_file_size(int fd) {
 
 int cfiber_truncate(int fd, int64_t size) { RETRY(int, ftruncate(fd, size)); }
 int cfiber_sync(int fd, int data_only) { RETRY(int, data_only ? fdatasync(fd) : fsync(fd)); }
+
+int cfiber_has_memory(size_t size) {
+  void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return 0;
+  munmap(memory, size);
+  return 1;
+}

@@ -65,6 +65,8 @@ int64_t cfiber_file_size(int fd);
 int cfiber_truncate(int fd, int64_t size);
 int cfiber_sync(int fd, int data_only);
 
+/// Whether the system would give so many bytes of memory now: 1 or 0. They are not taken.
+int cfiber_has_memory(size_t size);
 // Child processes.
 
 /// Where a child's standard streams come from, besides descriptors.

@@ -100,7 +100,7 @@ public final class File: Sendable {
     // Reading.
 
     /// Reads on from the position, and moves it: `limit` bytes, fewer only at the end of the file, none behind it.
-    /// - Throws: ``IOError`` with `closed`, `cancelled`, `timedOut`, `resources` or `system`.
+    /// - Throws: ``IOError`` with `closed`, `cancelled`, `timedOut`, `resources` (also where there is no memory for so many bytes) or `system`.
     /// - Note: parks
     public func read(upTo limit: Int) throws(IOError) -> [UInt8] {
         try bytes(
@@ -153,7 +153,7 @@ public final class File: Sendable {
     }
 
     /// Writes all bytes at an offset, without using the position; otherwise as `writeAll`. Not with ``Options/append``: Linux writes at the end
-    /// then.
+    /// then. What would lie behind the offset `Int.max` is refused as `system` (EFBIG).
     /// - Note: parks
     public func writeAll(_ bytes: [UInt8], at offset: Int) throws(IOError) {
         require(offset >= 0, "File.writeAll(_:at:) takes an offset from the beginning of the file, not \(offset)")
@@ -356,10 +356,18 @@ struct Transfer: Sendable {
     static func read(_ fd: Int32, _ limit: Int, at offset: Int64?) -> Transfer {
         var read = Transfer(result: 0)
         // What is there is known of most files, so that memory is taken once; others, in /proc for instance, say 0.
-        let start = offset ?? max(0, cfiber_seek(fd, 0, SEEK_CUR))
-        let rest = Int(cfiber_file_size(fd)) - Int(start)
-        var next = min(limit, max(rest + 1, 4096))
+        let start = Int(offset ?? max(0, cfiber_seek(fd, 0, SEEK_CUR)))
+        let rest = max(0, Int(cfiber_file_size(fd)) - start)
+        // A file ends at the largest offset, and the system refuses a call that would reach beyond it.
+        let limit = min(limit, Int.max - start)
+        // One more than there is, which finds the end, but not one more than an Int can count.
+        var next = min(limit, max(rest < .max ? rest + 1 : rest, 4096))
         while read.result < limit && next > 0 {
+            // Arrays end the program where memory is short.
+            if !isThereMemory(for: next, besides: read.bytes) {
+                if offset == nil { _ = cfiber_seek(fd, -Int64(read.result), SEEK_CUR) }
+                return Transfer(result: -Int(ENOMEM))
+            }
             var count = 0
             let piece = [UInt8](unsafeUninitializedCapacity: next) { buffer, initialized in
                 while initialized < next {
@@ -381,13 +389,28 @@ struct Transfer: Sendable {
         return read
     }
 
+    /// False where the system has no memory for so many bytes more. Little is taken without asking.
+    private static func isThereMemory(for count: Int, besides bytes: [UInt8]) -> Bool {
+        let sum = bytes.count + count
+        // An array that has to grow takes twice as much at least, besides what it has.
+        let wanted = bytes.isEmpty ? count : bytes.capacity < sum ? max(sum, 2 * bytes.capacity) : 0
+        return wanted < askedFrom || cfiber_has_memory(wanted) != 0
+    }
+
+    /// Bytes from which on memory is asked for before it is taken.
+    private static var askedFrom: Int { 64 << 20 }
+
     static func write(_ fd: Int32, _ bytes: [UInt8], at offset: Int64?, for call: PoolCall<Transfer>) -> Transfer {
         var written = Transfer(result: 0)
+        // The system refuses a call that would reach beyond the largest offset, also the part of it that would not.
+        let room = offset.map { Int.max - Int($0) } ?? .max
         bytes.withUnsafeBytes { bytes in
             while written.count < bytes.count && call.isWanted {
-                let n = cfiber_write_at(
-                    fd, bytes.baseAddress! + written.count, min(bytes.count - written.count, largestPiece),
-                    offset.map { $0 + Int64(written.count) } ?? -1)
+                let piece = min(bytes.count - written.count, room - written.count, largestPiece)
+                let n =
+                    piece > 0
+                    ? cfiber_write_at(fd, bytes.baseAddress! + written.count, piece, offset.map { $0 + Int64(written.count) } ?? -1)
+                    : -Int(EFBIG)
                 if n < 0 {
                     written.result = n
                     return

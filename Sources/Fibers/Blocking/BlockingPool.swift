@@ -59,7 +59,7 @@ final class BlockingPool: @unchecked Sendable {
         self.limit = limit
         self.cpus = cpus
         detachedLimit = max(1, limit / 2)
-        self.idleLimit = idleLimit
+        self.idleLimit = max(0, idleLimit)
         work = ThreadCondition(mutex)
         ended = ThreadCondition(mutex)
     }
@@ -183,7 +183,7 @@ final class BlockingPool: @unchecked Sendable {
         if now >= nextLook {
             surplus = max(0, leastIdle)
             leastIdle = idle + 1
-            nextLook = now + idleLimit
+            nextLook = Deadline.after(nanoseconds: idleLimit, from: now)
         }
         guard surplus > 0 else { return false }
         surplus -= 1

@@ -51,7 +51,7 @@ struct StackPool {
     static let trimBatch = 1024
 
     init(stackSize: Int, guards: FiberRuntime.Configuration.Guards, trimInterval: Int64) {
-        self.trimInterval = trimInterval
+        self.trimInterval = max(0, trimInterval)
         stride = stackSize
         guardSize = Self.guardBytes
         guardMethod = Int32(guards == .mprotect ? CFIBER_GUARD_MPROTECT : CFIBER_GUARD_INSTALL)
@@ -181,7 +181,7 @@ struct StackPool {
     // Giving memory back.
 
     /// When an idle worker should wake to trim; nil when there is nothing to trim.
-    var nextTrim: Int64? { warmCount > Self.keptWarm ? lastTrim + trimInterval : nil }
+    var nextTrim: Int64? { warmCount > Self.keptWarm ? Deadline.after(nanoseconds: trimInterval, from: lastTrim) : nil }
 
     /// Gives back the memory of stacks that nobody needed since the last trim, and the deep pages of some that stay. Called when the
     /// worker has nothing else to do.

@@ -57,7 +57,7 @@ public func withTimeout<Result>(_ limit: Duration?, _ body: () throws -> Result)
 /// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
 @discardableResult
 public func withDeadline<Result>(_ deadline: ContinuousClock.Instant, _ body: () throws -> Result) throws -> Result {
-    try withTimeout(ContinuousClock.now.duration(to: deadline), body)
+    try withTimeout(Deadline.distance(to: deadline), body)
 }
 
 /// Runs `body` untouched by cancellation and deadlines from outside, so that it can finish what must be finished: a goodbye to the peer, a commit. They count again

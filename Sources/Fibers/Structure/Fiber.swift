@@ -68,7 +68,7 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled; ``ResourceError`` when there is no memory for the timer.
     /// - Note: parks
     public static func sleep(until instant: ContinuousClock.Instant) throws {
-        try sleep(for: ContinuousClock.now.duration(to: instant))
+        try sleep(for: Deadline.distance(to: instant))
     }
 
     /// Starts a fiber on the caller's worker. It runs after the fibers that are ready now, and goes on until its body ends, whether or not the handle is kept.

@@ -22,6 +22,21 @@ package enum Deadline {
         return overflow ? never : max(0, deadline)
     }
 
+    /// How long it is until an instant, less than zero for one that has passed. One that lies so far back that a `Duration` does not reach there counts as the farthest that it reaches.
+    package static func distance(to instant: ContinuousClock.Instant) -> Duration {
+        let now = ContinuousClock.now
+        let longest = Duration(attoseconds: .min)
+        // The clock counts from the machine's start, so this does not overflow, and the difference to anything later does not.
+        return instant < now.advanced(by: longest) ? longest : now.duration(to: instant)
+    }
+
+    /// The sum of a time and a length, `never` where that is too large.
+    @inline(__always)
+    static func after(nanoseconds length: Int64, from start: Int64) -> Int64 {
+        let (sum, overflow) = start.addingReportingOverflow(length)
+        return overflow ? never : sum
+    }
+
     /// A duration in nanoseconds, of which a fraction counts as one; `never` where it is too long to be said. Not by `components`, whose
     /// division of 128 bits takes as long as the rest of setting a deadline.
     static func nanoseconds(_ duration: Duration) -> Int64 {
