@@ -191,12 +191,20 @@ static ssize_t plain_send_file(int socket, int file, int64_t offset, size_t size
   RETRY(ssize_t, sendfile(socket, file, &position, size));
 }
 
+// What was read and not sent is read again by the next call.
+static ssize_t copy_to_socket(int socket, int file, int64_t offset, size_t size) {
+  char buffer[16 * 1024];
+  ssize_t n = cfiber_read_at(file, buffer, size < sizeof buffer ? size : sizeof buffer, offset);
+  return n <= 0 ? n : plain_send(socket, buffer, (size_t)n);
+}
+
 ssize_t cfiber_send_file(int socket, int file, int64_t offset, size_t size) {
   pipe_guard guard;
   guard_begin(&guard);
   ssize_t n = plain_send_file(socket, file, offset, size);
   guard_end(&guard, n);
-  return n;
+  // The file system has no way to give pages away, or a sandbox does not know the call.
+  return n == -EINVAL || n == -ENOSYS ? copy_to_socket(socket, file, offset, size) : n;
 }
 
 int64_t cfiber_seek(int fd, int64_t offset, int whence) {

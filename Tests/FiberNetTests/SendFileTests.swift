@@ -190,6 +190,26 @@ extension NetTests {
             }
         }
 
+        @Test func fileOfProc_isSent_thoughLinuxCannotSendItDirectly() throws {
+            try withNet(.ipv4) { net in
+                let (client, server) = try net.narrowPair()
+                // Their sizes are said to be 0. The last one, where it may be read, is larger than what the kernel takes at once.
+                for path in ["/proc/version", "/proc/self/cmdline", "/proc/self/limits", "/proc/kallsyms"] {
+                    let bytes = try File.readAll(path)
+                    let file = try File.open(path)
+                    let reading = try Fiber.spawnLocal { try server.readExactly(bytes.count) }
+                    expect(try client.send(file) == bytes.count, path)
+                    expect(same(try reading.join(), bytes), path)
+                    if bytes.count < 10 { continue }
+                    expect(try client.send(file, range: 2..<6) == 4, path)
+                    expect(try server.readExactly(4) == Array(bytes[2..<6]), path)
+                    expect(try client.send(file, range: bytes.count..<bytes.count + 10) == 0, path)
+                }
+                try client.shutdown(.write)
+                expect(try server.readToEnd().isEmpty)
+            }
+        }
+
         @Test func fileThatShrinks_isSentAsFarAsItGoes() throws {
             let bytes = pattern(4 << 20)
             let path = try makeFile(bytes)

@@ -57,7 +57,8 @@ ssize_t cfiber_write(int fd, const void *buffer, size_t size, int kind);
 /// At an offset, or where the descriptor stands if that is negative. May block.
 ssize_t cfiber_read_at(int fd, void *buffer, size_t size, int64_t offset);
 ssize_t cfiber_write_at(int fd, const void *buffer, size_t size, int64_t offset);
-/// From a file to a socket; may block on the file, and on a non-blocking socket not. Never raises SIGPIPE.
+/// From a file to a socket; may block on the file, and on a non-blocking socket not. Never raises SIGPIPE. What Linux cannot send directly (files of /proc) is copied. 0 at
+/// the end of the file.
 ssize_t cfiber_send_file(int socket, int file, int64_t offset, size_t size);
 int64_t cfiber_seek(int fd, int64_t offset, int whence);
 /// May block, as the rest of the section.

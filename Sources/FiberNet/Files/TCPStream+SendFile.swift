@@ -15,7 +15,7 @@ extension TCPStream {
     /// Sends a part of a file, in one piece: what other fibers write comes before or after. The position in the file is neither used nor moved.
     ///
     /// - Parameters:
-    ///   - file: a regular file that may be read.
+    ///   - file: a regular file that may be read. One that Linux cannot send from directly, in `/proc` for instance, is read and written.
     ///   - range: which bytes of it, nil for all that it has when they are sent.
     ///   - timeout: how long it may take; nil for ever.
     /// - Returns: how many bytes went: fewer than the range has only when the file ends before.
