@@ -28,8 +28,26 @@ struct Spawned: Sendable {
     /// What the error is about, if it is not just the program.
     var failed: String?
 
+    /// As the system does it, but tries again for some time, by `pausing`, where the program is open for writing.
+    ///
+    /// On Linux this happens to programs that were closed before they are started, too: a child that another thread starts in between has a copy of all descriptors until it has loaded
+    /// its own program. No lock here could prevent that, since other code of the process starts children as well.
+    static func spawn(
+        _ command: Subprocess.Command, _ streams: [Int32], pausing: (Duration) -> Void, while isWanted: () -> Bool
+    ) -> Spawned {
+        var spawned = spawn(command, streams)
+        for pause in pausesWhileBusy where spawned.id == -ETXTBSY && isWanted() {
+            pausing(.milliseconds(pause))
+            spawned = spawn(command, streams)
+        }
+        return spawned
+    }
+
+    /// In milliseconds, half a second in all: a child that has loaded its program has closed its copies.
+    private static let pausesWhileBusy = [1, 1, 2, 4, 8, 16, 32, 64, 128, 256]
+
     /// Blocks until the program has been loaded.
-    static func spawn(_ command: Subprocess.Command, _ streams: [Int32]) -> Spawned {
+    private static func spawn(_ command: Subprocess.Command, _ streams: [Int32]) -> Spawned {
         let arguments = CStrings([command.program] + command.arguments)
         let environment = command.environment.map { CStrings($0.sorted { $0.key < $1.key }.map { "\($0.key)=\($0.value)" }) }
         // A list that ends early would be taken for the whole.
@@ -52,6 +70,7 @@ struct Spawned: Sendable {
 
     /// The system says the same number for several things that can be missing.
     private static func explanation(of status: Int32, _ command: Subprocess.Command) -> String? {
+        if status == -ETXTBSY { return "\(command.program), which some process has open for writing" }
         guard [-ENOENT, -ENOTDIR, -EACCES].contains(status) else { return nil }
         if let directory = command.directory {
             var info = stat()

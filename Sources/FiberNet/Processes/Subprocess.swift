@@ -124,16 +124,26 @@ public final class Subprocess {
     ///
     /// - Returns: the child, whose program has been loaded.
     /// - Throws: ``IOError``, with the program or the directory as its subject: `notFound`, `notPermitted` (it may not be run), `resources`,
-    ///   `cancelled`, `timedOut` or `system` (it is none that the system can run).
+    ///   `cancelled`, `timedOut` or `system` (it is none that the system can run, or, as ETXTBSY, is still open for writing).
     /// - Note: parks
     public static func spawn(
+    /// A program that is open for writing somewhere cannot be started. While children are started by other threads, that may be so for a moment also after the program has been
+    /// written and closed, since each child has the descriptors of its parent until it has loaded its own program. So it is tried again for half a second.
+    ///
         _ command: Command, input: Input = .null, output: Output = .inherit, errors: Output = .inherit
     ) throws(IOError) -> Subprocess {
         try command.check()
         let streams = try ChildStreams(input, output, errors)
         let spawned: Spawned = try PoolCall.perform("spawn", command.program) { call in
             guard call.isWanted else { return }
-            let spawned = Spawned.spawn(command, streams.numbers)
+    ) throws(IOError) -> Subprocess {
+        try spawn(command, input: input, output: output, errors: errors) { usleep(UInt32($0 / .microseconds(1))) }
+    }
+
+    /// As the public one; `pausing` lets the time pass between two tries, on a thread that may block.
+    package static func spawn(
+        _ command: Command, input: Input, output: Output, errors: Output, pausing: @escaping @Sendable (Duration) -> Void
+            let spawned = Spawned.spawn(command, streams.numbers, pausing: pausing, while: { call.isWanted })
             if !call.deliver(spawned) { spawned.discard() }
         }
         if spawned.id < 0 { throw IOError(file: Int(spawned.id), "spawn", spawned.failed ?? command.program) }
