@@ -11,8 +11,8 @@ struct PipeThrough {
         let options = Options.parse(CommandLine.arguments.dropFirst())
         do {
             let status = try FiberRuntime.run { try run(options) }
-            if case .signalled(let signal) = status { fail("\(options.command.program) was ended by \(signal)", status: 1) }
             if case .exited(let code) = status { exit(code) }
+            fail("\(options.command.program): \(status)", status: 1)
         } catch {
             fail("\(error)", status: 1)
         }

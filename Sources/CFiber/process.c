@@ -1,16 +1,19 @@
 // Invariants:
 //   * a child is known by its descriptor from the moment at which `cfiber_spawn` returns, and nobody else waits for it; so what the descriptor names
 //     is that child, running or ended, whatever becomes of its number;
-//   * who reaps it gets its status; a child that nobody reaps is killed and reaped here.
+//   * whoever reaps it gets its status; a child that nobody reaps is killed and reaped here;
+//   * where the process ignores SIGCHLD the kernel reaps it, and a wait ends with ECHILD once it has ended, never before.
 #define _GNU_SOURCE
 #include "cfiber_files.h"
 #include "cfiber_thread.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/ioctl.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -80,18 +83,45 @@ int cfiber_spawn(const cfiber_command *command, int *process) {
   posix_spawnattr_destroy(&attributes);
   posix_spawn_file_actions_destroy(&actions);
   if (error) return -error;
-  *process = open_process(pid);
-  if (*process >= 0) return pid;
-  // It is ours and not reaped, so the number is its own still; unless the program ignores SIGCHLD, and then there is no such process.
-  if (*process == -ESRCH) return *process;
-  kill(pid, SIGKILL);
+  int opened = open_process(pid);
+  siginfo_t info;
+  int value;
+  // A child that the kernel has reaped may have given its number to a stranger by now, who is not waited for here, and whose end nobody knows.
+  if (opened >= 0 && wait_for(opened, &info, WNOHANG | WNOWAIT) == -ECHILD && cfiber_child_status(opened, &value) == 3) {
+    close(opened);
+    opened = -ESRCH;
+  }
+  *process = opened == -ESRCH ? -1 : opened;
+  if (opened >= 0 || opened == -ESRCH) return pid;
+  // It is ours and not reaped, so the number is its own still.
+  if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0) kill(pid, SIGKILL);
   while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {}
-  return *process;
+  return opened;
+}
+
+// The wait status of a process that has been reaped. Returns 0 where the kernel does not tell (before Linux 6.15).
+static int find_status(int process, int *status) {
+  // struct pidfd_info in its first version; the C library's headers may be older.
+  struct {
+    uint64_t mask, cgroup;
+    uint32_t ids[11];
+    int32_t status;
+  } info = {.mask = 1 << 3 /* PIDFD_INFO_EXIT */};
+  _Static_assert(sizeof info == 64, "the size is part of the request's number");
+  if (ioctl(process, _IOWR(0xff, 11, info) /* PIDFD_GET_INFO */, &info) != 0 || !(info.mask & 1 << 3)) return 0;
+  *status = info.status;
+  return 1;
 }
 
 int cfiber_child_status(int process, int *value) {
   siginfo_t info;
   int status = wait_for(process, &info, WNOHANG);
+  if (status == -ECHILD) {
+    int ended;
+    if (!find_status(process, &ended)) return 3;
+    *value = WIFEXITED(ended) ? WEXITSTATUS(ended) : WTERMSIG(ended);
+    return WIFEXITED(ended) ? 1 : 2;
+  }
   if (status < 0) return status;
   if (info.si_pid == 0) return 0;
   *value = info.si_status;

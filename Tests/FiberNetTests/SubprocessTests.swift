@@ -29,6 +29,7 @@ extension NetTests {
                 expect(try Subprocess.run(.init("true"), input: bytes).status.isSuccess)
                 expect(try Subprocess.run(Self.sh("kill -TERM $$")).status == .signalled(.terminate))
                 expect("\(Subprocess.Status.exited(3)), \(Subprocess.Status.signalled(.terminate))" == "exit code 3, ended by SIGTERM")
+                expect("\(Subprocess.Status.unknown)" == "ended, nobody knows how" && !Subprocess.Status.unknown.isSuccess)
             }
         }
 
@@ -488,14 +489,15 @@ extension NetTests {
                 }
             }
 
-            @Test func wait_saysSo_whenTheProgramHasTakenTheStatus() async {
+            @Test func wait_saysWhatIsKnown_whenTheProgramHasTakenTheStatus() async {
                 await #expect(processExitsWith: .success) {
                     reportingErrors {
                         try inRuntime {
                             let child = try Subprocess.spawn(.init("true"))
                             while waitpid(child.id, nil, WNOHANG) == 0 { Fiber.yield() }
-                            let error = expect(.system) { try child.wait() }
-                            expect(error?.errno == .noChildProcess, "\(String(describing: error))")
+                            let status = try child.wait()
+                            expect(status == (endsAreRemembered ? .exited(0) : .unknown), "\(status)")
+                            expect(try child.wait() == status)
                         }
                     }
                 }

@@ -65,9 +65,9 @@ int64_t cfiber_seek(int fd, int64_t offset, int whence);
 int64_t cfiber_file_size(int fd);
 int cfiber_truncate(int fd, int64_t size);
 int cfiber_sync(int fd, int data_only);
-
 /// Whether the system would give so many bytes of memory now: 1 or 0. They are not taken.
 int cfiber_has_memory(size_t size);
+
 // Child processes.
 
 /// Where a child's standard streams come from, besides descriptors.
@@ -80,9 +80,10 @@ typedef struct cfiber_command {
   int streams[3];
 } cfiber_command;
 /// Starts a program with its three standard streams and no other descriptor, no signal blocked and none ignored. Returns its id and a descriptor of
-/// the process. Blocks until the program has been loaded.
+/// the process, which is -1 if nothing is left of the child already: see `cfiber_child_status`. Blocks until the program has been loaded.
 int cfiber_spawn(const cfiber_command *command, int *process);
-/// Whether a child has ended, and then nothing is left of it: 1 with its exit code, 2 with the signal that ended it, 0 while it runs.
+/// Whether a child has ended, and then nothing is left of it: 1 with its exit code, 2 with the signal that ended it, 3 if nobody knows how, 0 while it runs. The system
+/// forgets how a child has ended if the process ignores SIGCHLD or something else in it has waited for the child, except that Linux 6.15 and later tell those who hold its descriptor.
 int cfiber_child_status(int process, int *value);
 int cfiber_child_signal(int process, int signal);
 /// Kills a child and waits for its end. Blocks, but for as long as a killed process takes to end.

@@ -23,7 +23,7 @@ extension Subprocess.Command {
 struct Spawned: Sendable {
     /// The process id, or a negative errno.
     var id: Int32
-    /// The process's descriptor.
+    /// The process's descriptor, -1 if nothing is left of the process.
     var process: Int32 = -1
     /// What the error is about, if it is not just the program.
     var failed: String?
@@ -87,7 +87,7 @@ struct Spawned: Sendable {
 
     /// Ends a child that nobody wants any more. Blocks.
     func discard() {
-        guard id >= 0 else { return }
+        guard process >= 0 else { return }
         cfiber_child_discard(process)
         _ = cfiber_close(process)
     }

@@ -78,6 +78,9 @@ public final class Subprocess {
         case exited(Int32)
         /// By a signal.
         case signalled(Signal)
+        /// It has ended, and how is not known: do not take it for success. Linux forgets how a child ended when this process ignores SIGCHLD, or when other code in it waits for all
+        /// children. Linux 6.15 and later remember it, unless the child ended while it was being started.
+        case unknown
 
         /// It ended by itself, with 0.
         public var isSuccess: Bool { self == .exited(0) }
@@ -86,6 +89,7 @@ public final class Subprocess {
             switch self {
             case .exited(let code): "exit code \(code)"
             case .signalled(let signal): "ended by \(signal)"
+            case .unknown: "ended, nobody knows how"
             }
         }
     }
@@ -109,33 +113,29 @@ public final class Subprocess {
     private init(_ spawned: Spawned, _ program: String) {
         id = spawned.id
         process = spawned.process
+        if process < 0 { status = .unknown }
         self.program = program
         owner = Worker.here("Subprocess")
     }
 
     deinit {
         // Once it has been reaped there is nothing to end.
-        if status == nil { cfiber_child_abandon(process) } else { _ = cfiber_close(process) }
+        if status == nil { cfiber_child_abandon(process) } else if process >= 0 { _ = cfiber_close(process) }
     }
 
     /// Starts a program.
     ///
     /// When the fiber is cancelled meanwhile, a child that was started all the same is killed.
     ///
+    /// A program that is open for writing somewhere cannot be started. While children are started by other threads, that may be so for a moment also after the program has been
+    /// written and closed, since each child has the descriptors of its parent until it has loaded its own program. So it is tried again for half a second.
+    ///
     /// - Returns: the child, whose program has been loaded.
     /// - Throws: ``IOError``, with the program or the directory as its subject: `notFound`, `notPermitted` (it may not be run), `resources`,
     ///   `cancelled`, `timedOut` or `system` (it is none that the system can run, or, as ETXTBSY, is still open for writing).
     /// - Note: parks
     public static func spawn(
-    /// A program that is open for writing somewhere cannot be started. While children are started by other threads, that may be so for a moment also after the program has been
-    /// written and closed, since each child has the descriptors of its parent until it has loaded its own program. So it is tried again for half a second.
-    ///
         _ command: Command, input: Input = .null, output: Output = .inherit, errors: Output = .inherit
-    ) throws(IOError) -> Subprocess {
-        try command.check()
-        let streams = try ChildStreams(input, output, errors)
-        let spawned: Spawned = try PoolCall.perform("spawn", command.program) { call in
-            guard call.isWanted else { return }
     ) throws(IOError) -> Subprocess {
         try spawn(command, input: input, output: output, errors: errors) { usleep(UInt32($0 / .microseconds(1))) }
     }
@@ -143,6 +143,11 @@ public final class Subprocess {
     /// As the public one; `pausing` lets the time pass between two tries, on a thread that may block.
     package static func spawn(
         _ command: Command, input: Input, output: Output, errors: Output, pausing: @escaping @Sendable (Duration) -> Void
+    ) throws(IOError) -> Subprocess {
+        try command.check()
+        let streams = try ChildStreams(input, output, errors)
+        let spawned: Spawned = try PoolCall.perform("spawn", command.program) { call in
+            guard call.isWanted else { return }
             let spawned = Spawned.spawn(command, streams.numbers, pausing: pausing, while: { call.isWanted })
             if !call.deliver(spawned) { spawned.discard() }
         }
@@ -156,8 +161,8 @@ public final class Subprocess {
     ///
     /// Several fibers may wait, and one may wait again. One that is cancelled leaves the child as it is.
     ///
-    /// - Throws: ``IOError`` with `cancelled`, `timedOut`, `resources`, or `system` (ECHILD) when something else in the process waits for all
-    ///   children or ignores SIGCHLD, so that nobody knows.
+    /// - Returns: how it ended; ``Status/unknown`` when something else in the process waits for all children, or the process ignores SIGCHLD, so that nobody knows.
+    /// - Throws: ``IOError`` with `cancelled`, `timedOut`, `resources` or `system`.
     /// - Note: parks
     @discardableResult
     public func wait(timeout: Duration? = nil) throws(IOError) -> Status {
@@ -171,7 +176,7 @@ public final class Subprocess {
             let found = cfiber_child_status(process, &value)
             if found < 0 { throw IOError(file: Int(found), "wait for", program) }
             if found > 0 {
-                let status: Status = found == 1 ? .exited(value) : .signalled(Signal(value))
+                let status: Status = found == 1 ? .exited(value) : found == 2 ? .signalled(Signal(value)) : .unknown
                 self.status = status
                 return status
             }
@@ -248,7 +253,7 @@ extension Subprocess {
     ///   - command: what to run.
     ///   - input: what its standard input gives; with none that is at its end at once.
     ///   - outputLimit: bytes that each of the two may have.
-    /// - Returns: what it gave, also if it failed: look at ``Completed/status``.
+    /// - Returns: what it gave, also if it failed or nobody knows how it ended: look at ``Completed/status``.
     /// - Throws: ``IOError`` as ``spawn(_:input:output:errors:)``; `limitExceeded` when it writes more than the limit.
     /// - Note: parks
     public static func run(_ command: Command, input: [UInt8] = [], outputLimit: Int = 1 << 24) throws -> Completed {
