@@ -60,7 +60,7 @@ import Testing
     }
 
     @Test(arguments: [
-        ("localhost", "resolver"), ("", "missing"), ("[::1]", "brackets"), ("::g", "IPv6"), ("127.0.0.1\0", "control"),
+        ("localhost", "TCPStream.connect(host:port:)"), ("", "missing"), ("[::1]", "brackets"), ("::g", "IPv6"), ("127.0.0.1\0", "control"),
         ("127.0.0.1 ", "space"), ("::1\0", "control"), ("127.1", "four numbers"), ("::1%", "scope"),
     ])
     func initHostPort_rejectsEverythingElse(host: String, problem: String) {
@@ -134,7 +134,7 @@ import Testing
         "localhost:80", "example.org:80", "bücher.example:80", "0x7f.0.0.1:80", "1.2.3.4a:80", "\u{ff11}.2.3.4:80", "*:80",
         "localhost:http",
     ])
-    func parse_rejectsName_withHintThatNamesNeedTheResolver(text: String) { expectRejected(text, "resolver") }
+    func parse_rejectsName_withHintWhatTakesNames(text: String) { expectRejected(text, "TCPStream.connect(host:port:)") }
 
     @Test(arguments: ["1.2.3.4", "localhost", "80", "[::1]", "[::1]80", "[::1]]:80", "hello"])
     func parse_rejectsMissingPort_withHint(text: String) { expectRejected(text, "missing") }
@@ -164,7 +164,8 @@ import Testing
     @Test(arguments: [
         ("", "is empty"), (":80", "host is missing"), ("[::1:80", "not closed"), ("@abstract", "\"unix:@name\""), ("/a\0b", "NUL"),
         ("unix:/a\\x00b", "NUL"), ("unix:/a\\b", "\\x5c"), ("unix:/a\\x1", "\\x5c"), ("unix:/a\\x+f", "\\x5c"), ("unix:/\\", "\\x5c"),
-        ("UNIX:/a", "resolver"), ("/" + String(repeating: "a", count: 108), "109 bytes"),
+        ("UNIX:/a", "TCPStream.connect(host:port:)"),
+        ("/" + String(repeating: "a", count: 108), "109 bytes"),
         ("unix:@" + String(repeating: "a", count: 108), "108 bytes"),
     ])
     func parse_rejectsOtherMalformedText_withHint(text: String, problem: String) { expectRejected(text, problem) }
