@@ -8,7 +8,7 @@ public struct ServeReport: Hashable, Sendable, CustomStringConvertible {
     public let connections: Int
     /// Connections that were open when the listener was closed, and finished in time.
     public let finished: Int
-    /// Connections that did not, and were cancelled.
+    /// Connections that did not, and were cancelled: those that waited for a request that never came, too.
     public let cancelled: Int
 
     package init(connections: Int, finished: Int, cancelled: Int) {
@@ -38,6 +38,11 @@ extension TCPListener {
     /// To end it, close the listener from another fiber, on a signal for instance: nothing is accepted from then on, and the connections that are open may finish within
     /// the time for draining; what is left then is cancelled. When the calling fiber is cancelled, all connections are cancelled at once and it throws when they have ended. In
     /// any case no handler runs any more when it returns or throws.
+    ///
+    /// A connection whose client keeps it open without a request under way is open like any other: where handlers wait for the next request without a limit, one such client makes
+    /// draining take its whole time, and is then counted as cancelled. A program knows which connections are idle and can end them when it closes the listener: it shuts down the reading
+    /// half (`shutdown(.read)`) of those whose handlers wait for a request, which then read the end of the stream; the guide "Structured fibers" shows how. Or the wait for a request has a
+    /// time limit of its own, shorter than that for draining.
     ///
     /// Handlers are children of a group: a deadline around this call binds them, and values of fiber-locals set around it are theirs. An error that a handler throws ends its
     /// connection and no other.

@@ -135,12 +135,13 @@ public final class TCPServer: Sendable {
     /// Accepts connections on all workers and runs `handler` in a fiber for each, until the server is closed; then lets those that are open finish. Once in the life of a server,
     /// which is closed when this returns or throws.
     ///
-    /// Otherwise as ``TCPListener/serve(maxConnections:draining:onError:_:)``.
+    /// Otherwise as ``TCPListener/serve(maxConnections:draining:onError:_:)``: here, too, idle connections make draining take its whole time unless their handlers give up by themselves.
+    /// Streams belong to their workers, so a program that ends idle ones keeps a list of them on each worker.
     ///
     /// - Parameters:
     ///   - maxConnections: how many connections are served at a time, at least 1, on all workers together: however they are spread, a connection waits in the kernel's queues only
     ///     while there are so many. Nil for any number, up to the limit on descriptors.
-    ///   - limit: how long connections may take to finish once the server was closed.
+    ///   - limit: how long connections may take to finish once the server was closed, idle ones included.
     ///   - onError: hears what handlers throw, in the fiber of the connection, and of connections that were closed because the worker that accepted them had no fiber for them. Nil
     ///     reports that to `FiberRuntime.Configuration.onUnhandledError`, except that the peer has reset its connection. That a worker had no fiber for a connection that another
     ///     had handed to it is reported there in any case.

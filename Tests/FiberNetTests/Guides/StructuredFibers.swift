@@ -282,6 +282,51 @@ extension NetTests {
             #expect(flushes == 1)
         }
 
+        @Test func idleConnections_endAtOnce_whenTheirServerStops() throws {
+            // snippet.show
+            func serve(_ listener: TCPListener, until stop: FiberEvent, _ answer: (TCPStream) throws -> Bool) throws -> ServeReport {
+                var idle: [ObjectIdentifier: TCPStream] = [:]
+                return try withFiberGroup { group in
+                    try group.spawnDaemon(name: "stop") {
+                        try stop.wait()
+                        listener.close()
+                        for stream in idle.values { try? stream.shutdown(.read) }
+                    }
+                    return try listener.serve(draining: .seconds(30)) { stream in
+                        let id = ObjectIdentifier(stream)
+                        defer { idle[id] = nil }
+                        repeat {
+                            idle[id] = stream
+                            try stream.waitReadable()  // for a request, or the end
+                            idle[id] = nil
+                        } while try answer(stream) && listener.isOpen
+                    }
+                }
+            }
+            // snippet.hide
+            try inRuntime(seconds: 20) {
+                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                let stop = FiberEvent()
+                let serving = try Fiber.spawnLocal {
+                    try serve(listener, until: stop) { stream in
+                        let request = try stream.read(upTo: 100)
+                        try stream.writeAll(request)
+                        return !request.isEmpty
+                    }
+                }
+                let clients = try (0..<3).map { _ in try TCPStream.connect(to: listener.address) }
+                for client in clients {
+                    try client.writeAll("request")
+                    expect(try client.readExactly(7).count == 7)
+                }
+                letOthersRun()
+                stop.signal()
+                for client in clients { expect(try client.readToEnd().isEmpty) }
+                let report = try serving.join()
+                expect(report.connections == 3 && report.finished == 3 && report.cancelled == 0, "\(report)")
+            }
+        }
+
         #if compiler(>=6.2)
             // In a process of its own: what a signal does belongs to the whole process.
             @Test func server_drainsAtTheFirstSignal_andEndsAtTheSecond() async {
