@@ -26,12 +26,13 @@ int cfiber_start_thread(pthread_t *thread, void (*run)(void *argument), void *ar
   struct start *start = malloc(sizeof *start);
   if (!start) return -ENOMEM;
   *start = (struct start){run, argument};
-  // Signals of the process are for the program's own threads; the new one inherits the mask.
-  sigset_t all, before;
-  sigfillset(&all);
-  static const int faults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS};
-  for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&all, faults[i]);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
+  // Signals of the process are for the program's own threads; the new one inherits the mask. Profilers send SIGPROF to the thread whose time is up, and Swift's
+  // crash reporter stops other threads by SIGUSR1, SIGUSR2 or SIGPROF, whichever of them the thread does not block.
+  sigset_t blocked, before;
+  sigfillset(&blocked);
+  static const int accepted[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS, SIGPROF};
+  for (size_t i = 0; i < sizeof accepted / sizeof *accepted; i++) sigdelset(&blocked, accepted[i]);
+  pthread_sigmask(SIG_SETMASK, &blocked, &before);
   int status = pthread_create(thread, NULL, enter, start);
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   if (status != 0) free(start);

@@ -138,6 +138,8 @@ size_t cfaults_signals_end(void) {
   return atomic_load(&storm.count);
 }
 
+int cfaults_signal_thread(pid_t thread, int signal) { return (int)syscall(SYS_tgkill, getpid(), thread, signal); }
+
 void __lsan_disable(void) __attribute__((weak));
 void __lsan_enable(void) __attribute__((weak));
 

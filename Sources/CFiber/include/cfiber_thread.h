@@ -5,7 +5,7 @@
 #include <sched.h>
 #include <stdint.h>
 
-/// Starts a thread that gets no signals but those of its own faults, and that somebody has to join or detach. 0 or a negative errno. Any thread.
+/// Starts a thread that gets no signals but those of its own faults and SIGPROF; the caller joins or detaches it. 0 or a negative errno. Any thread.
 int cfiber_start_thread(pthread_t *thread, void (*run)(void *argument), void *argument);
 /// Waits for a condition until a time in monotonic nanoseconds. 0, or -ETIMEDOUT.
 int cfiber_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, int64_t deadline);

@@ -68,6 +68,8 @@ void cfaults_release_clock(void);
 int cfaults_signals_begin(int signal, int64_t interval);
 /// Ends that, on the same thread, and returns how many came.
 size_t cfaults_signals_end(void);
+/// Sends a signal to one thread of this process, by the kernel's id.
+int cfaults_signal_thread(pid_t thread, int signal);
 
 // Leaks.
 
