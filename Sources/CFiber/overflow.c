@@ -1,14 +1,19 @@
 // Invariants:
-//   * the handler runs on an alternate stack that each worker thread installs, since the fiber's own stack is what has run out;
-//   * it calls async-signal-safe functions only, and reads nothing but this thread's current context;
-//   * it never ends the process itself: it puts back the disposition that it found and returns, the access faults again, and the crash
-//     reporter or the core dump sees the fault as if we had not been there. Faults that are not overflows go to the earlier handler.
+//   * the handler runs on an alternate stack that each worker thread installs, since the fiber's own stack is what has run out. So does a handler below
+//     it, even one that was installed without SA_ONSTACK;
+//   * it calls async-signal-safe functions only, and reads nothing but this thread's current context and dispositions that never change;
+//   * it never ends the process itself. The disposition below it decides, as the kernel would have applied it, so that the crash reporter or the core
+//     dump sees the fault as if we had not been there;
+//   * a handler that was installed over ours may pass faults on to ours, for ever. Ours is then installed again on top by a function of its own, with a
+//     disposition below of its own. So what the other handler passes on goes to what lay below ours the first time, and not round in a circle.
 #define _GNU_SOURCE
 #include "cfiber_overflow.h"
 #include "cfiber_context.h"
+#include "dispositions.h"
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,10 +22,16 @@
 
 #define ALTERNATE_STACK_SIZE (128 * 1024)
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards users and the installation
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards users, used and the installation
 static int users;
-static int installed;  // our handler is in the chain: as the disposition, or behind one that somebody has installed since
-static struct sigaction earlier;
+
+enum { ENTRIES = 8 };
+// What lies below each of the functions that may be installed. Kept when a function has been taken out, for a handler that has begun just before.
+static _Atomic(const struct sigaction *) below[ENTRIES];
+static int used[ENTRIES];  // installed, or behind a handler that was installed over it
+static const struct sigaction standard;  // all zeros: SIG_DFL
+// The fiber whose overflow this thread has explained: with two of ours in the chain both see it.
+static __thread uint64_t explained __attribute__((tls_model("initial-exec")));
 
 typedef struct line {
   char text[640];
@@ -61,27 +72,77 @@ static void explain(const cfiber_context *fiber) {
   add(&l, " * 1024, guard included. Otherwise recurse less deeply or keep large values on the heap.\n\n");
   for (size_t done = 0; done < l.length;) {
     ssize_t n = write(STDERR_FILENO, l.text + done, l.length - done);
-    if (n <= 0 && errno != EINTR) break;
+    if (n == 0 || (n < 0 && errno != EINTR)) break;
     if (n > 0) done += (size_t)n;
   }
 }
 
-static void handler(int number, siginfo_t *info, void *context) {
-  int saved = errno;
+static void explain_overflow(const siginfo_t *info) {
   const cfiber_context *fiber = cfiber_this_thread.current;
   uintptr_t address = (uintptr_t)info->si_addr;
   int overflow = info->si_code > 0 && fiber != NULL && fiber->guard_size != 0 && address < (uintptr_t)fiber->stack_low &&
                  address >= (uintptr_t)fiber->stack_low - fiber->guard_size;
-  if (overflow) explain(fiber);
-  if (!overflow && (earlier.sa_flags & SA_SIGINFO) && earlier.sa_sigaction != NULL) {
-    earlier.sa_sigaction(number, info, context);
-  } else if (!overflow && earlier.sa_handler != SIG_DFL && earlier.sa_handler != SIG_IGN) {
-    earlier.sa_handler(number);
-  } else {
-    sigaction(number, &earlier, NULL);
-    if (info->si_code <= 0) raise(number);  // sent by somebody, so returning would not repeat it
+  if (!overflow || explained == fiber->id) return;
+  explained = fiber->id;
+  explain(fiber);
+}
+
+// SIGSEGV is blocked in here, so that a fault of our own ends the process instead of coming back; the handler below gets the mask that it asked for.
+static void handle(int entry, int number, siginfo_t *info, void *context) {
+  int saved = errno;
+  explain_overflow(info);
+  const struct sigaction *action = atomic_load(&below[entry]);
+  // One that is for a single use is used by a single thread.
+  while ((action->sa_flags & (int)SA_RESETHAND) && !atomic_compare_exchange_weak(&below[entry], &action, &standard)) {}
+  int is_sent = info->si_code <= 0;
+  if (cfiber_is_function(action)) {
+    cfiber_call_with_mask(action, number, info, context);
+  } else if (!is_sent || !cfiber_is_ignored(action)) {
+    // The kernel ignores no fault, whatever the disposition. The access faults again when this returns; what was sent does not come again by itself.
+    sigaction(number, &standard, NULL);
+    if (is_sent) cfiber_send_again(number, info);
   }
   errno = saved;
+}
+
+#define ENTRY(n) \
+  static void entry_##n(int number, siginfo_t *info, void *context) { handle(n, number, info, context); }
+ENTRY(0) ENTRY(1) ENTRY(2) ENTRY(3) ENTRY(4) ENTRY(5) ENTRY(6) ENTRY(7)
+
+static void (*const functions[ENTRIES])(int, siginfo_t *, void *) = {entry_0, entry_1, entry_2, entry_3, entry_4, entry_5, entry_6, entry_7};
+
+static int entry_of(const struct sigaction *action) {
+  for (int i = 0; i < ENTRIES; i++)
+    if ((action->sa_flags & SA_SIGINFO) && action->sa_sigaction == functions[i]) return i;
+  return -1;
+}
+
+// With the lock held. Where all entries are used up, by handlers that came over ours while a runtime ran, the last of those stays: overflows are not
+// explained any more, and nothing else is lost.
+static void install(void) {
+  struct sigaction now;
+  if (sigaction(SIGSEGV, NULL, &now) != 0 || entry_of(&now) >= 0) return;
+  const struct sigaction *action = cfiber_remember(&now);
+  if (action == NULL) return;
+  // The one that had this same disposition below it, else a free one.
+  int entry = -1;
+  for (int i = ENTRIES - 1; i >= 0; i--)
+    if (!used[i]) entry = i;
+  for (int i = 0; i < ENTRIES; i++)
+    if (used[i] && atomic_load(&below[i]) == action) entry = i;
+  if (entry < 0) return;
+  atomic_store(&below[entry], action);
+  used[entry] = 1;
+  struct sigaction ours = {.sa_sigaction = functions[entry], .sa_flags = SA_SIGINFO | SA_ONSTACK};
+  sigemptyset(&ours.sa_mask);
+  sigaction(SIGSEGV, &ours, NULL);
+}
+
+// With the lock held. A handler that was installed over ours keeps ours, and may pass faults on to it.
+static void uninstall(void) {
+  struct sigaction now;
+  int entry = sigaction(SIGSEGV, NULL, &now) == 0 ? entry_of(&now) : -1;
+  if (entry >= 0 && sigaction(SIGSEGV, atomic_load(&below[entry]), NULL) == 0) used[entry] = 0;
 }
 
 int cfiber_overflow_enter(void **state) {
@@ -94,14 +155,11 @@ int cfiber_overflow_enter(void **state) {
     munmap(memory, ALTERNATE_STACK_SIZE);
     return -error;
   }
+  explained = 0;  // ids of fibers come again in the next runtime
   pthread_mutex_lock(&lock);
   users++;
-  if (!installed) {
-    installed = 1;
-    struct sigaction action = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGSEGV, &action, &earlier);
-  }
+  // Each time, since another library may have put a handler in place of ours meanwhile.
+  install();
   pthread_mutex_unlock(&lock);
   *state = memory;
   return 0;
@@ -109,12 +167,7 @@ int cfiber_overflow_enter(void **state) {
 
 void cfiber_overflow_leave(void *state) {
   pthread_mutex_lock(&lock);
-  if (--users == 0) {
-    struct sigaction now;
-    // Somebody who has since chained to ours keeps it; it passes on everything once no fiber runs.
-    if (sigaction(SIGSEGV, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) && now.sa_sigaction == handler)
-      installed = sigaction(SIGSEGV, &earlier, NULL) != 0;
-  }
+  if (--users == 0) uninstall();
   pthread_mutex_unlock(&lock);
   stack_t *before = state;
   if (before->ss_flags & SS_DISABLE) {

@@ -1,4 +1,4 @@
-// Whom timers and Swift's crash reporter reach by a signal.
+// What Swift's crash reporter says of a crash inside a runtime, and whom timers and the reporter reach by a signal.
 
 import CFaults
 import CFiber
@@ -7,9 +7,63 @@ import Glibc
 import Synchronization
 import Testing
 
+@inline(never) @_optimize(none)
+private func crashHere() { UnsafeMutablePointer<Int>(bitPattern: 16)!.pointee = 1 }
+
+/// An empty file without a name.
+private func emptyFile() throws -> Int32 {
+    let file = tmpfile().map { fileno($0) } ?? -1
+    guard file >= 0 else { throw TestError(number: Int(errno)) }
+    return file
+}
+
+/// Three workers and a thread for blocking calls, all of which must be in the report.
+private func crash(_ place: String) throws {
+    try FiberRuntime.run(.init(workers: 3)) {
+        let isBlocked = FiberEvent()
+        try Fiber.spawnLocal {
+            try withBlockingThread {
+                isBlocked.signal()
+                sleep(1000)
+            }
+        }
+        try isBlocked.wait()
+        switch place {
+        case "worker": try Fiber.spawn(on: 1) { crashHere() }.join()
+        case "blocking thread": try withBlockingThread { crashHere() }
+        case "bus error":
+            // A page of a file that has none.
+            let page = mmap(nil, 4096, PROT_READ, MAP_SHARED, try emptyFile(), 0)
+            print(opaque(page!.load(as: Int.self)))
+        default: crashHere()
+        }
+    }
+}
+
 #if compiler(>=6.2)
     extension KernelTests {
         struct CrashReportTests {
+            @Test(
+                .enabled(if: !isSanitized, "sanitizers report crashes themselves"),
+                arguments: ["first worker", "worker", "blocking thread", "bus error"])
+            func report_isWhole_whereverTheCrashHappens(place: String) throws {
+                // Returns when nobody has the output open any more: a reporter that hangs would.
+                let text = try runAgain("FIBERS_TESTS_CRASH='\(place)'", test: "crash_happens_whenAskedForByTheEnvironment")
+                #expect(
+                    text.contains("Program crashed: \(place == "bus error" ? "" : "Bad pointer dereference at 0x0000000000000010")"),
+                    "\(text)")
+                #expect(!text.contains("failed to suspend"), "\(text)")
+                for part in ["\"fibers-1\"", "\"fibers-2\"", "Registers:", "Images "] {
+                    #expect(text.contains(part), "\(part): \(text)")
+                }
+                let parts = try ["Registers:", "Images "].map { try #require(text.firstRange(of: $0)).lowerBound }
+                #expect(parts == parts.sorted())
+            }
+
+            /// Not a test of its own: the other half of the one above.
+            @Test(.enabled(if: getenv("FIBERS_TESTS_CRASH") != nil, "run by another test only"))
+            func crash_happens_whenAskedForByTheEnvironment() throws { try crash(String(cString: getenv("FIBERS_TESTS_CRASH"))) }
+
             @Test func threadsOfARuntime_takeNoSignalsOfTheProcess_butThatOfProfilers() async {
                 await #expect(processExitsWith: .success) {
                     reportingErrors {

@@ -8,7 +8,7 @@ import Testing
 
 /// Recursion without end that the optimiser cannot turn into a loop.
 @inline(never) @_optimize(none)
-private func recurse(_ depth: Int) -> Int {
+func recurse(_ depth: Int) -> Int {
     var frame = (depth, depth, depth, depth)
     if depth >= 0 { frame.1 = recurse(depth + 1) }
     return frame.0 + frame.1
@@ -32,7 +32,7 @@ public func onMainThread() {
 }
 
 /// Starts this program once more, with the crash reporter switched on and one test chosen, and returns what it printed on either stream until it ended.
-private func runAgain(_ environment: String, test: String) throws -> String {
+func runAgain(_ environment: String, test: String) throws -> String {
     var path = [CChar](repeating: 0, count: 4096)
     guard readlink("/proc/self/exe", &path, path.count - 1) > 0 else { throw TestError(number: Int(errno)) }
     let reporter = "SWIFT_BACKTRACE=enable=yes,color=no,interactive=no,limit=12"
@@ -43,7 +43,10 @@ private func runAgain(_ environment: String, test: String) throws -> String {
     var output: [UInt8] = []
     var chunk = [UInt8](repeating: 0, count: 4096)
     while true {
-        let n = fread(&chunk, 1, chunk.count, pipe)
+        var query = pollfd(fd: fileno(pipe), events: Int16(POLLIN), revents: 0)
+        // A reporter that hangs keeps it open when the program has long ended.
+        try #require(poll(&query, 1, 60_000) > 0, "nothing more came: \(String(decoding: output, as: UTF8.self))")
+        let n = read(fileno(pipe), &chunk, chunk.count)
         guard n > 0 else { break }
         output += chunk[..<n]
     }

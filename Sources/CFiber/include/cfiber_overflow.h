@@ -2,7 +2,7 @@
 #ifndef CFIBER_OVERFLOW_H
 #define CFIBER_OVERFLOW_H
 
-/// Installs the SIGSEGV handler with the first call and an alternate signal stack for the calling thread. 0 or a negative errno.
+/// Installs the SIGSEGV handler, unless it is the disposition already, and an alternate signal stack for the calling thread. 0 or a negative errno.
 int cfiber_overflow_enter(void **state);
 /// Undoes it: the thread's alternate stack at once, the handler with the last call, if it is still ours.
 void cfiber_overflow_leave(void *state);
