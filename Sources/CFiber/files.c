@@ -71,6 +71,28 @@ int cfiber_open(const char *path, int flags, mode_t permissions, int *kind) {
   return status;
 }
 
+int cfiber_fill_standard_streams(void) {
+  // Held all the time: a second runtime must not open anything before the first one has filled the gaps.
+  static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+  static int is_done;
+  int status = 0;
+  pthread_mutex_lock(&lock);
+  for (int fd = STDIN_FILENO; !is_done && status == 0 && fd <= STDERR_FILENO;) {
+    if (fcntl(fd, F_GETFD) >= 0) {
+      fd++;
+      continue;
+    }
+    // It gets the lowest number that is free. Not close-on-exec: children have standard streams, too.
+    int null = open_again("/dev/null", O_RDWR, 0);
+    if (null < 0) status = null;
+    // Another thread of the program was faster: then the number that was missing is taken.
+    if (null > STDERR_FILENO) close(null);
+  }
+  if (status == 0) is_done = 1;
+  pthread_mutex_unlock(&lock);
+  return status;
+}
+
 int cfiber_set_flags(int fd, int flags) { return fcntl(fd, F_SETFL, flags) == 0 ? 0 : -errno; }
 
 int cfiber_flags(int fd) {

@@ -383,6 +383,7 @@ size_t cfaults_accesses(const void **addresses, size_t capacity) {
 int cfaults_memory_file(void) { return memfd_create("test", MFD_CLOEXEC); }
 
 void fibers_tests_on_main_thread(void) __attribute__((weak));
+void fibers_net_tests_on_main_thread(void) __attribute__((weak));
 
 // The test library starts the process of an exit test with /dev/null for standard error, unless the test observes it: why the process ended would be lost.
 // Such a process, whose parent is this very program, writes where its parent does.
@@ -407,8 +408,14 @@ __attribute__((constructor)) static void begin(void) {
   // AddressSanitizer waits for ever. This process keeps it.
   setenv("SWIFT_BACKTRACE", "enable=no", 1);
   keep_last_words();
-  // A test that needs the process's first thread has this program started again with the variable set; `main` gives that thread away.
-  if (getenv("FIBERS_TESTS_ON_MAIN_THREAD") == NULL || fibers_tests_on_main_thread == NULL) return;
-  fibers_tests_on_main_thread();
-  _exit(0);
+  // A test that needs the process's first thread, or a process without any other, has this program started again with a variable set; `main` gives that
+  // thread away.
+  if (getenv("FIBERS_TESTS_ON_MAIN_THREAD") != NULL && fibers_tests_on_main_thread != NULL) {
+    fibers_tests_on_main_thread();
+    _exit(0);
+  }
+  if (getenv("FIBERS_NET_TESTS_ON_MAIN_THREAD") != NULL && fibers_net_tests_on_main_thread != NULL) {
+    fibers_net_tests_on_main_thread();
+    _exit(0);
+  }
 }

@@ -28,16 +28,20 @@ private func overflow() throws {
 @_cdecl("fibers_tests_on_main_thread")
 public func onMainThread() {
     guard getpid() == cfaults_thread_id() else { return }
-    try? overflow()
+    switch String(cString: getenv("FIBERS_TESTS_ON_MAIN_THREAD")) {
+    case "overflow": try? overflow()
+    case let scenario: runWithClosedStreams(scenario)
+    }
 }
 
-/// Starts this program once more, with the crash reporter switched on and one test chosen, and returns what it printed on either stream until it ended.
-func runAgain(_ environment: String, test: String) throws -> String {
+/// Starts this program once more, with the crash reporter switched on and one test chosen, and returns what it printed on either stream until it ended, or where the shell's
+/// `redirections` lead.
+func runAgain(_ environment: String, test: String, redirections: String = "2>&1") throws -> String {
     var path = [CChar](repeating: 0, count: 4096)
     guard readlink("/proc/self/exe", &path, path.count - 1) > 0 else { throw TestError(number: Int(errno)) }
     let reporter = "SWIFT_BACKTRACE=enable=yes,color=no,interactive=no,limit=12"
     let command =
-        "\(environment) \(reporter) exec '\(String(decoding: path.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self))' --testing-library swift-testing --filter \(test) 2>&1"
+        "\(environment) \(reporter) exec '\(String(decoding: path.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self))' --testing-library swift-testing --filter \(test) \(redirections)"
     guard let pipe = popen(command, "re") else { throw TestError(number: Int(errno)) }
     defer { pclose(pipe) }
     var output: [UInt8] = []
@@ -128,7 +132,7 @@ func runAgain(_ environment: String, test: String) throws -> String {
             // the crash reporter switched off and never on the main thread, so this program is started once more.
 
             @Test func crashReporter_printsTheFrames_afterOurMessage_onTheMainThread() throws {
-                let text = try runAgain("FIBERS_TESTS_ON_MAIN_THREAD=1", test: "none")
+                let text = try runAgain("FIBERS_TESTS_ON_MAIN_THREAD=overflow", test: "none")
                 try Self.expectFrames(text)
             }
 

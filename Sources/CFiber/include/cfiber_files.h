@@ -8,6 +8,9 @@
 
 // Descriptors.
 
+/// Opens /dev/null for each of the descriptors 0 to 2 that is closed; once per process, when it has succeeded. 0 or a negative errno. Any thread.
+int cfiber_fill_standard_streams(void);
+
 /// What a descriptor is, for deciding how to wait for it.
 enum {
   CFIBER_KIND_FILE = 0,    // epoll refuses it, and it never waits for anybody: regular files, directories, /dev/null

@@ -39,7 +39,9 @@ public struct Pipe {
 public enum StandardInput {
     /// Opens it, as ``DescriptorStream/adopt(_:closing:)`` without owning descriptor 0. Each call makes a stream of its own; what one reads no other
     /// does.
-    /// - Throws: ``IOError``; `system` when the process has no standard input.
+    ///
+    /// A process that was started without standard input has `/dev/null` for it: reading finds the end.
+    /// - Throws: ``IOError``; `system` when the program has closed it.
     /// - Note: parks
     public static func open() throws(IOError) -> DescriptorStream {
         try DescriptorStream.adopt(STDIN_FILENO, closing: false, name: "standard input")
@@ -51,7 +53,9 @@ public enum StandardInput {
 public enum StandardOutput {
     /// Opens it, as ``DescriptorStream/adopt(_:closing:)`` without owning descriptor 1. What `print` has in its buffer is not ordered with what is
     /// written here.
-    /// - Throws: ``IOError``; `system` when the process has no standard output.
+    ///
+    /// A process that was started without standard output has `/dev/null` for it.
+    /// - Throws: ``IOError``; `system` when the program has closed it.
     /// - Note: parks
     public static func open() throws(IOError) -> DescriptorStream {
         try DescriptorStream.adopt(STDOUT_FILENO, closing: false, name: "standard output")

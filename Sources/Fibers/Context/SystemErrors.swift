@@ -31,6 +31,15 @@ extension ResourceError {
         }
     }
 
+    /// The error for a standard stream that is closed and stays so.
+    static func standardStreams(_ errno: Int32) -> ResourceError {
+        let operation = "opening /dev/null for a closed standard stream"
+        if [EMFILE, ENFILE, ENOMEM].contains(errno) { return .descriptors(errno, operation) }
+        return ResourceError(
+            .kernel, errno: errno, operation: operation,
+            remedy: "Start the program with descriptors 0, 1 and 2 open, or with a /dev/null that it may read and write.")
+    }
+
     /// The error for a thread that was not given.
     static func threads(_ errno: Int32, _ operation: String) -> ResourceError {
         ResourceError(

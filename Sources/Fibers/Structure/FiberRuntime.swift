@@ -10,7 +10,8 @@ import Glibc
 /// }
 /// ```
 ///
-/// A runtime keeps no state behind when it ends: descriptors, stacks, threads and signal dispositions are as before, and another can be started.
+/// A runtime keeps no state behind when it ends: descriptors, stacks, threads and signal dispositions are as before, and another can be started. One thing stays: where the
+/// process was started with closed standard streams, the first runtime opens `/dev/null` for them, so that what is written to standard error goes into nobody's connection.
 public final class FiberRuntime: Sendable {
     let configuration: Configuration
     let workers = WorkerSet()
@@ -39,7 +40,7 @@ public final class FiberRuntime: Sendable {
     /// When `main` throws, all other fibers are cancelled, and the error is thrown when they have ended. To end the others of a `main` that returns, put them into
     /// a group (``withFiberGroup(limit:_:)``) or call ``shutDown(within:)``.
     ///
-    /// - Throws: what `main` throws, or a ``ResourceError`` when the runtime cannot start.
+    /// - Throws: what `main` throws, or a ``ResourceError`` when the runtime cannot start, also for lack of a descriptor or of `/dev/null` in place of a closed standard stream.
     @discardableResult
     public static func run<Value>(_ configuration: Configuration = Configuration(), _ main: () throws -> Value) throws -> Value {
         require(
@@ -47,6 +48,8 @@ public final class FiberRuntime: Sendable {
             "FiberRuntime.run was called inside a running runtime: call Fiber.spawnLocal there, or run the second one on a thread of its own"
         )
         configuration.check()
+        let status = cfiber_fill_standard_streams()
+        if status < 0 { throw ResourceError.standardStreams(-status) }
         let runtime = FiberRuntime(configuration)
         let crew = try WorkerCrew(runtime)
         let worker = crew.first
