@@ -92,7 +92,7 @@ final class Crew: Sendable {
             self.stop()
         }
         // A signal is the process's, and one that a job raises may come when the job has heard another's and has gone.
-        let others = try Signals.of(.user1)
+        let others = try Signals.of(.user1, .user2)
         try round.spawn { while (try? others.next()) != nil {} }
         // Blocked between the rounds, when nobody subscribes to them.
         Process.blockSignals(false)

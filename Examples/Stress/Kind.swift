@@ -28,7 +28,7 @@ struct Kind: Sendable {
 
     static let all: [Kind] = [
         .yielding, .sleeping, .joining, .throwing, .recursion, .exclusivity, .wakes,
-        .echo, .hangUp, .pairs, .writers, .closing, .duplicates, .timeouts, .foreign, .signals,
+        .echo, .hangUp, .pairs, .writers, .closing, .duplicates, .timeouts, .foreign, .signals, .handlers,
         .deadlines, .renewals, .cancelling, .accepting, .groups, .limits,
         .spreading, .recalling, .spanning, .impatient, .events, .blocking, .talking, .choosing, .takingOver,
     ]

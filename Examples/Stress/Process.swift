@@ -78,7 +78,7 @@ enum Process {
     static func blockSignals(_ block: Bool) {
         var set = sigset_t()
         sigemptyset(&set)
-        for signal in [SIGINT, SIGTERM, SIGUSR1] { sigaddset(&set, signal) }
+        for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] { sigaddset(&set, signal) }
         pthread_sigmask(block ? SIG_BLOCK : SIG_UNBLOCK, &set, nil)
     }
 

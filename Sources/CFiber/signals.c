@@ -1,118 +1,266 @@
 // Invariants:
-//   * a signal has our handler exactly while somebody subscribes to it; the disposition found at the first subscription returns with the last;
-//   * the handler writes to the sockets of subscribers and does nothing else; a socket is closed only after no handler can still be using it;
-//   * signals of one kind may merge when a subscriber does not read, as they do in the kernel; none is lost while there is room for 200.
+//   * a subscriber has one pending bit for each signal, as the kernel has for the process: a signal that comes while its bit is set is one with the
+//     earlier, and a flood of one kind takes nothing from another. Nothing can run full, so nothing is lost;
+//   * the handler that makes the first bit of a subscriber pending writes to its eventfd, after setting the bit. So a reader that has drained the eventfd
+//     and then found no bit is woken by the next signal;
+//   * from its first subscription to the end of its last one a signal has our handler, unless another library replaces it. Ours is put back by the next
+//     subscription; what is not ours is never overwritten by the end of one;
+//   * the handler touches a subscriber only between raising and lowering its `inside`, after which it looks at the mask once more. So when the mask has been
+//     cleared and `inside` is 0, nobody writes to the descriptor any more;
+//   * subscribers are those of one process: a child after fork starts without any, and with the dispositions from before them.
+// The handler takes no lock and waits for nothing; it may run on several threads at once.
+//
 // A handler and not a signalfd: that needs the signal blocked in every thread, also those of other libraries, and children inherit the block.
 #define _GNU_SOURCE
 #include "cfiber_signals.h"
+#include "cfiber_system.h"
+#include "dispositions.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 enum { SUBSCRIBERS = 64, SIGNALS = 64 };
 
-static struct {
-  _Atomic uint64_t mask;  // 0: free; what the handler looks at
+static struct subscriber {
+  _Atomic uint64_t mask;  // 0: none, or leaving; what the handler looks at
+  _Atomic uint64_t pending;
+  _Atomic uint64_t arrivals[SIGNALS];  // when a signal that is pending has come first, by `arrival`
+  atomic_int inside;
   _Atomic int fd;
 } subscribers[SUBSCRIBERS];
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards everything below and changes of the table
-static int used[SUBSCRIBERS];
-static int users[SIGNALS + 1];
-static struct sigaction earlier[SIGNALS + 1];
-static atomic_int inside;
-static atomic_int subscribed;  // how many slots are used, for those without the lock
-static _Atomic pid_t process;  // whose subscribers these are
+static _Atomic uint64_t arrival;  // counts the signals of the process that were made pending
+static atomic_int subscribed;     // how many slots are used, for those without the lock
+static _Atomic pid_t process;     // whose subscribers these are
+// What a signal did before us: `earlier` before the latest installation of our handler, `below` before the first one that another handler may pass on to.
+static _Atomic(const struct sigaction *) earlier[SIGNALS + 1], below[SIGNALS + 1];
+// Set where another library has installed a handler over ours at some time: it may pass signals on to ours for ever, or put ours back.
+static atomic_int is_covered[SIGNALS + 1];
 
-static void handler(int number) {
-  int saved = errno;
-  if (getpid() != atomic_load(&process)) {
-    // A child between fork and exec: the sockets are its parent's.
-    signal(number, SIG_DFL);
-    raise(number);
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards the rest, and changes of the table
+static struct {
+  int64_t id;  // 0: free
+  uint64_t mask;
+  const void *owner;
+} slots[SUBSCRIBERS];
+static int64_t last_id;
+static int users[SIGNALS + 1];
+
+static uint64_t bit(int number) { return 1ULL << (number - 1); }
+
+// The handler.
+
+static void enqueue(struct subscriber *s, int number) {
+  // The time first: a reader that sees the bit sees it too. Two threads that handle one signal at once may both write it; either is true.
+  if (!(atomic_load(&s->pending) & bit(number))) atomic_store(&s->arrivals[number - 1], atomic_fetch_add(&arrival, 1));
+  if (atomic_fetch_or(&s->pending, bit(number)) == 0) cfiber_wake_send(atomic_load(&s->fd));
+}
+
+// Whether anybody has subscribed to it.
+static int deliver(int number) {
+  int count = 0;
+  for (struct subscriber *s = subscribers; s < subscribers + SUBSCRIBERS; s++) {
+    if (!(atomic_load(&s->mask) & bit(number))) continue;
+    atomic_fetch_add(&s->inside, 1);
+    // Once more, now that it cannot leave; it may have, and its slot may be another's.
+    if (atomic_load(&s->mask) & bit(number)) {
+      enqueue(s, number);
+      count++;
+    }
+    atomic_fetch_sub(&s->inside, 1);
+  }
+  return count > 0;
+}
+
+static void handler(int number, siginfo_t *info, void *context);
+
+static int is_ours(const struct sigaction *action) { return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == handler; }
+
+static int install_handler(int number) {
+  struct sigaction ours = {.sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK};
+  sigfillset(&ours.sa_mask);
+  return sigaction(number, &ours, NULL) == 0 ? 0 : -errno;
+}
+
+// For a signal that has no subscriber: it does what it did before there were any.
+static void pass_on(int number, siginfo_t *info, void *context) {
+  struct sigaction now;
+  if (sigaction(number, NULL, &now) != 0) return;
+  int is_child = getpid() != atomic_load(&process);
+  if (is_ours(&now)) {
+    // This is a child, or another handler has put ours back after the last subscriber had left.
+    sigaction(number, atomic_load(&earlier[number]), NULL);
+    // A subscriber that came meanwhile either is found here, or has found our handler gone and installs it.
+    if (!is_child && deliver(number)) {
+      install_handler(number);
+      return;
+    }
+  } else if (is_child || atomic_load(&is_covered[number])) {
+    // A handler over ours passes it on, maybe without `info` and `context`. Sending it again would bring it here again.
+    const struct sigaction *action = atomic_load(&below[number]);
+    if (cfiber_is_function(action) && action->sa_handler != now.sa_handler) cfiber_call(action, number, info, context);
     return;
   }
-  unsigned char byte = (unsigned char)number;
-  atomic_fetch_add(&inside, 1);
-  for (int i = 0; i < SUBSCRIBERS; i++)
-    if (atomic_load(&subscribers[i].mask) & (1ULL << (number - 1))) {
-      ssize_t ignored = send(atomic_load(&subscribers[i].fd), &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
-      (void)ignored;  // full: the subscriber has 200 unread signals and will wake anyway
-    }
-  atomic_fetch_sub(&inside, 1);
+  // Blocked until this handler returns. It may also have begun just before the last subscriber left.
+  cfiber_send_again(number, info);
+}
+
+static void handler(int number, siginfo_t *info, void *context) {
+  int saved = errno;
+  // In a child between fork and exec, the descriptors are its parent's, and after vfork so is the memory.
+  if (getpid() != atomic_load(&process) || !deliver(number)) pass_on(number, info, context);
   errno = saved;
 }
 
-// With the lock held.
+// Subscribing, with the lock held.
+
+static int install(int number) {
+  struct sigaction now;
+  if (sigaction(number, NULL, &now) != 0) return -errno;
+  if (is_ours(&now)) return 0;
+  const struct sigaction *before = cfiber_remember(&now);
+  if (before == NULL) return -ENOMEM;
+  // Before our handler can run.
+  atomic_store(&earlier[number], before);
+  if (users[number] > 0) atomic_store(&is_covered[number], 1);
+  if (!atomic_load(&is_covered[number])) atomic_store(&below[number], before);
+  return install_handler(number);
+}
+
+static void uninstall(int number) {
+  struct sigaction now;
+  if (sigaction(number, NULL, &now) != 0) return;
+  if (is_ours(&now) && sigaction(number, atomic_load(&earlier[number]), &now) == 0) {
+    if (is_ours(&now)) return;
+    // Another library came between the two calls.
+    sigaction(number, &now, NULL);
+  }
+  atomic_store(&is_covered[number], 1);
+}
+
 static void drop(uint64_t mask) {
-  for (int s = 1; s <= SIGNALS; s++)
-    if ((mask & (1ULL << (s - 1))) && --users[s] == 0) sigaction(s, &earlier[s], NULL);
+  for (int number = 1; number <= SIGNALS; number++)
+    if ((mask & bit(number)) && --users[number] == 0) uninstall(number);
 }
 
-// With the lock held: no handler uses the slot's socket afterwards.
 static void retire(int slot) {
-  atomic_store(&subscribers[slot].mask, 0);
-  while (atomic_load(&inside) != 0) sched_yield();
+  struct subscriber *s = &subscribers[slot];
+  // The dispositions first: a signal in between must not find our handler and no subscriber.
+  drop(slots[slot].mask);
+  atomic_store(&s->mask, 0);
+  while (atomic_load(&s->inside) != 0) sched_yield();
+  close(atomic_load(&s->fd));
+  slots[slot].id = 0;
+  slots[slot].mask = 0;
+  atomic_fetch_sub(&subscribed, 1);
 }
 
-int cfiber_signals_subscribe(uint64_t mask, int *fd) {
-  int pair[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) != 0) return -errno;
+// Forks.
+
+static void before_fork(void) { pthread_mutex_lock(&lock); }
+static void after_fork(void) { pthread_mutex_unlock(&lock); }
+
+// In a child, with the lock held. The threads of the handlers that were inside are not here. The descriptors stay open until the child executes a program.
+static void forget_parent(void) {
+  for (int i = 0; i < SUBSCRIBERS; i++) {
+    if (slots[i].id != 0) drop(slots[i].mask);
+    slots[i].id = 0;
+    slots[i].mask = 0;
+    atomic_store(&subscribers[i].mask, 0);
+    atomic_store(&subscribers[i].inside, 0);
+  }
+  atomic_store(&subscribed, 0);
+}
+
+static void begin_child(void) {
+  forget_parent();
+  pthread_mutex_unlock(&lock);
+}
+
+static void watch_forks(void) { pthread_atfork(before_fork, after_fork, begin_child); }
+
+// The interface.
+
+int64_t cfiber_signals_subscribe(uint64_t mask, const void *owner, int *fd) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, watch_forks);
+  int ours = cfiber_wake_create();
+  if (ours < 0) return ours;
+  // One for each side, since either may close first.
+  int theirs = cfiber_duplicate(ours);
+  if (theirs < 0) {
+    close(ours);
+    return theirs;
+  }
   pthread_mutex_lock(&lock);
-  int slot = 0, error = 0;
-  while (slot < SUBSCRIBERS && used[slot]) slot++;
-  if (slot == SUBSCRIBERS) {
-    error = ENOSPC;
-  } else {
-    // Before the handlers: a signal in between must find its subscriber.
-    atomic_store(&process, getpid());
-    atomic_store(&subscribers[slot].fd, pair[1]);
-    atomic_store(&subscribers[slot].mask, mask);
-  }
-  uint64_t done = 0;
-  for (int s = 1; s <= SIGNALS && !error; s++) {
-    if (!(mask & (1ULL << (s - 1)))) continue;
-    if (users[s] == 0) {
-      struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART | SA_ONSTACK};
-      sigfillset(&action.sa_mask);
-      if (sigaction(s, &action, &earlier[s]) != 0) {
-        error = errno;
-        break;
-      }
-    }
-    users[s]++;
-    done |= 1ULL << (s - 1);
-  }
-  if (!error) {
-    used[slot] = 1;
+  // Forked without the C library, that is.
+  if (atomic_load(&process) != getpid()) forget_parent();
+  int slot = 0;
+  while (slot < SUBSCRIBERS && slots[slot].id != 0) slot++;
+  int64_t result = slot < SUBSCRIBERS ? ++last_id * SUBSCRIBERS + slot : -ENOSPC;
+  if (slot < SUBSCRIBERS) {
+    struct subscriber *s = &subscribers[slot];
+    slots[slot].id = result;
+    slots[slot].owner = owner;
     atomic_fetch_add(&subscribed, 1);
-  } else if (slot < SUBSCRIBERS) {
-    drop(done);
-    retire(slot);
+    atomic_store(&process, getpid());
+    atomic_store(&s->pending, 0);
+    atomic_store(&s->fd, ours);
+    // Before the handlers: a signal in between must find its subscriber.
+    atomic_store(&s->mask, mask);
+    int error = 0;
+    for (int number = 1; number <= SIGNALS && error == 0; number++) {
+      if (!(mask & bit(number))) continue;
+      error = install(number);
+      if (error != 0) break;
+      users[number]++;
+      slots[slot].mask |= bit(number);
+    }
+    if (error != 0) {
+      retire(slot);
+      result = error;
+    }
+  } else {
+    close(ours);
   }
   pthread_mutex_unlock(&lock);
-  if (error) {
-    close(pair[0]);
-    close(pair[1]);
-    return -error;
+  if (result < 0) {
+    close(theirs);
+  } else {
+    *fd = theirs;
   }
-  *fd = pair[0];
-  return slot;
+  return result;
+}
+
+int cfiber_signals_take(int64_t subscriber) {
+  struct subscriber *s = &subscribers[subscriber % SUBSCRIBERS];
+  uint64_t pending = atomic_load(&s->pending), oldest = UINT64_MAX;
+  int first = 0;
+  for (uint64_t rest = pending; rest != 0; rest &= rest - 1) {
+    int index = __builtin_ctzll(rest);
+    uint64_t time = atomic_load(&s->arrivals[index]);
+    if (time < oldest) oldest = time, first = index + 1;
+  }
+  if (first != 0) atomic_fetch_and(&s->pending, ~bit(first));
+  return first;
+}
+
+void cfiber_signals_unsubscribe(int64_t subscriber) {
+  int slot = (int)(subscriber % SUBSCRIBERS);
+  pthread_mutex_lock(&lock);
+  if (slots[slot].id == subscriber) retire(slot);
+  pthread_mutex_unlock(&lock);
+}
+
+void cfiber_signals_end(const void *owner) {
+  pthread_mutex_lock(&lock);
+  for (int i = 0; i < SUBSCRIBERS; i++)
+    if (slots[i].id != 0 && slots[i].owner == owner) retire(i);
+  pthread_mutex_unlock(&lock);
 }
 
 int cfiber_signals_are_used(void) { return atomic_load_explicit(&subscribed, memory_order_relaxed) != 0; }
-
-void cfiber_signals_unsubscribe(int slot) {
-  pthread_mutex_lock(&lock);
-  // The dispositions first: a signal in between must not find our handler and no subscriber.
-  drop(atomic_load(&subscribers[slot].mask));
-  retire(slot);
-  close(atomic_load(&subscribers[slot].fd));
-  used[slot] = 0;
-  atomic_fetch_sub(&subscribed, 1);
-  pthread_mutex_unlock(&lock);
-}

@@ -41,57 +41,77 @@ public struct Signal: Hashable, Sendable, CustomStringConvertible {
 /// let signal = try signals.next()     // parks until one comes
 /// ```
 ///
-/// From ``of(_:)`` on the signals no longer do what they did; what that was returns when the last subscriber is closed or goes away. Several
-/// subscribers each get every signal that they asked for.
+/// From ``of(_:)`` on the signals no longer do what they did. What that was returns with the end of the last subscriber: when it is closed, goes away, or its runtime ends, also where
+/// its fiber was left behind at the shutdown. A handler that another library has installed meanwhile stays; it gets the signals from then on, and the next ``of(_:)`` takes them again.
+/// A child process that was forked without executing a program has none of these subscribers, and its signals do what they did before.
+///
+/// Several subscribers each get every signal that they asked for. Each has one pending signal of a kind, as the system has for the process: a signal that comes while the one before of
+/// its kind has not been taken is one with it, real-time signals included. So a flood of one kind never loses another, and a SIGCHLD stands for any number of children.
 public final class Signals {
-    private let stream: TCPStream
-    private let subscriber: Int32
+    private let driver: Driver
+    /// An eventfd.
+    private let descriptor: Descriptor
+    private let subscriber: Int64
     private var isClosed = false
 
-    private init(_ stream: TCPStream, _ subscriber: Int32) {
-        self.stream = stream
+    private init(_ driver: Driver, _ descriptor: Descriptor, _ subscriber: Int64) {
+        self.driver = driver
+        self.descriptor = descriptor
         self.subscriber = subscriber
     }
 
     /// Subscribes.
-    /// - Throws: ``IOError`` with `resources` (descriptors, or more than 64 subscribers), or `system` for a signal that cannot be caught.
+    /// - Throws: ``IOError`` with `resources` (descriptors, of which each subscriber has two, or more than 64 subscribers), or `system` for a signal that cannot be caught.
     public static func of(_ signals: Signal...) throws(IOError) -> Signals {
         var mask: UInt64 = 0
         for signal in signals {
             require((1...64).contains(signal.number), "there is no \(signal): signals are numbered 1 to 64")
             mask |= 1 << UInt64(signal.number - 1)
         }
-        let driver = Worker.here("Signals.of").pointee.driver
+        let worker = Worker.here("Signals.of")
+        let owner = worker.attachments.object(SignalsOfRuntime.self) { SignalsOfRuntime() }
         var fd: Int32 = -1
-        let subscriber = cfiber_signals_subscribe(mask, &fd)
+        let subscriber = cfiber_signals_subscribe(mask, Unmanaged.passUnretained(owner).toOpaque(), &fd)
         if subscriber < 0 { throw IOError(Int(subscriber), "subscribe to signals") }
-        do {
-            return Signals(try TCPStream(fd, exact: true, driver: driver, "subscribe to signals"), subscriber)
-        } catch {
+        guard let descriptor = worker.pointee.driver.register(fd, exact: true) else {
             cfiber_signals_unsubscribe(subscriber)
-            throw error
+            _ = cfiber_close(fd)
+            throw IOError(-Int(ENOMEM), "subscribe to signals")
         }
+        return Signals(worker.pointee.driver, descriptor, subscriber)
     }
 
     deinit { close() }
 
-    /// Waits for the next signal, in the order in which they came.
+    /// Waits for the next signal. Signals of different kinds come in the order in which they arrived, each when the first came that has not been taken.
+    ///
+    /// Of several fibers that wait, each signal goes to one, the first in line.
     /// - Throws: ``IOError`` with `closed` after ``close()``, `cancelled` or `timedOut` when the fiber is cancelled, and then no signal is lost.
     /// - Note: parks
     public func next() throws(IOError) -> Signal {
-        var number: UInt8 = 0
-        let result = withUnsafeMutableBytes(of: &number) {
-            stream.driver.receive(stream.descriptor, $0.baseAddress!, 1, until: Deadline.never)
+        let result = driver.receive(descriptor, until: Deadline.never) { fd in
+            var number = cfiber_signals_take(subscriber)
+            if number == 0 {
+                _ = cfiber_wake_drain(fd)
+                // One that came before is here now, and one that comes later writes again.
+                number = cfiber_signals_take(subscriber)
+            }
+            return number == 0 ? -Int(EAGAIN) : Int(number)
         }
-        if result <= 0 { throw IOError(result < 0 ? result : IOCode.closed, "wait for a signal") }
-        return Signal(Int32(number))
+        if result < 0 { throw IOError(result, "wait for a signal") }
+        return Signal(Int32(result))
     }
 
-    /// Ends the subscription and wakes who waits in ``next()``.
+    /// Ends the subscription and wakes who waits in ``next()``. Signals that have not been taken are dropped.
     public func close() {
         guard !isClosed else { return }
         isClosed = true
         cfiber_signals_unsubscribe(subscriber)
-        stream.close()
+        driver.close(descriptor)
     }
+}
+
+/// Ends the subscriptions of a runtime with it: those of fibers that were left behind at the shutdown, too, whose objects are never freed.
+private final class SignalsOfRuntime: Sendable {
+    deinit { cfiber_signals_end(Unmanaged.passUnretained(self).toOpaque()) }
 }

@@ -138,6 +138,8 @@ size_t cfaults_signals_end(void) {
   return atomic_load(&storm.count);
 }
 
+pid_t cfaults_fork(int raw) { return raw ? (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0) : fork(); }
+
 int cfaults_signal_thread(pid_t thread, int signal) { return (int)syscall(SYS_tgkill, getpid(), thread, signal); }
 
 void __lsan_disable(void) __attribute__((weak));

@@ -26,34 +26,6 @@ import Testing
                 }
             }
 
-            @Test func next_returnsSignals_inTheOrderInWhichTheyCame() async {
-                await #expect(processExitsWith: .success) {
-                    reportingErrors {
-                        try withSignals {
-                            let signals = try Signals.of(.user1, .user2, .hangup)
-                            let sent = [SIGUSR1, SIGUSR2, SIGUSR1, SIGHUP, SIGUSR2, SIGUSR2, SIGUSR1]
-                            // `raise` returns after the handler, so none merges with the next.
-                            for number in sent { raise(number) }
-                            expect(try sent.map { _ in try signals.next().number } == sent)
-                        }
-                    }
-                }
-            }
-
-            @Test func noSignal_isLost_inABurst() async {
-                await #expect(processExitsWith: .success) {
-                    reportingErrors {
-                        try withSignals {
-                            let signals = try Signals.of(.user1)
-                            for _ in 0..<5 {
-                                for _ in 0..<150 { raise(SIGUSR1) }
-                                for _ in 0..<150 { expect(try signals.next() == .user1) }
-                            }
-                        }
-                    }
-                }
-            }
-
             @Test func sleepingWorker_isWoken_whenAnotherThreadSendsTheSignal() async {
                 await #expect(processExitsWith: .success) {
                     reportingErrors {
@@ -426,24 +398,6 @@ import Testing
                 }
             }
         }
-    }
-
-    /// A runtime on a thread that may take signals: those of the test library block them all.
-    private func withSignals(_ body: () throws -> Void) throws {
-        var all = sigset_t()
-        sigfillset(&all)
-        pthread_sigmask(SIG_UNBLOCK, &all, nil)
-        try inRuntime(seconds: 15, body)
-    }
-
-    /// A program that is looked for in the usual places, without arguments.
-    private func startChild(_ program: String) throws -> pid_t {
-        var pid = pid_t()
-        let arguments: [UnsafeMutablePointer<CChar>?] = [strdup(program), nil]
-        defer { free(arguments[0]) }
-        let status = posix_spawnp(&pid, program, nil, nil, arguments, environ)
-        guard status == 0 else { throw TestError(text: "\(program) could not be started: error \(status)") }
-        return pid
     }
 
     private let earlierHandlerCalls = Atomic<Int>(0)

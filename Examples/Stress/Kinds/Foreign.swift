@@ -1,4 +1,4 @@
-// Descriptors that are not the runtime's: somebody else makes the system calls, fibers only wait. And signals.
+// Descriptors that are not the runtime's: somebody else makes the system calls, fibers only wait.
 
 import FiberNet
 import Fibers
@@ -49,19 +49,5 @@ extension Kind {
         try writer.join()
         try output.close()
         Account.sockets.right += 1
-    }
-
-    /// Subscribes, raises, and must hear of it.
-    static let signals = Kind("signals", weight: 1, descriptors: 2) { job in
-        let signals: Signals
-        do throws(IOError) { signals = try Signals.of(.user1) } catch  where error.code == .resources {
-            // More than 64 subscribers, or a shortage of descriptors.
-            return Count.shortages += 1
-        }
-        job.step("wait for a signal")
-        // To the process: of the workers only the first takes signals.
-        kill(getpid(), SIGUSR1)
-        try Violation.unless(try signals.next() == .user1, "another signal came than was raised")
-        signals.close()
     }
 }

@@ -85,6 +85,11 @@ package class Driver {
     package func receiveLent(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?, until deadline: Int64) -> Int {
         fatalError("a driver implements receiveLent")
     }
+    /// Calls `attempt` with the number of the descriptor when that may be readable, until it returns anything but `-EAGAIN`, and returns that. One fiber at a time, in the order in
+    /// which they came. What makes the descriptor readable is an edge: before it returns `-EAGAIN`, the attempt must have seen that nothing is there. Parks.
+    package func receive(_ d: Descriptor, until deadline: Int64, by attempt: (Int32) -> Int) -> Int {
+        fatalError("a driver implements receive(by:)")
+    }
     /// Sends everything, after those who began earlier on the same descriptor, so that what two fibers write is never mixed. 0 once it is done; `sent`
     /// tells how much went in any case. Parks.
     package func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {

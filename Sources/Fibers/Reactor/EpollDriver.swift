@@ -216,6 +216,10 @@ final class EpollDriver: Driver {
         }
     }
 
+    override func receive(_ d: Descriptor, until deadline: Int64, by attempt: (Int32) -> Int) -> Int {
+        receiveInTurn(d, deadline) { attempt($0.pointee.fd) }
+    }
+
     @inline(__always)
     private func tryReceive(_ slot: RegistrationPointer, _ memory: UnsafeMutableRawPointer, _ count: Int) -> Int {
         let n = cfiber_recv(slot.pointee.fd, memory, count)

@@ -68,6 +68,11 @@ void cfaults_release_clock(void);
 int cfaults_signals_begin(int signal, int64_t interval);
 /// Ends that, on the same thread, and returns how many came.
 size_t cfaults_signals_end(void);
+
+// Processes, which Swift does not fork, and threads.
+
+/// fork, or with `raw` the system call alone, without what the C library and others do around it.
+pid_t cfaults_fork(int raw);
 /// Sends a signal to one thread of this process, by the kernel's id.
 int cfaults_signal_thread(pid_t thread, int signal);
 
