@@ -55,7 +55,7 @@ static void explain(const cfiber_context *fiber) {
   line l = {.length = 0};
   size_t size = (fiber->stack_size + 4095) / 4096 * 4, guard = fiber->guard_size / 1024;
   add(&l, "\nfiber stack overflow: fiber #");
-  add_number(&l, fiber->id);
+  add_number(&l, cfiber_id(fiber));
   if (fiber->name[0]) {
     add(&l, " \"");
     add(&l, fiber->name);
@@ -82,8 +82,8 @@ static void explain_overflow(const siginfo_t *info) {
   uintptr_t address = (uintptr_t)info->si_addr;
   int overflow = info->si_code > 0 && fiber != NULL && fiber->guard_size != 0 && address < (uintptr_t)fiber->stack_low &&
                  address >= (uintptr_t)fiber->stack_low - fiber->guard_size;
-  if (!overflow || explained == fiber->id) return;
-  explained = fiber->id;
+  if (!overflow || explained == cfiber_id(fiber)) return;
+  explained = cfiber_id(fiber);
   explain(fiber);
 }
 

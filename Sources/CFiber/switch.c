@@ -57,7 +57,9 @@ void cfiber_thread_enter(cfiber_context *root, void *worker) {
 
 void cfiber_thread_leave(cfiber_context *root) {
   (void)root;
-  memset(&cfiber_this_thread, 0, sizeof cfiber_this_thread);
+  // The thread itself goes on, and may hold locks.
+  cfiber_thread plain = {.holder = cfiber_this_thread.holder, .open_locks = cfiber_this_thread.open_locks};
+  cfiber_this_thread = plain;
 }
 
 static void *empty_access_list;
@@ -66,14 +68,16 @@ static inline void look_at_accesses_again(void) {
   if (!cfiber_knows_access_list()) cfiber_this_thread.access_head = &cfiber_unknown_access_list;
 }
 
-// Runs one life, from its first turn to its last, and returns the context to go on with. `between_lives` is set before and afterwards.
+static inline int is_between_lives(const cfiber_context *context) { return (context->life & CFIBER_BETWEEN_LIVES) != 0; }
+
+// Runs one life, from its first turn to its last, and returns the context that runs next. CFIBER_BETWEEN_LIVES is set before and afterwards.
 CFIBER_NO_SANITIZE __attribute__((noinline)) static cfiber_context *live(cfiber_context *self) {
-  self->between_lives = 0;
+  self->life &= ~CFIBER_BETWEEN_LIVES;
   look_at_accesses_again();
   cfiber_context *next = self->run(self);
   // A life must not inherit the rounding mode of the one before it.
   if (__builtin_expect(cfiber_control_words() != self->control_words, 0)) cfiber_set_control_words(self->control_words);
-  self->between_lives = 1;
+  self->life = CFIBER_BETWEEN_LIVES;
   return next;
 }
 
@@ -184,15 +188,15 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *
   for (;;) {
 #if CFIBER_ASAN
     cfiber_context *self = cfiber_this_thread.current;
-    __sanitizer_start_switch_fiber(self->between_lives ? NULL : (void **)&self->fake_stack, to->stack_low, to->stack_size);
-    if (self->between_lives) self->fake_stack = NULL;
+    __sanitizer_start_switch_fiber(is_between_lives(self) ? NULL : (void **)&self->fake_stack, to->stack_low, to->stack_size);
+    if (is_between_lives(self)) self->fake_stack = NULL;
 #endif
 #if CFIBER_TSAN
     hold_signals();
     __tsan_switch_to_fiber(to->tsan_fiber, 0);
 #endif
     cfiber_context *here = arrived(fiber_context_jump(to->sp, to));
-    if (__builtin_expect(!here->between_lives, 1)) return;
+    if (__builtin_expect(!is_between_lives(here), 1)) return;
     to = live(here);
   }
 }

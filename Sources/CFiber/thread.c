@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "cfiber_thread.h"
+#include "cfiber_context.h"
 #include <errno.h>
 #include <linux/futex.h>
 #include <signal.h>
@@ -42,6 +43,36 @@ int cfiber_start_thread(pthread_t *thread, void (*run)(void *argument), void *ar
 int cfiber_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, int64_t deadline) {
   struct timespec time = {deadline / 1000000000, deadline % 1000000000};
   return -pthread_cond_clockwait(condition, mutex, CLOCK_MONOTONIC, &time);
+}
+
+static pthread_once_t key_once = PTHREAD_ONCE_INIT;
+static pthread_key_t key;
+static int key_status;
+static void (*_Atomic thread_ended)(uint64_t holder, intptr_t open_locks);
+
+static void note_end(void *value) {
+  (void)value;
+  thread_ended(cfiber_this_thread.holder, cfiber_this_thread.open_locks);
+}
+
+static void make_key(void) { key_status = pthread_key_create(&key, note_end); }
+
+int cfiber_note_thread_end(uint64_t holder, void (*ended)(uint64_t holder, intptr_t open_locks)) {
+  thread_ended = ended;
+  pthread_once(&key_once, make_key);
+  cfiber_this_thread.holder = holder;
+  return key_status != 0 ? -key_status : -pthread_setspecific(key, &key);
+}
+
+int cfiber_thread_id(void) { return (int)syscall(SYS_gettid); }
+
+void cfiber_thread_name(int id, char name[16]) {
+  char path[64];
+  snprintf(path, sizeof path, "/proc/self/task/%d/comm", id);
+  FILE *file = fopen(path, "re");
+  if (!file || !fgets(name, 16, file)) name[0] = 0;
+  if (file) fclose(file);
+  name[strcspn(name, "\n")] = 0;
 }
 
 void cfiber_name_thread(const char *name) {

@@ -56,7 +56,7 @@ static void make(cfiber_context *context, uint64_t id, const char *name, cfiber_
   context->stack_low = memory + GUARD;
   context->stack_size = USABLE;
   context->guard_size = GUARD;
-  context->id = id;
+  context->life = id << CFIBER_HOLDER_SHIFT;
   cfiber_set_name(context, name, strlen(name));
   cfiber_prepare(context, run);
 }

@@ -17,7 +17,7 @@ private final class Trace: Sendable {
 
     deinit {
         // At the end of a life its fiber is nobody's any more, but it can still wait.
-        let isInFiber = Worker.current.map { $0.running.pointee.context.id != 0 } ?? false
+        let isInFiber = Worker.current.map { $0.running.id != 0 } ?? false
         (isInFiber ? inFibers : elsewhere).add()
     }
 }
@@ -165,7 +165,7 @@ extension KernelTests {
                 init(_ ends: Guarded<[Bool]>) { (worker, self.ends) = (FiberRuntime.currentWorker, ends) }
                 deinit {
                     // Not by `Fiber.current`: at the end of the fiber whose result this is there is none any more.
-                    let isInFiber = Worker.current.map { $0.running.pointee.context.id != 0 } ?? false
+                    let isInFiber = Worker.current.map { $0.running.id != 0 } ?? false
                     let isAtHome = FiberRuntime.currentWorker == worker && isInFiber
                     ends.withLock { $0.append(isAtHome) }
                 }

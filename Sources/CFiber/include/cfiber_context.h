@@ -14,15 +14,21 @@
 
 #define CFIBER_NAME_SIZE 40
 
+/// In `life`: the context is parked at the end of a life, and the next switch to it begins another.
+#define CFIBER_BETWEEN_LIVES 0x8000000000000000
+/// The rest of `life` is a number, below it a kind, 0 for fibers, and below that a bit for the word in which a lock keeps its holder.
+#define CFIBER_HOLDER_SHIFT 3
+#define CFIBER_HOLDER_KIND 6
+#define CFIBER_HOLDER_THREAD 2
+
 /// The C part of a fiber record, which lies at the top of the fiber's own stack. The first four words are what a switch touches.
 typedef struct cfiber_context {
   void *sp;                  // saved context
   void *access_set[2];       // accesses parked with the fiber; layout owned by libswiftCore
-  uint64_t between_lives;    // parked at the end of a life: the next switch to it begins another
+  uint64_t life;             // what lives here, as locks know it (`Holder` on the Swift side), 0 for nothing; and CFIBER_BETWEEN_LIVES
   struct cfiber_context *next;  // in the one list that it stands in: inbox or pool
   /// Runs one life of a fiber to its end and returns the context to go on with.
   struct cfiber_context *(*run)(struct cfiber_context *self);
-  uint64_t id;               // of the present life; 0 between lives
   char *stack_low;           // lowest usable byte; the guard lies below
   size_t stack_size;         // usable bytes from stack_low to the top
   size_t guard_size;
@@ -37,12 +43,22 @@ typedef struct cfiber_thread {
   void *worker;              // of the Swift side
   void **access_head;        // head of this thread's exclusivity list, or a dummy that always reads non-zero
   int knows_access_list;
+  uint64_t holder;           // the thread itself, as locks know it; 0 until it is asked for. Stays when the worker goes
+  intptr_t open_locks;       // how many locks it has taken by `lock()` outside a worker and not unlocked
 } cfiber_thread;
+
+/// The number of the fiber that lives here; 0 between lives, and for a thread's own stack.
+static inline uint64_t cfiber_id(const cfiber_context *self) {
+  return self->life & CFIBER_HOLDER_KIND ? 0 : (self->life & ~CFIBER_BETWEEN_LIVES) >> CFIBER_HOLDER_SHIFT;
+}
 
 extern __thread cfiber_thread cfiber_this_thread __attribute__((tls_model("initial-exec")));
 
 static inline cfiber_context *cfiber_current(void) { return cfiber_this_thread.current; }
 static inline void *cfiber_worker(void) { return cfiber_this_thread.worker; }
+static inline uint64_t cfiber_thread_holder(void) { return cfiber_this_thread.holder; }
+static inline void cfiber_count_open_lock(intptr_t change) { cfiber_this_thread.open_locks += change; }
+
 
 /// Fetches a record that will be needed soon; any address will do.
 static inline void cfiber_prefetch(const void *address) { __builtin_prefetch(address); }

@@ -9,6 +9,13 @@
 int cfiber_start_thread(pthread_t *thread, void (*run)(void *argument), void *argument);
 /// Waits for a condition until a time in monotonic nanoseconds. 0, or -ETIMEDOUT.
 int cfiber_condition_wait(pthread_cond_t *condition, pthread_mutex_t *mutex, int64_t deadline);
+/// Calls `ended` when the calling thread ends, with the number by which locks know it and with how many locks it then still has that it took by `lock()`. For one
+/// `ended` in the process. 0 or a negative errno; then nobody hears of the end.
+int cfiber_note_thread_end(uint64_t holder, void (*ended)(uint64_t holder, intptr_t open_locks));
+/// The kernel's number of the calling thread.
+int cfiber_thread_id(void);
+/// Reads the name of a thread of this process into `name`, which is empty afterwards when there is no such thread.
+void cfiber_thread_name(int id, char name[16]);
 /// Names the calling thread, for debuggers; 15 bytes are kept.
 void cfiber_name_thread(const char *name);
 

@@ -60,6 +60,8 @@ class BroadcastBase: WaitPoint {
 
     deinit { queue.free() }
 
+    override var kind: Kind { Kind(local: "broadcast of makeLocalBroadcast", shared: "broadcast of makeBroadcast") }
+
     // Sending.
 
     /// Begins to send; throws when the caller is cancelled.

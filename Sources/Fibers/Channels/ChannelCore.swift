@@ -82,6 +82,8 @@ class ChannelBase: WaitPoint {
         super.init(memory)
     }
 
+    override var kind: Kind { Kind(local: "channel of makeLocalChannel", shared: "channel of makeChannel") }
+
     // Each call is one call of `beginSend`, `beginReceive` or `attempt`, a move of the message, and where somebody else is concerned one call of `finish`.
 
     // The common way on one worker has no call in it: nobody in line, and room or a message in a block that is there. All others are calls in the last place, and each of those is one function for

@@ -172,6 +172,8 @@ class OneShotBase: WaitPoint {
     @usableFromInline
     override init(isShared: Bool) { super.init(isShared: isShared) }
 
+    override var kind: Kind { Kind(local: "one-shot of makeLocalOneShot", shared: "one-shot of makeOneShot") }
+
     /// Begins to send: who waits for the value, if there is one, and is claimed. With the lock held until `finish`.
     @usableFromInline
     final func beginSend() -> PlacePointer? {

@@ -185,6 +185,8 @@ class WatchBase: WaitPoint {
     @usableFromInline
     override init(isShared: Bool) { super.init(isShared: isShared) }
 
+    override var kind: Kind { Kind(local: "watch of makeLocalWatch", shared: "watch of makeWatch") }
+
     /// Takes the lock to look at the value. Held until `endLooking`.
     @usableFromInline
     final func beginLooking() -> UInt64 {

@@ -32,6 +32,8 @@ package struct FiberRecord: ~Copyable {
     package var worker: Worker
     /// Position in the worker's timer queue, -1 outside.
     var timerIndex: Int32 = -1
+    /// The locks that the fiber has taken by `lock()` and not unlocked, as the sum of their addresses: 0 where there is none, and of one its own.
+    var openLocks: UInt = 0
     /// When the present park ends, at a deadline; `Int64.max` for never. The timer queue may hold an earlier time, which is put right when it comes.
     var wakeAt = Int64.max
     /// Where a shared park is claimed; nil for the fiber's own claim word.

@@ -59,7 +59,7 @@ struct StackPool {
         if guards == .mprotect { limitMappings() }
     }
 
-    /// A stack for a new life. Its record has no core, no name and id 0.
+    /// A stack for a new life. Its record has no core, no name and no life.
     @inline(__always)
     mutating func take(for worker: Worker) throws(ResourceError) -> FiberPointer {
         if let fiber = warm {
@@ -246,7 +246,7 @@ struct StackPool {
             for j in 0..<slab.used {
                 // A slot whose memory was given back reads as zeros.
                 let fiber = recordPlace(slab.base + j * stride)
-                if fiber.pointee.context.id != 0 { body(fiber) }
+                if fiber.id != 0 { body(fiber) }
             }
         }
     }

@@ -226,6 +226,16 @@ class WaitPoint {
 
     deinit { memory.deallocate() }
 
+    /// What messages call a wait point.
+    struct Kind {
+        let local: StaticString
+        /// The one to use instead among workers.
+        let shared: StaticString
+    }
+
+    var kind: Kind { Kind(local: "Local… thing", shared: "the one without Local") }
+    final var name: StaticString { isShared ? kind.shared : kind.local }
+
     private final var mutex: BriefLock { BriefLock(over: memory) }
     private final var secondMutex: BriefLock { BriefLock(over: memory + 128) }
 

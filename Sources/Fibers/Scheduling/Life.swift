@@ -67,7 +67,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func begin(
         _ fiber: FiberPointer, _ core: FiberCore, name: String?, locals: FiberLocalNode?, _ runner: @escaping FiberBodyRunner
     ) {
-        fiber.pointee.context.id = core.id
+        // Until it runs, the stack is between lives.
+        fiber.pointee.context.life = UInt64(Holder(fiber: core.id)) | UInt64(CFIBER_BETWEEN_LIVES)
         if let name { fiber.setName(name) }
         core.record = fiber
         fiber.pointee.runner = runner
@@ -77,12 +78,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if _slowPath(pointee.abandonAt != .max) { cancel(fiber.base) }
     }
 
-    /// Unique within the runtime: workers count in blocks, of which each takes the next when it needs one.
+    /// Unique in the process: workers count in blocks, of which each takes the next when it needs one.
     @inline(__always)
     func takeID() -> UInt64 {
         if _slowPath(pointee.nextID == pointee.endOfIDs) {
-            pointee.nextID = pointee.runtime.workers.takeIDs()
-            pointee.endOfIDs = pointee.nextID &+ WorkerSet.idsAtATime
+            pointee.nextID = Holders.takeIDs(Self.idsAtATime)
+            pointee.endOfIDs = pointee.nextID &+ Self.idsAtATime
         }
         let id = pointee.nextID
         pointee.nextID = id &+ 1
@@ -132,7 +133,8 @@ private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
     if holdsResult { letGo(of: &fiber.pointee.core) }
     // Last, since what has just been let go of may have waited on its way: a handler of unhandled errors, a deinit.
     if _slowPath(fiber.pointee.timerIndex >= 0) { worker.pointee.timers.remove(fiber) }
-    fiber.pointee.context.id = 0
+    if _slowPath(fiber.pointee.openLocks != 0) { stopEndedWithLocks(fiber) }
+    fiber.pointee.context.life = 0
     fiber.pointee.context.name.0 = 0
 }
 

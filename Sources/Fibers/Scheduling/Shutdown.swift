@@ -19,7 +19,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private var liveFibers: [FiberPointer] {
         var fibers: [FiberPointer] = []
         pointee.pool.forEachLive { fibers.append($0) }
-        return fibers.sorted { $0.pointee.context.id < $1.pointee.context.id }
+        return fibers.sorted { $0.id < $1.id }
     }
 
     /// Names the fibers that did not end in time. They will never run again; what they own stays in memory, since Swift cannot unwind their stacks.
@@ -28,9 +28,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if live == 0 { return }
         let fibers = liveFibers
         let names = fibers.prefix(20).map { fiber in
-            "fiber #\(fiber.pointee.context.id)\(fiber.name.map { " \"\($0)\"" } ?? "") (\(fiber.reason))"
+            "\(fiber.numberAndName) (\(fiber.reason))"
         }
         let rest = fibers.count > names.count ? ", and \(fibers.count - names.count) more" : ""
+        Holders.noteLeftBehind(fibers)
         keepOthersAway(fibers)
         for fiber in fibers {
             guard let core = fiber.pointee.core, core.record != nil else { continue }

@@ -96,6 +96,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     static var firstTick: Int32 { 4 }
     static var ioBudgetLength: Int32 { 32 }
     static var callBudgetLength: Int32 { 32 }
+    static var idsAtATime: UInt64 { 1024 }
     private static var mostWatchCredit: Int32 { 64 }
     private static var costOfVainWatch: Int32 { 16 }
     /// In nanoseconds: half of the interval at which a busy worker looks at driver and timers.
@@ -204,7 +205,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if isPollDue(at: counter) {
             poll(timeout: 0)
             // The fiber stays as it is, with all that it owns, and never goes on. One whose life is over only has to say so.
-            if _slowPath(pointee.abandonAt != .max && isOverdue), running.pointee.context.id != 0 { cfiber_switch(pointee.root.context) }
+            if _slowPath(pointee.abandonAt != .max && isOverdue), running.id != 0 { cfiber_switch(pointee.root.context) }
         }
     }
 
@@ -454,8 +455,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Tells the runtime's handler of an error of the running fiber that nobody else will hear of.
     package func reportUnhandled(_ error: any Error) {
-        let id = running.pointee.context.id
-        pointee.runtime.configuration.report(UnhandledFiberError(fiberID: id, fiberName: running.name, error: error))
+        pointee.runtime.configuration.report(UnhandledFiberError(fiberID: running.id, fiberName: running.name, error: error))
     }
 }
 

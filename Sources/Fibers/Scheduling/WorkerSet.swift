@@ -19,12 +19,6 @@ final class WorkerSet: @unchecked Sendable {
     /// Where to begin to look for the least loaded.
     private let turn = Atomic<Int>(0)
 
-    /// The next block of fibers' ids begins here; the first of all is 1.
-    private let ids = Atomic<UInt64>(1)
-    static var idsAtATime: UInt64 { 1024 }
-
-    func takeIDs() -> UInt64 { ids.add(Self.idsAtATime, ordering: .relaxed).oldValue }
-
     /// Whether a worker may keep a CPU busy for some microseconds when it expects something from another: there are several, and a CPU for each.
     private(set) var mayWatch = false
 
@@ -32,10 +26,12 @@ final class WorkerSet: @unchecked Sendable {
         all = workers
         mayWatch = workers.count > 1 && workers.count <= cpus
         inboxes = workers.map { $0.pointee.inbox }
+        Holders.noteStart(of: self, inboxes)
     }
 
     /// All threads have ended. What fibers that were left behind own may refer to the runtime for ever; it keeps no descriptors for them.
     func dissolve() {
+        Holders.noteEnd(of: self)
         all = []
         inboxes = []
     }

@@ -9,7 +9,7 @@ import Glibc
 public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     let core: FiberCore
 
-    /// Unique within the runtime, never used again.
+    /// Unique in the process and never used again, not by a later runtime either.
     public var id: UInt64 { core.id }
 
     /// The name given when it was spawned, as long as it runs: at most 39 bytes of UTF-8, longer names are cut. Known on its own worker, nil elsewhere.

@@ -16,6 +16,8 @@ final class BarrierCore: SyncCore, @unchecked Sendable {
         super.init(isShared: isShared)
     }
 
+    override var kind: Kind { Kind(local: "LocalBarrier", shared: "Barrier") }
+
     /// Waits for the others; true for the last.
     func wait() throws -> Bool {
         try beginCall()

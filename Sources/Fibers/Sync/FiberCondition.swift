@@ -9,6 +9,8 @@
 final class ConditionCore: SyncCore, @unchecked Sendable {
     override init(isShared: Bool) { super.init(isShared: isShared) }
 
+    override var kind: Kind { Kind(local: "LocalCondition", shared: "FiberCondition") }
+
     /// Gives up the mutex, waits for a signal, and takes the mutex again, whatever ended the wait.
     @usableFromInline
     func wait(givingUp mutex: MutexCore) throws {

@@ -8,8 +8,8 @@
 /// try log.withLock { $0.append("begun") }
 /// ```
 ///
-/// Who finds it taken waits in line, a fiber parks, a plain thread blocks; whoever gives it back hands it to the first in line. A fiber that takes it twice, or gives back what another
-/// has taken, stops the program.
+/// A caller that finds it locked waits in line, a fiber parks, a plain thread blocks; the holder hands it to the first in line when it unlocks. The program stops with a message that names the
+/// fibers or threads when one locks it twice, unlocks what another holds, ends with it locked, or waits for one that will never unlock it: a fiber that was left behind when its runtime ended.
 public struct FiberMutex<Value: ~Copyable>: ~Copyable {
     @usableFromInline let core: Unmanaged<MutexCore>
     @usableFromInline let value: UnsafeMutablePointer<Value>
@@ -84,25 +84,25 @@ extension FiberMutex where Value == Void {
     /// A mutex that nobody holds.
     public init() { self.init(()) }
 
-    /// Takes the mutex; waits until nobody else has it.
+    /// Takes the mutex; waits until nobody else has it. A fiber must unlock it before it ends, however it ends: else the program stops.
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
     /// - Note: parks
     @inlinable
-    public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.acquire() } }
+    public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.lockOpenly() } }
 
     /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryAcquire() } }
+    public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryLockOpenly() } }
 
     /// Gives the mutex to the first in line. For the fiber or thread that has taken it; any other stops the program.
     @inlinable
-    public borrowing func unlock() { core._withUnsafeGuaranteedRef { $0.release() } }
+    public borrowing func unlock() { core._withUnsafeGuaranteedRef { $0.unlockOpenly() } }
 }
 
 /// A value that one fiber at a time may use, of the fibers of one worker: for code that waits while it has the value. Code that does not wait needs no lock among the fibers of a worker.
 ///
-/// As ``FiberMutex``, without atomic operations.
+/// As ``FiberMutex``, without atomic operations. Where fibers of another worker use it while some wait for it, the program stops with a message.
 public struct LocalMutex<Value: ~Copyable>: ~Copyable {
     @usableFromInline let core: Unmanaged<MutexCore>
     @usableFromInline let value: UnsafeMutablePointer<Value>
@@ -172,18 +172,18 @@ extension LocalMutex where Value == Void {
     /// A mutex that nobody holds.
     public init() { self.init(()) }
 
-    /// Takes the mutex; waits until nobody else has it.
+    /// Takes the mutex; waits until nobody else has it. A fiber must unlock it before it ends, however it ends: else the program stops.
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
     /// - Note: parks
     @inlinable
-    public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.acquire() } }
+    public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.lockOpenly() } }
 
     /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryAcquire() } }
+    public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryLockOpenly() } }
 
     /// Gives the mutex to the first in line. For the fiber that has taken it; any other stops the program.
     @inlinable
-    public borrowing func unlock() { core._withUnsafeGuaranteedRef { $0.release() } }
+    public borrowing func unlock() { core._withUnsafeGuaranteedRef { $0.unlockOpenly() } }
 }

@@ -16,6 +16,8 @@ final class OnceCore: SyncCore, @unchecked Sendable {
     @usableFromInline
     override init(isShared: Bool) { super.init(isShared: isShared) }
 
+    override var kind: Kind { Kind(local: "LocalOnce", shared: "FiberOnce") }
+
     /// True when the value is there, and whoever sees that sees the value.
     @usableFromInline
     var isMade: Bool { made.load(ordering: .acquiring) }
@@ -23,7 +25,7 @@ final class OnceCore: SyncCore, @unchecked Sendable {
     /// Waits for the value. False when the caller is to make it, and must then call `end`.
     func begin() throws -> Bool {
         try beginCall()
-        let me = Self.caller
+        let me = Holder.caller
         lock()
         if isMade {
             unlock()
@@ -35,10 +37,12 @@ final class OnceCore: SyncCore, @unchecked Sendable {
             return false
         }
         if maker == me {
+            unlock()
             misuse(
-                "\(Self.describe(me)) asks for a once-value while it makes it, and would wait for itself for ever: make it without asking for it"
+                "\(Holders.describe(me)) asks for a once-value while it makes it, and would wait for itself for ever: make it without asking for it"
             )
         }
+        stopIfGone(maker, "makes")
         let outcome = wait(in: first, slot: UnsafeMutableRawPointer(bitPattern: me), .once)
         if outcome == .closed { return true }
         try checkWait(outcome)
@@ -112,7 +116,8 @@ struct OnceState<Value> {
 /// ```
 ///
 /// Whoever asks first makes it, and may wait for things meanwhile; others who ask wait until it is there. If the initialiser throws, or its fiber is cancelled, whoever asked has that error, and
-/// the next one tries again. A fiber that asks from inside the initialiser stops the program.
+/// the next one tries again. A fiber that asks from inside the initialiser stops the program, and so does one that
+/// would wait for a fiber that was left behind, making it, when its runtime ended.
 public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
     @usableFromInline let core = OnceCore(isShared: true)
     @usableFromInline let state = UnsafeMutablePointer<OnceState<Value>>.allocate(capacity: 1)

@@ -5,16 +5,18 @@ import Synchronization
 
 @usableFromInline
 final class RWLockCore: PermitCore, @unchecked Sendable {
-    /// Who writes, to tell him if he locks again. Changed by himself alone, so that whoever finds himself here is right.
+    /// Who writes: to stop it where it locks again, and those that would wait for it for ever. Changed by the writer alone, so a caller that finds itself here is right. Readers are only counted.
     private let writer = Atomic<Holder>(0)
     private static var all: Int { .max }
 
     @usableFromInline
     init(isShared: Bool) { super.init(Self.all, isShared: isShared) }
 
+    override var kind: Kind { Kind(local: "LocalRWLock", shared: "FiberRWLock") }
+
     @usableFromInline
     func acquireToRead() throws {
-        stopIfWriting("reads")
+        lookAtWriter("reads")
         try acquire(1, .lock)
     }
 
@@ -23,9 +25,9 @@ final class RWLockCore: PermitCore, @unchecked Sendable {
 
     @usableFromInline
     func acquireToWrite() throws {
-        stopIfWriting("writes")
+        lookAtWriter("writes")
         try acquire(Self.all, .lock)
-        writer.store(Self.caller, ordering: .relaxed)
+        writer.store(Holder.caller, ordering: .relaxed)
     }
 
     @usableFromInline
@@ -40,18 +42,25 @@ final class RWLockCore: PermitCore, @unchecked Sendable {
     @usableFromInline
     func tryAcquireToWrite() -> Bool {
         guard tryAcquire(Self.all) else { return false }
-        writer.store(Self.caller, ordering: .relaxed)
+        writer.store(Holder.caller, ordering: .relaxed)
         return true
     }
 
     @inline(__always)
-    private func stopIfWriting(_ what: String) {
-        let me = Self.caller
-        if _slowPath(writer.load(ordering: .relaxed) == me) {
+    private func lookAtWriter(_ what: StaticString) {
+        let holder = writer.load(ordering: .relaxed)
+        if _slowPath(holder != 0) { stopIfFutile(holder, what) }
+    }
+
+    @inline(never)
+    private func stopIfFutile(_ holder: Holder, _ what: StaticString) {
+        let me = Holder.caller
+        if holder == me {
             misuse(
-                "\(Self.describe(me)) \(what) what it has locked to write already, and would wait for itself for ever: hand the value on to the code that needs it"
+                "\(Holders.describe(me)) \(what) what it has locked to write already, and would wait for itself for ever: hand the value on to the code that needs it"
             )
         }
+        withLock { stopIfGone(holder, "has locked to write") }
     }
 }
 
@@ -64,6 +73,8 @@ final class RWLockCore: PermitCore, @unchecked Sendable {
 ///
 /// Who has to wait stands in one line, readers and writers in the order in which they came; readers that follow each other go together. So a reader that comes while a writer waits waits
 /// behind it, and a fiber that reads must not read again inside, nor write: if a writer came in between, both would wait for each other for ever.
+///
+/// A call that would wait for a writer that was left behind when its runtime ended stops the program. Readers are only counted: those that are left behind keep writers waiting for ever.
 public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     @usableFromInline let core: Unmanaged<RWLockCore>
     @usableFromInline let value: UnsafeMutablePointer<Value>

@@ -16,6 +16,8 @@ class PermitCore: SyncCore, @unchecked Sendable {
         super.init(isShared: isShared)
     }
 
+    override var kind: Kind { Kind(local: "LocalSemaphore", shared: "FiberSemaphore") }
+
     final func acquire(_ amount: Int, _ reason: WaitReason) throws {
         try beginCall()
         lock()

@@ -22,24 +22,45 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     @usableFromInline
     override init(isShared: Bool) { super.init(isShared: isShared) }
 
+    deinit {
+        if _slowPath(state.load(ordering: .relaxed) != 0) { noteGone() }
+    }
+
+    override var kind: Kind { Kind(local: "LocalMutex", shared: "FiberMutex") }
+
     /// Takes the mutex; waits for it.
     @usableFromInline
     func acquire() throws {
-        if spendsCall() && take(UInt(bitPattern: cfiber_current())) { return }
+        if claimAtOnce() != nil { return }
         try acquireSlowly()
+    }
+
+    /// Takes the mutex if nobody has it, in a fiber that need not look about itself; its context then.
+    @inline(__always)
+    private func claimAtOnce() -> UnsafeMutablePointer<cfiber_context>? {
+        // Only fibers spend calls, and what runs on a worker's own stack.
+        guard spendsCall() else { return nil }
+        let context = cfiber_current().unsafelyUnwrapped
+        return take(UInt(context.pointee.life)) ? context : nil
     }
 
     /// Takes the mutex if nobody has it.
     @usableFromInline
     func tryAcquire() -> Bool {
         countTry()
-        return take(Self.caller)
+        return take(.caller)
     }
 
     /// Gives the mutex back, or to the first in line.
     @usableFromInline
     func release() {
-        let me = Self.caller
+        guard let context = cfiber_current() else { return releaseFromThread() }
+        release(of: context)
+    }
+
+    @inline(__always)
+    private func release(of context: UnsafeMutablePointer<cfiber_context>) {
+        let me = UInt(context.pointee.life)
         if isShared {
             if state.compareExchange(expected: me, desired: 0, ordering: .releasing).exchanged { return }
         } else if state.load(ordering: .relaxed) == me {
@@ -49,20 +70,21 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     }
 
     /// True when the caller has it.
-    var isHeldByCaller: Bool { state.load(ordering: .relaxed) & ~Self.contended == Self.caller }
+    var isHeldByCaller: Bool { state.load(ordering: .relaxed) & ~Self.contended == .caller }
 
     /// As `acquire`, for one who must have it again though he is cancelled.
     func acquireShielded() {
-        if take(Self.caller) { return }
+        let me = Holder.caller
+        if take(me) { return }
         guard let worker = Worker.current else {
-            _ = waitForTurn()
+            _ = waitForTurn(me)
             return
         }
         var shield = CancelScope(.shield, of: worker.running)
         _withUnprotectedUnsafeMutablePointer(to: &shield) { shield in
             shield.enter()
             // In a shield no wait ends but by its turn.
-            _ = waitForTurn()
+            _ = waitForTurn(me)
             shield.leave()
         }
     }
@@ -78,25 +100,25 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     @inline(never)
     private func acquireSlowly() throws {
         try beginCall()
-        if isShared { watch() }
-        if take(Self.caller) { return }
-        try checkWait(waitForTurn())
+        let me = Holder.caller
+        if isShared { watch(me) }
+        if take(me) { return }
+        try checkWait(waitForTurn(me))
     }
 
     /// Waits for a moment, where somebody else has the mutex and nobody waits in line: sections are short, and to park takes longer. Not where that may be a fiber that waits for this
     /// very thread: with one worker, or more than CPUs.
-    private func watch() {
+    private func watch(_ me: Holder) {
         if let worker = Worker.current, !worker.pointee.runtime.workers.mayWatch { return }
         for _ in 0..<Self.looks {
             let state = state.load(ordering: .relaxed)
-            if state == 0 || state & Self.contended != 0 || state == Self.caller { return }
+            if state == 0 || state & Self.contended != 0 || state == me { return }
             cfiber_relax()
         }
     }
 
     @inline(never)
-    private func waitForTurn() -> Outcome {
-        let me = Self.caller
+    private func waitForTurn(_ me: Holder) -> Outcome {
         lock()
         while true {
             if take(me) {
@@ -105,7 +127,10 @@ final class MutexCore: SyncCore, @unchecked Sendable {
             }
             let holder = markContended()
             if holder & ~Self.contended == me { stopLockedTwice(me) }
-            if holder != 0 { return wait(in: first, slot: UnsafeMutableRawPointer(bitPattern: me), .lock) }
+            if holder != 0 {
+                stopIfGone(holder & ~Self.contended, "holds")
+                return wait(in: first, slot: UnsafeMutableRawPointer(bitPattern: me), .lock)
+            }
         }
     }
 
@@ -125,6 +150,13 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     }
 
     @inline(never)
+    private func releaseFromThread() {
+        let me = Holder.caller
+        if isShared && state.compareExchange(expected: me, desired: 0, ordering: .releasing).exchanged { return }
+        releaseSlowly(me)
+    }
+
+    @inline(never)
     private func releaseSlowly(_ me: Holder) {
         lock()
         guard state.load(ordering: .relaxed) == me | Self.contended else { stopUnlockedByAnother(me) }
@@ -138,24 +170,100 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         resume(next)
     }
 
-    // Misuse. The lock of the wait point is held and stays so: a holder who finds his mutex contended cannot go on and end while his name is read.
+    // Locks that are taken by one call and given back by another: a fiber could end in between, and the mutex would stay locked for ever. `withLock` has no such ways out and is not noted.
+
+    @usableFromInline
+    func lockOpenly() throws {
+        if let context = claimAtOnce() { return noteOpenLock(of: FiberPointer(context: context), 1) }
+        try acquireSlowly()
+        noteOpenLock(1)
+    }
+
+    @usableFromInline
+    func tryLockOpenly() -> Bool {
+        guard tryAcquire() else { return false }
+        noteOpenLock(1)
+        return true
+    }
+
+    @usableFromInline
+    func unlockOpenly() {
+        guard let context = cfiber_current() else {
+            noteOpenLock(-1)
+            return releaseFromThread()
+        }
+        noteOpenLock(of: FiberPointer(context: context), -1)
+        release(of: context)
+    }
+
+    @inline(__always)
+    private func noteOpenLock(_ change: Int) {
+        if let context = cfiber_current() {
+            noteOpenLock(of: FiberPointer(context: context), change)
+        } else {
+            cfiber_count_open_lock(change)
+        }
+    }
+
+    /// The address is odd for a mutex between workers: its message needs no look at the mutex.
+    @inline(__always)
+    private func noteOpenLock(of fiber: FiberPointer, _ change: Int) {
+        let token = UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) | (isShared ? 1 : 0)
+        if change > 0 { fiber.pointee.openLocks &+= token } else { fiber.pointee.openLocks &-= token }
+    }
+
+    /// The mutex ends while it is locked. Its holder may let it go, and has nothing to unlock then; for another one, it would be gone.
+    @inline(never)
+    private func noteGone() {
+        let holder = state.load(ordering: .relaxed) & ~Self.contended
+        if holder == .caller { return noteOpenLock(-1) }
+        if Holders.nameIfGone(holder) != nil { return }
+        misuse(
+            "the last reference to a \(name) went away while \(Holders.describe(holder)) holds it, which will unlock memory of something else: let what locks a mutex keep it, too"
+        )
+    }
+
+    // Misuse.
 
     @inline(never)
     private func stopLockedTwice(_ me: Holder) -> Never {
+        unlock()
         misuse(
-            "\(Self.describe(me)) locks a mutex that it holds already, and would wait for itself for ever: hand what the mutex protects on to the code that needs it, or unlock before"
+            "\(Holders.describe(me)) locks a mutex that it holds already, and would wait for itself for ever: hand what the mutex protects on to the code that needs it, or unlock before"
         )
     }
 
     @inline(never)
     private func stopUnlockedByAnother(_ me: Holder) -> Never {
-        let holder = markContended()
-        let who = Self.describe(me)
+        let holder = state.load(ordering: .relaxed) & ~Self.contended
+        unlock()
+        let who = Holders.describe(me)
         if holder == 0 {
             misuse("\(who) unlocks a mutex that nobody holds: unlock() belongs to a lock() before it, withLock { … } does both")
         }
         misuse(
-            "\(who) unlocks a mutex that \(Self.describe(holder)) holds: only the holder unlocks it; to signal somebody else use a FiberEvent, a semaphore or a condition"
+            "\(who) unlocks a mutex that \(Holders.describe(holder)) holds: only the holder unlocks it; to signal somebody else use a FiberEvent, a semaphore or a condition"
         )
     }
+}
+
+/// A fiber has ended with locks that it took by `lock()`: nobody could ever unlock them.
+@inline(never)
+func stopEndedWithLocks(_ fiber: FiberPointer) -> Never {
+    let token = fiber.pointee.openLocks
+    let address = UnsafeRawPointer(bitPattern: token & ~1)
+    #if arch(arm64)
+        let end: UInt = 1 << 48
+    #else
+        let end: UInt = 1 << 47
+    #endif
+    // A sum of several is larger than an address can be, as a rule, and no multiple of 16 where some are shared. Nothing is read there.
+    let isOne = token & 15 <= 1 && token < end
+    let locks =
+        isOne
+        ? "a \(token & 1 == 1 ? "FiberMutex" : "LocalMutex") locked (the one at \(address.map { "\($0)" } ?? "0"))"
+        : "several mutexes locked"
+    misuse(
+        "\(fiber.numberAndName) has ended and left \(locks), which nobody else could ever unlock: call unlock() on each way out, also where an error is thrown, or use withLock { … }, which does"
+    )
 }

@@ -7,6 +7,8 @@ final class WaitGroupCore: SyncCore, @unchecked Sendable {
 
     override init(isShared: Bool) { super.init(isShared: isShared) }
 
+    override var kind: Kind { Kind(local: "LocalWaitGroup", shared: "WaitGroup") }
+
     func add(_ amount: Int) {
         var claimed = WaitList()
         lock()
