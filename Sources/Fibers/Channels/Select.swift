@@ -304,6 +304,7 @@ extension ChannelBase {
     fileprivate final func takePlaces(_ first: ArmPointer, _ wait: UnsafeMutablePointer<Wait>) -> Bool {
         lock()
         defer { unlock() }
+        if !isShared, let worker = Worker.current { noteWaiter(of: worker) }
         let end = first.nextOfOtherChannel
         var arm = first
         repeat {

@@ -53,9 +53,7 @@ extension WaitPoint {
     /// For calls that never wait.
     @inline(__always)
     final func requireWorker() {
-        require(
-            isShared || Worker.current != nil,
-            "a Local… thing was used on a thread without fibers: use the one without Local, which is for all threads")
+        if _slowPath(!isShared && Worker.current == nil) { stopWithoutWorker() }
     }
 
     /// Throws when the calling fiber is cancelled. A thread never is, but it has no business with what is local.

@@ -9,6 +9,8 @@
 //   * a wait is claimed once: by its epoch where only one worker comes, else by one compare-and-swap of its word from who waits to 0;
 //   * whoever has claimed it marks the place as served, fills or empties its slot, and then, best without the lock, lets it go on by `resume`, after which nothing of it
 //     may be touched. On one worker it may be let go on first, since it does not run before its worker comes to the next switch.
+//   * what is local remembers the worker whose fibers stand in its lines. Any other worker that comes to wait there, or to let a waiter go on, stops the program. While nobody waits it may come to
+//     another worker, of a later runtime, say. That worker runs while its fibers wait, so here its address is enough.
 // One worker, or, of what is shared, any thread.
 
 import CFiber
@@ -96,7 +98,7 @@ extension UnsafeMutablePointer where Pointee == Wait {
             // A fiber that is left behind must be found in no line afterwards.
             pointee.waiter.fiber.wait = self
         } else {
-            require(isShared, "a call on a Local… thing waits outside its worker: use the one without Local")
+            require(isShared, WaitPoint.noFibers)
             word.pointee.store(claimant, ordering: .relaxed)
         }
     }
@@ -210,6 +212,8 @@ class WaitPoint {
     @usableFromInline final let isShared: Bool
     /// It has two locks.
     final let isDivided: Bool
+    /// Of what is local, the worker whose fibers stand in the lines, if there are any, by its address.
+    @exclusivity(unchecked) private final var home: UInt = 0
 
     init(isShared: Bool) {
         let memory = WaitMemory(isShared: isShared)
@@ -267,6 +271,35 @@ class WaitPoint {
         return body()
     }
 
+    /// Before a fiber of the worker is put into a line of what is local.
+    @inline(__always)
+    final func noteWaiter(of worker: Worker) {
+        if _slowPath(home != UInt(bitPattern: worker)) { moveHome(to: worker) }
+    }
+
+    @inline(never)
+    private final func moveHome(to worker: Worker) {
+        guard first.pointee.isEmpty && second.pointee.isEmpty else { stopForeignUse() }
+        home = UInt(bitPattern: worker)
+    }
+
+    /// A call of another worker, or of a thread without one, has met fibers that wait here.
+    @inline(never)
+    private final func stopForeignUse() -> Never {
+        let place = Worker.current.map { " on worker \($0.pointee.index), while fibers of another worker" } ?? ", while fibers of a worker"
+        misuse(
+            "\(Holders.describeCaller()) used a \(kind.local)\(place) wait for it: what is Local… is for the fibers of one worker; use a \(kind.shared), which is for all"
+        )
+    }
+
+    fileprivate static var noFibers: String {
+        "a Local… thing was used on a thread without fibers: use the one without Local, which is for all threads"
+    }
+
+    /// For calls of what is local that never wait.
+    @inline(never)
+    final func stopWithoutWorker() -> Never { misuse("\(Self.noFibers) (a \(kind.shared) and not a \(kind.local))") }
+
     /// The two lines.
     @inline(__always)
     final var first: Line { lines }
@@ -306,6 +339,7 @@ class WaitPoint {
         _ worker: Worker, _ wait: UnsafeMutablePointer<Wait>, _ line: Line, _ slot: UnsafeMutableRawPointer?, _ amount: Int,
         _ reason: WaitReason, _ deadline: Int64
     ) -> Outcome {
+        noteWaiter(of: worker)
         let waiter = worker.beginPark()
         wait.pointee.waiter = waiter
         waiter.fiber.wait = wait
@@ -320,7 +354,7 @@ class WaitPoint {
         }
     }
 
-    /// Puts a place at the end of its line. With the lock held.
+    /// Puts a place at the end of its line. With the lock held. Of what is local, `noteWaiter` comes before.
     @inline(__always)
     final func enter(_ place: PlacePointer) {
         place.pointee.wait.pointee.last = place
@@ -394,10 +428,11 @@ class WaitPoint {
 
     @inline(__always)
     final func resumeLocally(_ place: PlacePointer, _ outcome: Outcome = .ready) {
+        let worker = Worker.current
+        if _slowPath(home != UInt(bitPattern: worker)) { stopForeignUse() }
         let fiber = place.pointee.wait.pointee.waiter.fiber
         fiber.pointee.outcome = outcome
-        // The same, but at hand.
-        (Worker.current ?? fiber.pointee.worker).makeReady(fiber)
+        worker.unsafelyUnwrapped.makeReady(fiber)
     }
 
     /// Lets all in a list of claimed ones go on, in order.
