@@ -1,5 +1,6 @@
 // Waiting for the end of a fiber and getting what it returned.
 
+import CFiber
 import Fibers
 import Testing
 
@@ -131,7 +132,7 @@ extension KernelTests {
                         }
                     }
                 }
-                expectMessage(result, "FiberHandle.join() was called outside a fiber: wrap the program in FiberRuntime.run")
+                expectMessage(result, "FiberHandle.join() was called outside a fiber, on thread ")
             }
         #endif
     }
@@ -160,6 +161,55 @@ extension KernelTests {
                     }
                 }
                 expectMessage(result, "Fiber.spawnLocal was called outside a fiber: wrap the program in FiberRuntime.run")
+            }
+
+            @Test func call_saysThatItsThreadIsNoFiber_whereARuntimeRuns() async {
+                let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                    reportingErrors {
+                        try FiberRuntime.run(.init(workers: 1)) {
+                            let fiber = Box(try Fiber.spawnLocal { try Fiber.sleep(for: long) })
+                            onThread {
+                                cfiber_name_thread("stranger")
+                                try? fiber.value.join()
+                            }
+                        }
+                    }
+                }
+                expectMessage(result, "FiberHandle.join() was called outside a fiber, on thread ")
+                expectMessage(result, " \"stranger\", while a FiberRuntime runs on other threads: only its fibers can make this call")
+                expectMessage(
+                    result, "let the thread talk to that by what works anywhere: makeChannel, makeOneShot, FiberEvent, FiberMutex")
+            }
+
+            @Test func call_saysThatATaskIsNoFiber_whereARuntimeRuns() async {
+                let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                    let isRunning = FiberEvent()
+                    let thread = Thread {
+                        reportingErrors {
+                            try FiberRuntime.run(.init(workers: 1)) {
+                                isRunning.signal()
+                                try Fiber.sleep(for: long)
+                            }
+                        }
+                    }
+                    while !isRunning.take() { await Task.yield() }
+                    reportingErrors { try withTimeout(.seconds(1)) {} }
+                    thread.join()
+                }
+                expectMessage(
+                    result,
+                    "withTimeout was called outside a fiber, in a task of Swift concurrency, while a FiberRuntime runs on other threads")
+            }
+
+            /// What stands in the message of a program that has no runtime is no use once one has been there.
+            @Test func call_asksForARuntime_whenTheLastOneHasEnded() async {
+                let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
+                    reportingErrors {
+                        try FiberRuntime.run {}
+                        try withTimeout(.seconds(1)) {}
+                    }
+                }
+                expectMessage(result, "withTimeout was called outside a fiber: wrap the program in FiberRuntime.run")
             }
         }
     #endif

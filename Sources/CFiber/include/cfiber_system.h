@@ -119,6 +119,8 @@ int cfiber_bind(int fd, const struct sockaddr *address, socklen_t length);
 int cfiber_listen(int fd, int backlog);
 int cfiber_local_address(int fd, struct sockaddr_storage *address, socklen_t *length);
 int cfiber_peer_address(int fd, struct sockaddr_storage *address, socklen_t *length);
+/// What a descriptor is, for messages: "socket 5 (127.0.0.1:80, peer 127.0.0.1:9)". In `text`, cut to `size` bytes.
+void cfiber_describe(int fd, char *text, size_t size);
 int cfiber_set_option(int fd, int level, int name, int value);
 int cfiber_get_option(int fd, int level, int name, int *value);
 int cfiber_socket_pair(int *first, int *second);

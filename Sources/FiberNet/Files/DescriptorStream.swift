@@ -272,7 +272,8 @@ public final class DescriptorStream: Endpoint {
         let worker = Worker.here("a read or write")
         require(
             worker.pointee.driver === driver || !descriptor.isOpen,
-            "a stream was used outside the fibers of its worker: use it, and let go of it, in fibers of the runtime that made it")
+            "\(worker.describeCaller()) used the stream \"\(name)\" (descriptor \(descriptor.registration.pointee.fd)), which belongs to another worker: use a stream, and let go of it, in fibers of the worker that made it"
+        )
         return worker
     }
 

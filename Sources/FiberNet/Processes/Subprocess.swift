@@ -108,14 +108,15 @@ public final class Subprocess {
     /// How it ended, once ``wait(timeout:)`` has found that out.
     public private(set) var status: Status?
     private let process: Int32
-    private let owner: Worker
+    /// The number of the worker that made it: unlike its address, never that of another one later.
+    private let owner: UInt64
 
     private init(_ spawned: Spawned, _ program: String) {
         id = spawned.id
         process = spawned.process
         if process < 0 { status = .unknown }
         self.program = program
-        owner = Worker.here("Subprocess")
+        owner = Worker.here("Subprocess").number
     }
 
     deinit {
@@ -167,7 +168,10 @@ public final class Subprocess {
     @discardableResult
     public func wait(timeout: Duration? = nil) throws(IOError) -> Status {
         let worker = Worker.here("Subprocess.wait")
-        require(worker == owner, "a Subprocess was used outside the fibers of its worker: use it in fibers of the runtime that made it")
+        require(
+            worker.number == owner,
+            "\(worker.describeCaller()) waits for the process \(id) (\(program)), which belongs to another worker: wait for it in fibers of the worker that started it"
+        )
         if worker.refusesOperation() { throw IOError(IOCode.cancelled, "wait for", subject: program) }
         let deadline = Deadline.after(timeout)
         while true {

@@ -109,9 +109,7 @@ extension Worker {
     /// The worker of the calling fiber; stops the program with a remedy outside one.
     @inline(__always)
     package static func here(_ call: StaticString) -> Worker {
-        guard let worker = Worker.current else {
-            misuse(messageOutsideFibers("\(call) was called outside a fiber", "wrap the program in FiberRuntime.run { … }"))
-        }
+        guard let worker = Worker.current else { stopOutsideFibers("\(call)") }
         return worker
     }
 }

@@ -25,6 +25,8 @@ private let EPOLLET: UInt32 = 1 << 31
 
 final class EpollDriver: Driver {
     private let owner: Worker
+    /// The owner's place among the workers of its runtime.
+    private let index: Int
     private var isStopped = false
     private let epoll: Int32
     private let inbox: Inbox
@@ -35,7 +37,7 @@ final class EpollDriver: Driver {
     private static let groupSize = 16
     private static let wakeToken = UInt64.max
 
-    init(owner: Worker, inbox: Inbox, bufferSize: Int) throws(ResourceError) {
+    init(owner: Worker, index: Int, inbox: Inbox, bufferSize: Int) throws(ResourceError) {
         let epoll = cfiber_epoll_create()
         if epoll < 0 { throw .descriptors(-epoll, "epoll_create1") }
         let status = cfiber_epoll_add(epoll, inbox.wakeDescriptor, EPOLLIN.rawValue | EPOLLET, Self.wakeToken)
@@ -44,6 +46,7 @@ final class EpollDriver: Driver {
             throw .descriptors(-status, "epoll_ctl")
         }
         self.owner = owner
+        self.index = index
         self.epoll = epoll
         self.inbox = inbox
         table = .allocate(capacity: 1)
@@ -61,13 +64,30 @@ final class EpollDriver: Driver {
 
     @inline(__always)
     private var worker: Worker {
-        if _slowPath(Worker.current != owner) { stopForeignUse() }
+        if _slowPath(Worker.current != owner) { stopForeignUse(nil) }
+        return owner
+    }
+
+    /// The worker, for a call on a descriptor.
+    @inline(__always)
+    private func worker(for slot: RegistrationPointer) -> Worker {
+        if _slowPath(Worker.current != owner) { stopForeignUse(slot) }
         return owner
     }
 
     @inline(never)
-    private func stopForeignUse() -> Never {
-        misuse("a socket was used outside the fibers of its worker: use it, and let go of it, in fibers of the runtime that made it")
+    private func stopForeignUse(_ slot: RegistrationPointer?) -> Never {
+        let socket = slot.map { Self.describe($0.pointee.fd) } ?? "a socket"
+        misuse(
+            "\(Holders.describeCaller())\(Worker.current.map { " on worker \($0.pointee.index)" } ?? "") used or released \(socket), which belongs to worker \(index) of the runtime that made it: use a socket, and let go of it, in fibers of its own worker, and let others send those messages"
+        )
+    }
+
+    private static func describe(_ fd: Int32) -> String {
+        withUnsafeTemporaryAllocation(of: CChar.self, capacity: 512) { text in
+            cfiber_describe(fd, text.baseAddress, text.count)
+            return String(cString: text.baseAddress.unsafelyUnwrapped)
+        }
     }
 
     // Registrations.
@@ -94,7 +114,7 @@ final class EpollDriver: Driver {
     }
 
     private func end(_ slot: RegistrationPointer) {
-        let worker = worker
+        let worker = worker(for: slot)
         worker.wakeAll(&slot.pointee.readers, .closed)
         worker.wakeAll(&slot.pointee.writers, .closed)
         worker.wakeAll(&slot.pointee.readTurns, .closed)
@@ -119,7 +139,7 @@ final class EpollDriver: Driver {
     @inline(__always)
     private func takeTurn(_ d: Descriptor, _ turn: Registration.Flags, _ deadline: Int64) -> Int {
         guard d.isOpen else { return refuseClosed() }
-        if worker.refusesOperation() { return IOCode.cancelled }
+        if worker(for: d.registration).refusesOperation() { return IOCode.cancelled }
         if _slowPath(d.registration.pointee.flags.contains(turn)) { return waitForTurn(d, turn, deadline) }
         d.registration.pointee.flags.insert(turn)
         return 0
@@ -247,7 +267,7 @@ final class EpollDriver: Driver {
 
     override func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
         guard d.isOpen else { return refuseClosed() }
-        if worker.refusesOperation() { return IOCode.cancelled }
+        if worker(for: d.registration).refusesOperation() { return IOCode.cancelled }
         // The common case: nobody else writes and the kernel takes it all.
         if d.registration.pointee.writable && !d.registration.pointee.flags.contains(.writing) {
             let n = cfiber_send(d.registration.pointee.fd, memory, count)
@@ -361,7 +381,7 @@ final class EpollDriver: Driver {
         _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, sent: inout Int, until deadline: Int64
     ) -> Int {
         guard d.isOpen else { return refuseClosed() }
-        if worker.refusesOperation() { return IOCode.cancelled }
+        if worker(for: d.registration).refusesOperation() { return IOCode.cancelled }
         // The common case, as in `sendAll`.
         if d.registration.pointee.writable && !d.registration.pointee.flags.contains(.writing) {
             let n = Int(cfiber_send_datagrams(d.registration.pointee.fd, datagrams, UInt32(count)))
@@ -495,7 +515,7 @@ final class EpollDriver: Driver {
 
     override func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
         guard d.isOpen else { return refuseClosed() }
-        if worker.refusesOperation() { return IOCode.cancelled }
+        if worker(for: d.registration).refusesOperation() { return IOCode.cancelled }
         let status = cfiber_connect(d.registration.pointee.fd, address, length)
         if status != -EINPROGRESS {
             // On a Unix socket all is decided at once.
@@ -535,7 +555,7 @@ final class EpollDriver: Driver {
     override func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int {
         while true {
             guard d.isOpen else { return refuseClosed() }
-            if worker.refusesOperation() { return IOCode.cancelled }
+            if worker(for: d.registration).refusesOperation() { return IOCode.cancelled }
             let slot = d.registration
             // First of all, so that what epoll does not take is told apart from what is ready.
             let watched = watchIfNew(slot, direction)

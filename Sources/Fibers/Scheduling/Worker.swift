@@ -73,6 +73,8 @@ package struct WorkerState: ~Copyable {
     let home: UnsafeRawPointer
     /// Its place among the runtime's workers. The thread that called `run` is 0.
     package let index: Int
+    /// Unique in the process.
+    let number: UInt64
     /// The thread's own stack as a record like any other.
     let root: FiberPointer
     package var statistics = WorkerStatistics()
@@ -440,6 +442,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Even enough to be fair by, without a system call.
     func randomNumber(below limit: UInt32) -> UInt32 { nextRandomNumber(&pointee.random, below: limit) }
+
+    /// Unlike its address, which a worker of a later runtime may have, never that of another worker.
+    package var number: UInt64 { pointee.number }
+
+    /// For messages: the running fiber, and where it runs.
+    package func describeCaller() -> String { "\(Holders.describeCaller()) on worker \(pointee.index)" }
 
     /// Tells the runtime's handler of a condition that the program should know: in a fiber of its own, where it may wait and holds up nobody, or, when there is none to be had, here.
     package func warn(_ message: String) {

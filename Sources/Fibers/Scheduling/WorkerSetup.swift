@@ -24,7 +24,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             if let makeDriver = configuration.makeDriver {
                 try makeDriver()
             } else {
-                try EpollDriver(owner: worker, inbox: inbox, bufferSize: configuration.readBufferSize) as Driver
+                try EpollDriver(owner: worker, index: index, inbox: inbox, bufferSize: configuration.readBufferSize) as Driver
             }
         guard let ready = ReadyQueue() else { throw .memory(ENOMEM, "making the ready queue", bytes: 512) }
         var overflowState: UnsafeMutableRawPointer?
@@ -41,7 +41,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 pool: StackPool(
                     stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards,
                     trimInterval: Deadline.nanoseconds(runtime.configuration.trimInterval)),
-                runtime: runtime, home: UnsafeRawPointer(Unmanaged.passUnretained(runtime).toOpaque()), index: index, root: root,
+                runtime: runtime, home: UnsafeRawPointer(Unmanaged.passUnretained(runtime).toOpaque()), index: index,
+                number: Holders.takeWorkerNumber(), root: root,
                 overflowState: overflowState))
         require(
             UnsafeRawPointer(root) + FiberRecord.contextOffset == withUnsafePointer(to: &root.pointee.context) { UnsafeRawPointer($0) }
