@@ -244,15 +244,6 @@ func expect(_ code: IOError.Code?, sourceLocation: SourceLocation = #_sourceLoca
     }
 #endif
 
-/// Runs the body of an exit test, whose process an error that is thrown would end by a signal without a word: prints the error instead, and exits with status 77.
-func reportingErrors(_ body: () throws -> Void) {
-    do { try body() } catch {
-        let line = Array("the body threw: \(error)\n".utf8)
-        write(STDERR_FILENO, line, line.count)
-        exit(77)
-    }
-}
-
 // MARK: Threads
 
 /// A thread outside any runtime.

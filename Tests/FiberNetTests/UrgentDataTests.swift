@@ -30,7 +30,7 @@ extension NetTests {
                     case .descriptorStream: return try stream.read(upTo: 100, timeout: .seconds(10))
                     }
                 }
-                try withSignals {
+                try whileSignalsCome {
                     for i in 0..<scaled(3_000, sanitized: 300) {
                         let reader = try Fiber.spawnLocal {
                             var bytes: [UInt8] = []
@@ -52,7 +52,7 @@ extension NetTests {
         func reader_waits_whileOnlyTheUrgentByteIsThere(transport: Transport) throws {
             try withNet(transport, .init(workers: 1)) { net in
                 let (client, server) = try net.pair()
-                try withSignals {
+                try whileSignalsCome {
                     let reader = try Fiber.spawnLocal { try server.read(upTo: 10) }
                     letOthersRun()
                     expect(try send(client.fd, "!", 1, Int32(MSG_OOB)) == 1)
@@ -67,7 +67,7 @@ extension NetTests {
 }
 
 /// Runs `body` while the calling thread gets signals: often enough that some find it at the mark of urgent data, and seldom enough that it gets on.
-private func withSignals(_ body: () throws -> Void) throws {
+private func whileSignalsCome(_ body: () throws -> Void) throws {
     expect(cfaults_signals_begin(SIGUSR2, 50_000) == 0)
     defer { expect(cfaults_signals_end() > 0, "no signal came") }
     try body()

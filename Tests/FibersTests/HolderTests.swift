@@ -144,13 +144,15 @@ extension KernelTests {
             /// The next thread has the same pthread_t, most often.
             @Test func lock_stopsTheProgram_whenAThreadHasEndedWithIt() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    endByAlarm()
-                    let lock = SharedLock()
-                    onThread {
-                        cfiber_name_thread("forgetful")
-                        reportingErrors { try lock.lock() }
+                    reportingErrors {
+                        endByAlarm()
+                        let lock = SharedLock()
+                        onThread {
+                            cfiber_name_thread("forgetful")
+                            reportingErrors { try lock.lock() }
+                        }
+                        onThread { reportingErrors { try lock.lock() } }
                     }
-                    onThread { reportingErrors { try lock.lock() } }
                 }
                 expectMessage(result, "outside the runtime waits for a FiberMutex that thread ")
                 expectMessage(result, "\"forgetful\" outside the runtime, which has ended, holds: the wait would never end")

@@ -188,12 +188,3 @@ func yield(until condition: () -> Bool, turns: Int = 10_000_000) -> Bool {
         #expect(text.contains(words), "\(text)", sourceLocation: sourceLocation)
     }
 #endif
-
-/// Runs the body of an exit test, whose process an error that is thrown would end by a signal without a word: prints the error instead, and exits with status 77.
-func reportingErrors(_ body: () throws -> Void) {
-    do { try body() } catch {
-        let line = Array("the body threw: \(error)\n".utf8)
-        write(STDERR_FILENO, line, line.count)
-        exit(77)
-    }
-}

@@ -118,32 +118,36 @@ extension KernelTests {
         #if compiler(>=6.2)
             @Test func handler_isCalledDirectly_whenThereIsNoStackForIt() async {
                 await #expect(processExitsWith: .success) {
-                    guard cfaults_available() != 0 else { return }
-                    let log = Box<[String]>([])
-                    let configuration = FiberRuntime.Configuration(
-                        onWarning: { text in log.value.append("\(text) in \(Fiber.current?.name ?? "none")") })
-                    do {
-                        try FiberRuntime.run(configuration) {
-                            // All stacks that are there are in use, and no more can be mapped.
-                            var handles: [FiberHandle<Void>] = []
-                            cfaults_arm(CFAULTS_MADVISE, 1, 12, 1)
-                            while let handle = try? Fiber.spawnLocal({ try Fiber.sleep(for: .seconds(100)) }) { handles.append(handle) }
-                            Worker.current?.warn("no stack")
-                            cfaults_disarm()
-                            log.value.append("warner goes on")
-                            for handle in handles { handle.cancel() }
-                        }
-                    } catch { log.value.append("\(error)") }
-                    #expect(log.value == ["no stack in main", "warner goes on"])
+                    reportingErrors {
+                        guard cfaults_available() != 0 else { return }
+                        let log = Box<[String]>([])
+                        let configuration = FiberRuntime.Configuration(
+                            onWarning: { text in log.value.append("\(text) in \(Fiber.current?.name ?? "none")") })
+                        do {
+                            try FiberRuntime.run(configuration) {
+                                // All stacks that are there are in use, and no more can be mapped.
+                                var handles: [FiberHandle<Void>] = []
+                                cfaults_arm(CFAULTS_MADVISE, 1, 12, 1)
+                                while let handle = try? Fiber.spawnLocal({ try Fiber.sleep(for: .seconds(100)) }) { handles.append(handle) }
+                                Worker.current?.warn("no stack")
+                                cfaults_disarm()
+                                log.value.append("warner goes on")
+                                for handle in handles { handle.cancel() }
+                            }
+                        } catch { log.value.append("\(error)") }
+                        #expect(log.value == ["no stack in main", "warner goes on"])
+                    }
                 }
             }
 
             @Test func waitInTheHandler_stopsAndNamesIt_whenFibersAreLeftBehind() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let configuration = FiberRuntime.Configuration(onWarning: { _ in try? Fiber.sleep(for: .seconds(1)) })
-                    try? FiberRuntime.run(configuration) {
-                        try Fiber.spawnLocal(name: "stubborn") { withCancellationShield { try? Fiber.sleep(for: .seconds(100)) } }
-                        FiberRuntime.shutDown(within: .milliseconds(5))
+                    reportingErrors {
+                        let configuration = FiberRuntime.Configuration(onWarning: { _ in try? Fiber.sleep(for: .seconds(1)) })
+                        try? FiberRuntime.run(configuration) {
+                            try Fiber.spawnLocal(name: "stubborn") { withCancellationShield { try? Fiber.sleep(for: .seconds(100)) } }
+                            FiberRuntime.shutDown(within: .milliseconds(5))
+                        }
                     }
                 }
                 expectMessage(
@@ -153,19 +157,21 @@ extension KernelTests {
 
             @Test func waitInTheHandler_stopsAndNamesIt_whenBlockingCallsAreLeftBehind() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let configuration = FiberRuntime.Configuration(
-                        shutdownLimit: .milliseconds(5), onWarning: { _ in try? Fiber.sleep(for: .seconds(1)) })
-                    let stop = Box(false)
-                    try? FiberRuntime.run(configuration) {
-                        let begun = FiberEvent()
-                        let call = try Fiber.spawnLocal {
-                            try withBlockingThread {
-                                begun.signal()
-                                while !opaque(stop).value {}
+                    reportingErrors {
+                        let configuration = FiberRuntime.Configuration(
+                            shutdownLimit: .milliseconds(5), onWarning: { _ in try? Fiber.sleep(for: .seconds(1)) })
+                        let stop = Box(false)
+                        try? FiberRuntime.run(configuration) {
+                            let begun = FiberEvent()
+                            let call = try Fiber.spawnLocal {
+                                try withBlockingThread {
+                                    begun.signal()
+                                    while !opaque(stop).value {}
+                                }
                             }
+                            try begun.wait()
+                            call.cancel()
                         }
-                        try begun.wait()
-                        call.cancel()
                     }
                 }
                 expectMessage(result, "Fiber.sleep(for:) was called outside a fiber, in the onWarning handler: at the end of a runtime")
@@ -173,10 +179,12 @@ extension KernelTests {
 
             @Test func waitInTheHandlerOfErrors_stopsAndNamesIt_whenAThreadHasTheLastHandle() async {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
-                    let configuration = FiberRuntime.Configuration(onUnhandledError: { _ in try? Fiber.sleep(for: .seconds(1)) })
-                    let handle = Box<FiberHandle<Void>?>(nil)
-                    try? FiberRuntime.run(configuration) { handle.value = try Fiber.spawnLocal { throw TestError() } }
-                    handle.value = nil
+                    reportingErrors {
+                        let configuration = FiberRuntime.Configuration(onUnhandledError: { _ in try? Fiber.sleep(for: .seconds(1)) })
+                        let handle = Box<FiberHandle<Void>?>(nil)
+                        try? FiberRuntime.run(configuration) { handle.value = try Fiber.spawnLocal { throw TestError() } }
+                        handle.value = nil
+                    }
                 }
                 expectMessage(
                     result, "Fiber.sleep(for:) was called outside a fiber, in the onUnhandledError handler: at the end of a runtime")

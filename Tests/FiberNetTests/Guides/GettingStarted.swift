@@ -136,26 +136,28 @@ extension NetTests {
         #if compiler(>=6.2)
             @Test func program_endsWithOneLine_whenItsPortIsTaken() async {
                 let result = await #expect(processExitsWith: .exitCode(1), observing: [\.standardErrorContent]) {
-                    // A second descriptor goes on listening.
-                    let taken = try? FiberRuntime.run {
-                        let listener = try TCPListener.bind(to: .loopback(port: 0))
-                        _ = dup(try listener.fd)
-                        return listener.address
-                    }
-                    guard let address = taken else { exit(77) }
-                    // snippet.show
-                    do {
-                        try FiberRuntime.run {
-                            let server = try TCPServer.bind(to: address)
-                            try server.serve { stream in try stream.writeAll("hello") }
+                    reportingErrors {
+                        // A second descriptor goes on listening.
+                        let taken = try? FiberRuntime.run {
+                            let listener = try TCPListener.bind(to: .loopback(port: 0))
+                            _ = dup(try listener.fd)
+                            return listener.address
                         }
-                    } catch {
-                        let line = Array("server: \(error)\n".utf8)
-                        write(STDERR_FILENO, line, line.count)
-                        exit(1)
+                        guard let address = taken else { exit(77) }
+                        // snippet.show
+                        do {
+                            try FiberRuntime.run {
+                                let server = try TCPServer.bind(to: address)
+                                try server.serve { stream in try stream.writeAll("hello") }
+                            }
+                        } catch {
+                            let line = Array("server: \(error)\n".utf8)
+                            write(STDERR_FILENO, line, line.count)
+                            exit(1)
+                        }
+                        // server: bind 127.0.0.1:7777: Address already in use; stop the other listener, …
+                        // snippet.hide
                     }
-                    // server: bind 127.0.0.1:7777: Address already in use; stop the other listener, …
-                    // snippet.hide
                 }
                 let lines = String(decoding: result?.standardErrorContent ?? [], as: UTF8.self).split(separator: "\n")
                 #expect(lines.count == 1)
