@@ -33,11 +33,21 @@ typedef struct fiber_transfer {
 
 typedef void (*fiber_context_entry)(fiber_transfer);
 
-fiber_transfer fiber_context_jump_asm(void *to, void *data);
+/// An optimiser must not make two calls of one: each call site of a jump has a prediction of its own, which is right only if all jumps go by the same one.
+#if defined(__has_attribute)
+#if __has_attribute(noduplicate)
+#define FIBER_CONTEXT_JUMP __attribute__((noduplicate))
+#endif
+#endif
+#ifndef FIBER_CONTEXT_JUMP
+#define FIBER_CONTEXT_JUMP
+#endif
+
+FIBER_CONTEXT_JUMP fiber_transfer fiber_context_jump_asm(void *to, void *data);
 void *fiber_context_make_asm(void *top, size_t size, fiber_context_entry entry);
 
 #if FIBER_CONTEXT_IS_BOOST
-fiber_transfer fiber_context_jump_boost(void *to, void *data);
+FIBER_CONTEXT_JUMP fiber_transfer fiber_context_jump_boost(void *to, void *data);
 void *fiber_context_make_boost(void *top, size_t size, fiber_context_entry entry);
 #define fiber_context_jump fiber_context_jump_boost
 #define fiber_context_make fiber_context_make_boost
