@@ -50,8 +50,9 @@ import Testing
                     _ = cfiber_send(fd, &byte, 1)
                 }
                 _ = try ours.readExactly(1)
-                most = max(most, turns.filter { $0 >= sent.value }.count)
+                // Nobody has a turn meanwhile.
                 thread.join()
+                most = max(most, turns.filter { $0 >= sent.value }.count)
             }
             isOver = true
             ours.close()

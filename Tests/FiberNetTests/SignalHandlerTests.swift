@@ -162,7 +162,8 @@ import Testing
                 await #expect(processExitsWith: .success) { reportingErrors { try forkAndRaise(raw: 1) } }
             }
 
-            @Test func forkedChild_thatSubscribes_writesNothingToItsParent() async {
+            @Test(.enabled(if: String(cString: cfiber_sanitizer()) != "thread", "ThreadSanitizer puts signals aside for ever after fork"))
+            func forkedChild_thatSubscribes_writesNothingToItsParent() async {
                 await #expect(processExitsWith: .success) { reportingErrors { try forkAndSubscribe(raw: 0) } }
             }
 

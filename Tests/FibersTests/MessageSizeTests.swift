@@ -67,7 +67,7 @@ enum MessageLayout: CaseIterable, CustomTestStringConvertible {
     case nothing, oneByte, padded, wide, counted
     /// Beside the most bytes of a slot in the caller's frame and of a block with several places, 1,024, and of a ring between workers, 65,536.
     case kilobyteLessOne, kilobyte, kilobyteAndOne, ringLessOne, ring, ringAndOne
-    /// These would take the optimiser a minute, and longer than anybody waits, if code were made for the type of the message.
+    /// What these cost to compile where their type is known is the matter of LargeMessageTests.
     case quarterOfAMegabyte, megabyte
 
     var testDescription: String { "\(self)" }

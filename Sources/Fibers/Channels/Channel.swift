@@ -43,6 +43,8 @@ public enum TrySendResult: Hashable, Sendable {
 }
 
 /// What a call found that does not wait for messages.
+///
+/// Swift takes seconds to compile a `switch` over this where a message has hundreds of kilobytes. A ``select(_:)`` with ``otherwise(_:)`` does the same and compiles at once.
 public enum TryReceiveResult<Message: ~Copyable>: ~Copyable {
     case message(Message)
     case empty
