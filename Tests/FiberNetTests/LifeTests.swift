@@ -85,7 +85,9 @@ import Testing
                         }
                     }
                 }
-                expectMessage(result, "use it, and let go of it, in fibers of the runtime that made it")
+                expectMessage(
+                    result,
+                    "which belongs to worker 0 of the runtime that made it: use a socket, and let go of it, in fibers of its own worker")
             }
 
             @Test func errorsOfFibers_leaveNoDescriptor() async {

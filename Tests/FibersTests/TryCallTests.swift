@@ -32,7 +32,11 @@ enum TryCall: CaseIterable, CustomTestStringConvertible {
         case .tryLock:
             let lock = makeLock(shared: isShared)
             try inTurns(lock.lock, lock.unlock)
-            return lock.tryLock
+            return {
+                let isTaken = lock.tryLock()
+                if isTaken { lock.unlock() }
+                return isTaken
+            }
         case .withLockIfAvailable:
             let guarded: any ValueGuard = isShared ? SharedValue() : LocalValue()
             try Fiber.spawnLocal(startingNow: true) { try guarded.hold { Fiber.yield() } }
