@@ -1,6 +1,7 @@
 // What the tests of signals share.
 
 import Fibers
+import CFiber
 import Glibc
 import Testing
 

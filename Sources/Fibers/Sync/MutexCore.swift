@@ -31,17 +31,9 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     /// Takes the mutex; waits for it.
     @usableFromInline
     func acquire() throws {
-        if claimAtOnce() != nil { return }
-        try acquireSlowly()
-    }
-
-    /// Takes the mutex if nobody has it, in a fiber that need not look about itself; its context then.
-    @inline(__always)
-    private func claimAtOnce() -> UnsafeMutablePointer<cfiber_context>? {
         // Only fibers spend calls, and what runs on a worker's own stack.
-        guard spendsCall() else { return nil }
-        let context = cfiber_current().unsafelyUnwrapped
-        return take(UInt(context.pointee.life)) ? context : nil
+        if spendsCall() && take(UInt(cfiber_current().unsafelyUnwrapped.pointee.life)) { return }
+        try acquireSlowly()
     }
 
     /// Takes the mutex if nobody has it.
@@ -55,11 +47,6 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     @usableFromInline
     func release() {
         guard let context = cfiber_current() else { return releaseFromThread() }
-        release(of: context)
-    }
-
-    @inline(__always)
-    private func release(of context: UnsafeMutablePointer<cfiber_context>) {
         let me = UInt(context.pointee.life)
         if isShared {
             if state.compareExchange(expected: me, desired: 0, ordering: .releasing).exchanged { return }
@@ -170,53 +157,77 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         resume(next)
     }
 
-    // Locks that are taken by one call and given back by another: a fiber could end in between, and the mutex would stay locked for ever. `withLock` has no such ways out and is not noted.
+    // Locks that are taken by one call and given back by another: a fiber could end in between, and the mutex would stay locked for ever. So its record notes them. `withLock` has no such ways out
+    // and needs no note. Each is a fast path of its own, with the note in its branches: a common one would have registers to save, and a comparison more.
 
     @usableFromInline
     func lockOpenly() throws {
-        if let context = claimAtOnce() { return noteOpenLock(of: FiberPointer(context: context), 1) }
+        guard spendsCall() else { return try lockOpenlySlowly() }
+        let fiber = FiberPointer(context: cfiber_current().unsafelyUnwrapped)
+        let me = UInt(fiber.pointee.context.life)
+        if isShared {
+            guard state.compareExchange(expected: 0, desired: me, ordering: .acquiring).exchanged else { return try lockOpenlySlowly() }
+            fiber.pointee.openLocks &+= sharedToken
+        } else {
+            guard state.load(ordering: .relaxed) == 0 else { return try lockOpenlySlowly() }
+            state.store(me, ordering: .relaxed)
+            fiber.pointee.openLocks &+= token
+        }
+    }
+
+    @inline(never)
+    private func lockOpenlySlowly() throws {
         try acquireSlowly()
-        noteOpenLock(1)
+        noteOpenLock(isTaken: true)
     }
 
     @usableFromInline
     func tryLockOpenly() -> Bool {
         guard tryAcquire() else { return false }
-        noteOpenLock(1)
+        noteOpenLock(isTaken: true)
         return true
     }
 
     @usableFromInline
     func unlockOpenly() {
-        guard let context = cfiber_current() else {
-            noteOpenLock(-1)
-            return releaseFromThread()
-        }
-        noteOpenLock(of: FiberPointer(context: context), -1)
-        release(of: context)
-    }
-
-    @inline(__always)
-    private func noteOpenLock(_ change: Int) {
-        if let context = cfiber_current() {
-            noteOpenLock(of: FiberPointer(context: context), change)
+        guard let context = cfiber_current() else { return unlockOpenlyFromThread() }
+        let fiber = FiberPointer(context: context)
+        let me = UInt(fiber.pointee.context.life)
+        if isShared {
+            fiber.pointee.openLocks &-= sharedToken
+            if state.compareExchange(expected: me, desired: 0, ordering: .releasing).exchanged { return }
         } else {
-            cfiber_count_open_lock(change)
+            fiber.pointee.openLocks &-= token
+            if state.load(ordering: .relaxed) == me { return state.store(0, ordering: .relaxed) }
         }
+        releaseSlowly(me)
     }
 
-    /// The address is odd for a mutex between workers: its message needs no look at the mutex.
+    @inline(never)
+    private func unlockOpenlyFromThread() {
+        noteOpenLock(isTaken: false)
+        releaseFromThread()
+    }
+
+    /// What stands for the mutex in `FiberRecord.openLocks`. Odd for one between workers, so that a message about it need not look at the mutex.
     @inline(__always)
-    private func noteOpenLock(of fiber: FiberPointer, _ change: Int) {
-        let token = UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) | (isShared ? 1 : 0)
-        if change > 0 { fiber.pointee.openLocks &+= token } else { fiber.pointee.openLocks &-= token }
+    private var token: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
+    @inline(__always)
+    private var sharedToken: UInt { token &+ 1 }
+
+    @inline(never)
+    private func noteOpenLock(isTaken: Bool) {
+        guard let context = cfiber_current() else { return cfiber_count_open_lock(isTaken ? 1 : -1) }
+        let fiber = FiberPointer(context: context)
+        let token = isShared ? sharedToken : token
+        fiber.pointee.openLocks = isTaken ? fiber.pointee.openLocks &+ token : fiber.pointee.openLocks &- token
     }
 
     /// The mutex ends while it is locked. Its holder may let it go, and has nothing to unlock then; for another one, it would be gone.
     @inline(never)
     private func noteGone() {
         let holder = state.load(ordering: .relaxed) & ~Self.contended
-        if holder == .caller { return noteOpenLock(-1) }
+        if holder == .caller { return noteOpenLock(isTaken: false) }
         if Holders.nameIfGone(holder) != nil { return }
         misuse(
             "the last reference to a \(name) went away while \(Holders.describe(holder)) holds it, which will unlock memory of something else: let what locks a mutex keep it, too"
