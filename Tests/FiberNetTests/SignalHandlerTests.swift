@@ -245,7 +245,7 @@ import Testing
     private let otherCalls = Atomic<Int>(0)
     private let passingOnCalls = Atomic<Int>(0)
     /// What `passingOn` has found.
-    nonisolated(unsafe) private var found = sigaction()
+    nonisolated(unsafe) private var found: (@convention(c) (Int32, UnsafeMutablePointer<siginfo_t>?, UnsafeMutableRawPointer?) -> Void)?
 
     private func calls(_ handler: Handler) -> Int {
         switch handler {
@@ -265,15 +265,16 @@ import Testing
         case .earlier: action.__sigaction_handler.sa_sigaction = { _, _, _ in earlierCalls.add(1, ordering: .relaxed) }
         case .other: action.__sigaction_handler.sa_sigaction = { _, _, _ in otherCalls.add(1, ordering: .relaxed) }
         case .passingOn:
-            found = sigaction()
+            // Initialises it, which a handler cannot.
+            found = nil
             action.__sigaction_handler.sa_sigaction = { number, info, context in
                 passingOnCalls.add(1, ordering: .relaxed)
-                found.__sigaction_handler.sa_sigaction(number, info, context)
+                found?(number, info, context)
             }
         }
         var before = sigaction()
         sigaction(number, &action, &before)
-        if handler == .passingOn { found = before }
+        if handler == .passingOn { found = before.__sigaction_handler.sa_sigaction }
         return before
     }
 

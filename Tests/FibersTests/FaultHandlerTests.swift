@@ -133,7 +133,7 @@ import Testing
     private let calls = Atomic<Int>(0)
     private typealias Body = @convention(c) (UnsafeMutablePointer<siginfo_t>?) -> Void
     nonisolated(unsafe) private var body: Body = { _ in }
-    nonisolated(unsafe) private var found = sigaction()
+    nonisolated(unsafe) private var found: (@convention(c) (Int32, UnsafeMutablePointer<siginfo_t>?, UnsafeMutableRawPointer?) -> Void)?
 
     /// Installs a handler with SIGUSR2 in its mask, on a thread that has SIGHUP blocked.
     private func handleFaults(flags: CInt, _ newBody: Body) {
@@ -154,14 +154,15 @@ import Testing
 
     /// Installs a handler over the one that is there, which it calls.
     private func passFaultsOn() {
-        found = sigaction()
-        var action = sigaction()
+        var (action, before) = (sigaction(), sigaction())
+        sigaction(SIGSEGV, nil, &before)
+        found = before.__sigaction_handler.sa_sigaction
         action.sa_flags = SA_SIGINFO | SA_ONSTACK
         action.__sigaction_handler.sa_sigaction = { number, info, context in
             say("passed on")
-            found.__sigaction_handler.sa_sigaction(number, info, context)
+            found?(number, info, context)
         }
-        sigaction(SIGSEGV, &action, &found)
+        sigaction(SIGSEGV, &action, nil)
     }
 
     private func handlerOfFaults() -> UInt {
