@@ -86,9 +86,11 @@ extension KernelTests {
                     reportingErrors {
                         try FiberRuntime.run(.init(workers: 1)) {
                             let lock = makeLock(shared: shared)
-                            try Fiber.spawnLocal(name: "forgetful") { try lock.lock() }.join()
-                            // On the same stack; it must neither be taken for the other one nor wait for it.
-                            try withTimeout(.seconds(10)) { try Fiber.spawnLocal { try lock.lock() }.join() }
+                            try withExtendedLifetime(lock) {
+                                try Fiber.spawnLocal(name: "forgetful") { try lock.lock() }.join()
+                                // On the same stack; it must neither be taken for the other one nor wait for it.
+                                try withTimeout(.seconds(10)) { try Fiber.spawnLocal { try lock.lock() }.join() }
+                            }
                         }
                     }
                 }
@@ -98,11 +100,14 @@ extension KernelTests {
                     reportingErrors {
                         try FiberRuntime.run(.init(workers: 1)) {
                             let locks = (0..<5).map { _ in makeLock(shared: shared) }
-                            try Fiber.spawnLocal(name: "forgetful") {
-                                for lock in locks { try lock.lock() }
-                                for lock in locks.prefix(2) { lock.unlock() }
-                                throw TestError()
-                            }.join()
+                            // A fiber may end with a mutex that goes away with it.
+                            try withExtendedLifetime(locks) {
+                                try Fiber.spawnLocal(name: "forgetful") {
+                                    for lock in locks { try lock.lock() }
+                                    for lock in locks.prefix(2) { lock.unlock() }
+                                    throw TestError()
+                                }.join()
+                            }
                         }
                     }
                 }
