@@ -90,7 +90,8 @@ extension KernelTests {
 
         /// They stand ready when they are left behind, and a handler that lets others run lets none of them.
         @Test func fibersLeftBehind_neverRunAgain_whenTheHandlerYields() throws {
-            let turns = Box(0)
+            // They keep it for ever.
+            let turns = leavingFibersBehind { Box(0) }
             let seen = Box<[Int]>([])
             let configuration = FiberRuntime.Configuration(
                 onWarning: { _ in
