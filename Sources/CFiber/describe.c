@@ -1,4 +1,4 @@
-// What a descriptor is, in words, for messages that stop the program.
+// Describes a descriptor in words, for messages that stop the program.
 #define _GNU_SOURCE
 #include "cfiber_system.h"
 #include <arpa/inet.h>

@@ -12,7 +12,7 @@ extension Kind {
         let go = FiberEvent()
         let target = try job.spawn(on: job.somewhere()) { child in
             child.step("be joined by many")
-            // Cancelled by nobody: those who give up must not end it.
+            // Nothing cancels this fiber: a waiter that gives up must not end it.
             try go.wait()
             return number
         }

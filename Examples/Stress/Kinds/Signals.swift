@@ -30,8 +30,8 @@ extension Kind {
         signals.close()
     }
 
-    /// Subscribes to a signal that no other job uses now, while another library installs a handler over ours. Each signal that is sent must reach who is to have it then, and the
-    /// handlers of others must be there again at the end.
+    /// Subscribes to a signal that no other job uses now, while another library installs a handler over ours. Each signal must reach its present handler and subscribers, and the
+    /// library's handlers must be in place again at the end.
     static let handlers = Kind("handlers", weight: 1, descriptors: 4, accounts: [.handledSignals]) { job in
         guard let library = Library.borrow() else { return }
         defer { library.giveBack() }

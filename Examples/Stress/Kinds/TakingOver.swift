@@ -40,7 +40,7 @@ extension Kind {
             let client = try job.opened { try TCPStream.connect(to: .unix(path: path)) }
             job.close(client)
         }
-        // Those before the last one lost the path to their successors.
+        // Each listener but the last lost the path to its successor.
         Account.takeovers.right += closing.count
         try owner.close(job).join()
     }
