@@ -39,11 +39,9 @@ extension NetTests {
             let page = try text(of: guides + "Fibers.md")
             let topics = try #require(page.firstRange(of: "## Topics")).upperBound
             var symbols: [String] = []
-            for folder in try names(in: "Sources/Fibers/", "", except: "Fibers.docc") {
-                for file in try names(in: "Sources/Fibers/\(folder)/", ".swift") {
-                    for line in try text(of: "Sources/Fibers/\(folder)/\(file).swift").split(separator: "\n") {
-                        if let symbol = publicSymbol(declaredBy: line) { symbols.append(symbol) }
-                    }
+            for file in try swiftFiles(below: "Sources/Fibers/") {
+                for line in try text(of: file).split(separator: "\n") {
+                    if let symbol = publicSymbol(declaredBy: line) { symbols.append(symbol) }
                 }
             }
             #expect(symbols.count > 10)
@@ -54,14 +52,20 @@ extension NetTests {
     }
 }
 
+/// The paths of the Swift files in a folder and in those below it.
+private func swiftFiles(below folder: String) throws -> [String] {
+    try names(in: folder, ".swift").map { "\(folder)\($0).swift" }
+        + names(in: folder, "").filter { !$0.contains(".") }.flatMap { try swiftFiles(below: "\(folder)\($0)/") }
+}
+
 /// The names of a folder's files, without an ending that they share, in order.
-private func names(in folder: String, _ ending: String, except: String = "") throws -> [String] {
+private func names(in folder: String, _ ending: String) throws -> [String] {
     let directory = try #require(opendir(sourceRoot + folder), "\(folder) cannot be read")
     defer { closedir(directory) }
     var names: [String] = []
     while let entry = readdir(directory) {
         let name = withUnsafeBytes(of: &entry.pointee.d_name) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }
-        if !name.hasPrefix("."), name.hasSuffix(ending), name != except { names.append(String(name.dropLast(ending.count))) }
+        if !name.hasPrefix("."), name.hasSuffix(ending) { names.append(String(name.dropLast(ending.count))) }
     }
     return names.sorted()
 }

@@ -4,9 +4,9 @@
 
    One worker with one fiber, which waits again and again; two threads that signal it; another that takes a signal and gives it back; and deadlines and cancellations
    on the worker, which may come at any time. Modelled, step by step, as in
-     Sources/Fibers/Parking/SharedWaiter.swift    the claim: one compare-and-swap takes the fiber out of the waiter's word
-     Sources/Fibers/Sync/FiberEvent.swift         the word: nothing, signalled, or the fiber
-     Sources/Fibers/Scheduling/Inbox.swift        push, the flag `sleeping`, and the eventfd
+     Sources/Fibers/Kernel/Parking/SharedWaiter.swift    the claim: one compare-and-swap takes the fiber out of the waiter's word
+     Sources/Fibers/Sync/FiberEvent.swift                the word: nothing, signalled, or the fiber
+     Sources/Fibers/Kernel/Scheduling/Inbox.swift        push, the flag `sleeping`, and the eventfd
 
    Checked, for every interleaving:
      * each park is claimed once (asserts), so nobody makes a fiber ready twice;

@@ -1,4 +1,4 @@
-// Deadlines and shields as users name them; the mechanism is in Parking/CancelScope.swift.
+// Deadlines and shields as users name them; the mechanism is in Kernel/Scopes/CancelScope.swift.
 
 import CFiber
 

@@ -1,4 +1,4 @@
-// Groups as users name them; the children's bookkeeping is in Parking/GroupRecord.swift.
+// Groups as users name them; the children's bookkeeping is in Kernel/Scopes/GroupRecord.swift.
 
 /// Fibers with a common end; made by ``withFiberGroup(limit:_:)``, and gone when that returns.
 public final class FiberGroup<Value> {
