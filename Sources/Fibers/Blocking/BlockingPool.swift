@@ -256,3 +256,8 @@ final class BlockingJob: ListElement, @unchecked Sendable {
         refused?(error)
     }
 }
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// The runtime's threads for blocking calls, which are the first of its attachments.
+    var blockingPool: BlockingPool { pointee.workers.attachments.first(as: BlockingPool.self) }
+}

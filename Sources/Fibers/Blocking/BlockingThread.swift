@@ -21,7 +21,7 @@ public func withBlockingThread<Result>(
 ) throws -> sending Result {
     let worker = Worker.here("withBlockingThread")
     let place = ResultPlace<Result>()
-    try worker.pointee.runtime.blocking.run(BlockingJob(name: name) { place.result = Swift.Result { try body() } }, for: worker)
+    try worker.blockingPool.run(BlockingJob(name: name) { place.result = Swift.Result { try body() } }, for: worker)
     return try place.take()
 }
 

@@ -11,7 +11,7 @@ package struct DetachedCall: Sendable {
     ///   - refused: called instead, on any thread, when there is no thread to be had.
     ///   - body: what to do; it runs outside any fiber, and may do so after the runtime has ended.
     package init(name: String, refused: @escaping @Sendable (ResourceError) -> Void, _ body: @escaping @Sendable () -> Void) {
-        pool = Worker.here("DetachedCall").pointee.runtime.blocking
+        pool = Worker.here("DetachedCall").blockingPool
         job = BlockingJob(name: name, refused: refused, body)
         pool.start(job)
     }

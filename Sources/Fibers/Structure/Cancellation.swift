@@ -2,26 +2,6 @@
 
 import CFiber
 
-/// The time that was given to a piece of work was over before the work was.
-public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
-    /// The limit of the ``withTimeout(_:_:)`` whose time was over; of a ``withDeadline(_:_:)`` what was left when it began.
-    public let limit: Duration
-    /// What the fiber that called ``withTimeout(_:_:)`` was waiting for when the time was over: `sleep`, `a message`, `read descriptor 7`; `running or ready` if it was computing. What it or other fibers
-    /// did afterwards to clean up is not named here.
-    public let operation: String
-    /// The error by which a waiting call told the body, where that says more: an `IOError` has the number of bytes that were written, for instance.
-    public let underlying: (any Error)?
-
-    public var description: String { "timed out after \(limit) (\(operation))" }
-
-    public static func == (a: TimeoutError, b: TimeoutError) -> Bool { a.limit == b.limit && a.operation == b.operation }
-
-    public func hash(into hasher: inout Hasher) {
-        hasher.combine(limit)
-        hasher.combine(operation)
-    }
-}
-
 /// Runs `body`, for so long at most: then every call in it that waits, or would wait, throws, until the body has ended.
 ///
 /// ```swift
@@ -70,12 +50,7 @@ public func withDeadline<Result>(_ deadline: ContinuousClock.Instant, _ body: ()
 /// Give it a deadline of its own, as here: nothing else ends it.
 @discardableResult
 public func withCancellationShield<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
-    var scope = CancelScope(.shield, of: Worker.here("withCancellationShield").running)
-    return try _withUnprotectedUnsafeMutablePointer(to: &scope) { scope throws(Failure) in
-        scope.enter()
-        defer { scope.leave() }
-        return try body()
-    }
+    try Worker.here("withCancellationShield").shielded(body)
 }
 
 @inline(__always)
@@ -95,18 +70,4 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
         guard pointee.cause == self && isCancellation(error) else { return error }
         return timeoutError(underlying: error is CancellationError ? nil : error)
     }
-
-    func timeoutError(underlying: (any Error)? = nil) -> TimeoutError {
-        TimeoutError(limit: .nanoseconds(pointee.limit), operation: interrupted.description, underlying: underlying)
-    }
-}
-
-/// An error of an operation that may have been ended by a cancellation, or by the deadline of a scope, and says more than that.
-package protocol OperationError: Error {
-    var isCancellation: Bool { get }
-}
-
-/// True for the errors that a park throws because a scope around it was cancelled.
-package func isCancellation(_ error: any Error) -> Bool {
-    error is CancellationError || (error as? any OperationError)?.isCancellation == true
 }

@@ -1,5 +1,3 @@
-import Glibc
-
 extension FiberRuntime {
     /// How a runtime is set up. Every value has a default that suits a server.
     public struct Configuration: Sendable {
@@ -47,6 +45,9 @@ extension FiberRuntime {
         /// How long threads for blocking calls must not have been needed before they end.
         package var blockingIdleLimit = Duration.seconds(10)
 
+        /// What the random numbers of the workers are made of; nil for the time at which each starts. For tests that repeat a run.
+        package var randomSeed: UInt64?
+
         /// Makes the driver of the runtime's worker, epoll's if nil: for tests that own the time.
         package var makeDriver: (@Sendable () throws(ResourceError) -> Driver)?
 
@@ -68,9 +69,21 @@ extension FiberRuntime {
             self.onWarning = onWarning
         }
 
-        func warn(_ message: String) { callHandler("onWarning") { onWarning(message) } }
+        /// What the kernel is told of it.
+        var settings: WorkerSettings {
+            WorkerSettings(
+                workers: workers, pinsWorkers: pinsWorkers, stackSize: stackSize, guards: stackGuards,
+                trimInterval: Deadline.nanoseconds(trimInterval), shutdownLimit: shutdownLimit, randomSeed: randomSeed,
+                readBufferSize: readBufferSize, makeDriver: makeDriver, onUnhandledError: onUnhandledError, onWarning: onWarning)
+        }
 
-        func report(_ error: UnhandledFiberError) { callHandler("onUnhandledError") { onUnhandledError(error) } }
+        private var stackGuards: StackGuards {
+            switch guards {
+            case .automatic: .automatic
+            case .pageTables: .pageTables
+            case .mprotect: .mprotect
+            }
+        }
 
         func check() {
             require(
@@ -81,38 +94,6 @@ extension FiberRuntime {
                 "Configuration.stackSize must be a power of two from 128 KiB to 1 GiB, 64 KiB of which are the guard; it is \(stackSize)")
             require(blockingThreads >= 1, "Configuration.blockingThreads must be at least 1; it is \(blockingThreads)")
             require(readBufferSize >= 512, "Configuration.readBufferSize must be at least 512 bytes; it is \(readBufferSize)")
-        }
-    }
-}
-
-/// An error that a fiber threw and nobody joined.
-public struct UnhandledFiberError: Sendable, CustomStringConvertible {
-    public let fiberID: UInt64
-    public let fiberName: String?
-    public let error: any Error
-
-    public var description: String {
-        let name = fiberName.map { " \"\($0)\"" } ?? ""
-        return "fiber #\(fiberID)\(name) ended with an error that nobody joined: \(error)"
-    }
-
-    /// Writes the description as one line.
-    public func printToStandardError() {
-        printLineToStandardError(description)
-    }
-}
-
-/// Writes one line to standard error in one system call, so that lines of several threads are not mixed.
-@usableFromInline
-func printLineToStandardError(_ text: String) {
-    var line = String(decoding: text.utf8.map { $0 == 10 || $0 == 13 ? 32 : $0 } + [10], as: UTF8.self)
-    line.withUTF8 { bytes in
-        var written = 0
-        while written < bytes.count {
-            let count = write(STDERR_FILENO, bytes.baseAddress.unsafelyUnwrapped + written, bytes.count - written)
-            // A signal interrupts a write to a pipe that is full, before it begins or in the middle.
-            if count == 0 || count < 0 && errno != EINTR { return }
-            written += max(count, 0)
         }
     }
 }

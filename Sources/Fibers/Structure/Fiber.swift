@@ -1,5 +1,4 @@
 import CFiber
-import Glibc
 
 /// A fiber: a piece of straight-line code with a stack of its own, which parks when it waits and lets its thread go on with others.
 ///
@@ -180,34 +179,4 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
 
     /// The bytes of stack that a fiber of this runtime can use; 0 once it has finished, and on other workers.
     public var stackSize: Int { record?.context.pointee.stack_size ?? 0 }
-}
-
-extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Parks the running fiber until a deadline; one that has passed lets the others run once.
-    func sleep(until deadline: Int64) throws {
-        try refuseIfCancelled()
-        guard deadline > 0 else { return yield() }
-        _ = beginPark()
-        let outcome = park(.sleep, until: deadline)
-        if outcome != .timedOut { try check(outcome) }
-    }
-
-    /// For calls that need not park. Throws in a cancelled fiber, after others have run, so that a loop that ignores it starves nobody.
-    func refuseIfCancelled() throws { if isRefused { throw running.cancellation } }
-
-    /// Whether the running fiber is cancelled; then it has let others run.
-    var isRefused: Bool {
-        guard isCancelled else { return false }
-        yield()
-        return true
-    }
-
-    /// Throws what a park that did not end well says.
-    package func check(_ outcome: Outcome) throws {
-        switch outcome {
-        case .ready, .closed, .timedOut: return
-        case .cancelled: throw running.cancellation
-        case .noTimer: throw ResourceError.memory(ENOMEM, "growing the timer queue", bytes: 16 * 2 * pointee.timers.count)
-        }
-    }
 }

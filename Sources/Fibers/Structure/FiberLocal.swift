@@ -1,9 +1,7 @@
 // Values that belong to a fiber and those it spawns.
 //
-// Invariants:
-//   * a record has a list of settings, innermost first, which never change once made; a child begins with its parent's list at the spawn, so what either sets later is
-//     not seen by the other;
-//   * the list is nil where nothing was set: then a spawn pays one look at a word, and a switch pays nothing ever.
+// A record has a list of settings (`FiberLocalNode`), innermost first; a child begins with its parent's list at the spawn, so what either sets later is not seen by the other. The
+// list is nil where nothing was set: then a spawn pays one look at a word, and a switch pays nothing ever.
 
 /// A variable with a value of its own in each fiber: a request's id for log lines, say.
 ///
@@ -43,30 +41,6 @@ public final class FiberLocal<Value: Sendable>: Sendable {
         // Released when it is in the list no more: what it holds may look there in its deinit.
         defer { withExtendedLifetime(setting) { fiber.pointee.locals = outer } }
         return try body()
-    }
-}
-
-/// One setting. The key is kept alive, so that no other fiber-local gets its identity.
-class FiberLocalNode {
-    let owner: AnyObject
-    @exclusivity(unchecked) private(set) var next: FiberLocalNode?
-
-    init(_ owner: AnyObject, next: FiberLocalNode?) {
-        self.owner = owner
-        self.next = next
-    }
-
-    final var key: ObjectIdentifier { ObjectIdentifier(owner) }
-
-    // One by one: where each generation of fibers sets a value and spawns the next, the list is longer than a stack is deep.
-    deinit {
-        var rest = next
-        next = nil
-        while isKnownUniquelyReferenced(&rest) {
-            let following = rest.unsafelyUnwrapped.next
-            rest.unsafelyUnwrapped.next = nil
-            rest = following
-        }
     }
 }
 

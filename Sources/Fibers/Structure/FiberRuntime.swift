@@ -13,21 +13,18 @@ import Glibc
 /// A runtime keeps no state behind when it ends: descriptors, stacks, threads and signal dispositions are as before, and another can be started. One thing stays: where the
 /// process was started with closed standard streams, the first runtime opens `/dev/null` for them, so that what is written to standard error goes into nobody's connection.
 public final class FiberRuntime: Sendable {
-    let configuration: Configuration
-    let workers = WorkerSet()
+    let workers: WorkerSet
     /// Threads for blocking calls, of which there are none until the first one.
     let blocking: BlockingPool
-    /// What other modules keep once per runtime.
-    package let attachments = Attachments()
 
     private init(_ configuration: Configuration) {
-        self.configuration = configuration
         var cpus = cfiber_cpus()
         // Those that the calling thread may use as long as it is not bound to one of them.
         let isBoundLater = configuration.pinsWorkers && cfiber_allowed_cpus(&cpus) == 0
         blocking = BlockingPool(
             limit: configuration.blockingThreads, idleLimit: Deadline.nanoseconds(configuration.blockingIdleLimit),
             cpus: isBoundLater ? cpus : nil)
+        workers = WorkerSet(configuration.settings, Attachments(first: blocking))
     }
 
     /// Starts a runtime, runs `main` as its first fiber on the calling thread, and returns what that returns or throws what it throws, after **all** fibers have ended.
@@ -51,11 +48,11 @@ public final class FiberRuntime: Sendable {
         let status = cfiber_fill_standard_streams()
         if status < 0 { throw ResourceError.standardStreams(-status) }
         let runtime = FiberRuntime(configuration)
-        let crew = try WorkerCrew(runtime)
+        let crew = try WorkerCrew(runtime.workers)
         let worker = crew.first
         defer {
             crew.end()
-            runtime.attachments.end()
+            runtime.workers.attachments.end()
             runtime.stopBlocking()
         }
         var result: Result<Value, any Error>?
@@ -75,22 +72,22 @@ public final class FiberRuntime: Sendable {
     }
 
     /// How many workers the calling fiber's runtime has.
-    public static var workerCount: Int { Worker.here("FiberRuntime.workerCount").pointee.runtime.workers.all.count }
+    public static var workerCount: Int { Worker.here("FiberRuntime.workerCount").pointee.workers.all.count }
 
     /// Which of them runs the calling fiber; nil outside fibers. The thread that called ``run(_:_:)`` is 0.
     public static var currentWorker: Int? { Worker.current?.pointee.index }
 
     /// What the threads for blocking calls do; see ``withBlockingThread(name:_:)``.
     public static var blockingStatistics: BlockingStatistics {
-        Worker.here("FiberRuntime.blockingStatistics").pointee.runtime.blocking.statistics
+        Worker.here("FiberRuntime.blockingStatistics").blockingPool.statistics
     }
 
     /// Waits for the calls that fibers have left to themselves.
     private func stopBlocking() {
-        let left = blocking.stop(until: Deadline.after(configuration.shutdownLimit))
+        let left = blocking.stop(until: Deadline.after(workers.settings.shutdownLimit))
         if left.isEmpty { return }
         let names = left.prefix(20).joined(separator: ", ") + (left.count > 20 ? ", and \(left.count - 20) more" : "")
-        configuration.warn(
+        workers.settings.warn(
             "the runtime ends while blocking calls that were cancelled still run, each on a thread of its own: \(names)")
     }
 
@@ -104,8 +101,8 @@ public final class FiberRuntime: Sendable {
     /// - Parameter limit: how long the fibers may take, nil for ``Configuration/shutdownLimit``. Of several calls the earliest end counts.
     public static func shutDown(within limit: Duration? = nil) {
         let worker = Worker.here("FiberRuntime.shutDown")
-        let deadline = Deadline.after(limit ?? worker.pointee.runtime.configuration.shutdownLimit)
-        for other in worker.pointee.runtime.workers.all where other != worker {
+        let deadline = Deadline.after(limit ?? worker.pointee.workers.settings.shutdownLimit)
+        for other in worker.pointee.workers.all where other != worker {
             other.pointee.inbox.push(Message { other, _ in other.shutDown(until: deadline) })
         }
         worker.shutDown(until: deadline)

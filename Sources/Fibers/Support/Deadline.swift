@@ -1,20 +1,7 @@
 // Deadlines are nanoseconds of CLOCK_MONOTONIC, `Int64.max` for never.
 
-import CFiber
-
 package enum Deadline {
     @inline(__always) package static var never: Int64 { .max }
-
-    /// The moment a duration from now; never, where that lies beyond what the clock can show (292 years).
-    package static func after(_ duration: Duration) -> Int64 {
-        after(duration, from: Worker.current?.now ?? cfiber_now())
-    }
-
-    @inline(__always)
-    package static func after(_ duration: Duration?) -> Int64 {
-        guard let duration else { return never }
-        return after(duration)
-    }
 
     @inline(__always)
     package static func after(_ duration: Duration, from start: Int64) -> Int64 {

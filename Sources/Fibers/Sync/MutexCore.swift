@@ -96,7 +96,7 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     /// Waits for a moment, where somebody else has the mutex and nobody waits in line: sections are short, and to park takes longer. Not where that may be a fiber that waits for this
     /// very thread: with one worker, or more than CPUs.
     private func watch(_ me: Holder) {
-        if let worker = Worker.current, !worker.pointee.runtime.workers.mayWatch { return }
+        if let worker = Worker.current, !worker.pointee.workers.mayWatch { return }
         for _ in 0..<Self.looks {
             let state = state.load(ordering: .relaxed)
             if state == 0 || state & Self.contended != 0 || state == me { return }
@@ -256,25 +256,4 @@ final class MutexCore: SyncCore, @unchecked Sendable {
             "\(who) unlocks a mutex that \(Holders.describe(holder)) holds: only the holder unlocks it; to signal somebody else use a FiberEvent, a semaphore or a condition"
         )
     }
-}
-
-/// A fiber has ended with locks that it took by `lock()`: nobody could ever unlock them.
-@inline(never)
-func stopEndedWithLocks(_ fiber: FiberPointer) -> Never {
-    let token = fiber.pointee.openLocks
-    let address = UnsafeRawPointer(bitPattern: token & ~1)
-    #if arch(arm64)
-        let end: UInt = 1 << 48
-    #else
-        let end: UInt = 1 << 47
-    #endif
-    // A sum of several is larger than an address can be, as a rule, and no multiple of 16 where some are shared. Nothing is read there.
-    let isOne = token & 15 <= 1 && token < end
-    let locks =
-        isOne
-        ? "a \(token & 1 == 1 ? "FiberMutex" : "LocalMutex") locked (the one at \(address.map { "\($0)" } ?? "0"))"
-        : "several mutexes locked"
-    misuse(
-        "\(fiber.numberAndName) has ended and left \(locks), which nobody else could ever unlock: call unlock() on each way out, also where an error is thrown, or use withLock { … }, which does"
-    )
 }

@@ -29,7 +29,7 @@ package final class FiberCore: @unchecked Sendable {
     /// Handles of a fiber whose result may not go to other workers do not either, but a `Fiber` may, and be the last to go.
     deinit {
         guard _slowPath(object != nil), let here = Worker.current, here != home, object is any StayingHome else { return }
-        let workers = here.pointee.runtime.workers
+        let workers = here.pointee.workers
         guard workers.contains(home) else { return }
         // Nothing of it stays here: whoever lets go of it last must not be this thread.
         let result = Unmanaged.passRetained(object.unsafelyUnwrapped)
@@ -148,107 +148,3 @@ final class SentBody<Value>: Departing, @unchecked Sendable {
 /// Starts the body of a life; specialised where the type of its result is known.
 @usableFromInline
 typealias FiberBodyRunner = (_ core: FiberCore, _ body: UnsafeMutableRawPointer) -> Void
-
-/// An error that a fiber threw, until somebody takes it. If nobody ever does, the runtime's handler hears of it, once.
-@usableFromInline
-package final class UndeliveredError {
-    let error: any Error
-    /// The failure of another fiber that this one had and passed on.
-    private let passedOn: UndeliveredError?
-    private let id: UInt64
-    private let name: String?
-    private let runtime: FiberRuntime
-    private let isDelivered: Atomic<Bool>
-
-    @usableFromInline
-    init(_ error: any Error, of core: FiberCore) {
-        let record = core.record.unsafelyUnwrapped
-        // A cancelled fiber that ends because of that is no news for anybody.
-        let wasCancelled = record.base.pointee.cause != nil && isCancellation(error)
-        self.error = wasCancelled ? CancellationError() : error
-        passedOn = core.failuresHad?.failure(with: error)
-        isDelivered = Atomic(wasCancelled)
-        id = core.id
-        name = record.name
-        runtime = record.pointee.worker.pointee.runtime
-    }
-
-    /// Of a life that could not begin.
-    init(_ error: any Error, of core: FiberCore, name: String?, isDelivered: Bool) {
-        self.error = error
-        passedOn = nil
-        self.isDelivered = Atomic(isDelivered)
-        id = core.id
-        self.name = name
-        runtime = core.home.pointee.runtime
-    }
-
-    /// The failure that this one is, wherever it has come by.
-    var origin: UndeliveredError { passedOn ?? self }
-
-    /// The error, for the group whose child has failed.
-    func take() -> any Error {
-        isDelivered.store(true, ordering: .relaxed)
-        return error
-    }
-
-    /// The error, for a caller that joins.
-    @usableFromInline
-    func deliver() -> any Error {
-        if let worker = Worker.current { worker.running.noteHad(origin) }
-        return take()
-    }
-
-    deinit {
-        guard !isDelivered.load(ordering: .relaxed) else { return }
-        runtime.configuration.report(UnhandledFiberError(fiberID: id, fiberName: name, error: error))
-    }
-}
-
-/// The failures of other fibers that a fiber has had, by joining or from a group of its own. So a failure that it passes on is known for what it is.
-///
-/// It holds them weakly: a fiber that joins others all its life must not keep their errors. A failure that matters is held by the ledger of the group that has counted it.
-final class FailuresHad {
-    private struct Entry {
-        weak var failure: UndeliveredError?
-    }
-
-    /// By where the error lies. As long as the failure is there, no other error lies in the same place.
-    private var entries: [UInt: Entry] = [:]
-    private var limit = 8
-
-    func note(_ failure: UndeliveredError) {
-        if entries.count >= limit {
-            entries = entries.filter { $0.value.failure != nil }
-            limit = max(8, 2 * entries.count)
-        }
-        entries[Self.place(of: failure.error)] = Entry(failure: failure)
-    }
-
-    func failure(with error: any Error) -> UndeliveredError? { entries[Self.place(of: error)]?.failure }
-
-    // The coercion says that the existential itself is meant, which is one pointer, and not what is in it.
-    private static func place(of error: any Error) -> UInt { unsafeBitCast(error as any Error, to: UInt.self) }
-}
-
-extension FiberCore {
-    fileprivate var failuresHad: FailuresHad? { object as? FailuresHad }
-}
-
-extension UnsafeMutablePointer where Pointee == FiberRecord {
-    /// Remembers that the running fiber, which may be the root, has got the failure of another one.
-    func noteHad(_ failure: UndeliveredError) {
-        core?._withUnsafeGuaranteedRef { core in
-            // Not in the last moments of a life, whose result is there.
-            guard core.record != nil, core.object == nil || core.object is FailuresHad else { return }
-            let had = core.failuresHad ?? FailuresHad()
-            had.note(failure)
-            core.object = had
-        }
-    }
-
-    /// The failure by which the running fiber has got an error, if it has it from another one.
-    func failureHad(_ error: any Error) -> UndeliveredError? {
-        core.flatMap { $0._withUnsafeGuaranteedRef { $0.failuresHad?.failure(with: error) } }
-    }
-}

@@ -50,7 +50,7 @@ struct StackPool {
     /// Stacks that one trim gives back at most, so that it delays nobody by more than about a millisecond.
     static let trimBatch = 1024
 
-    init(stackSize: Int, guards: FiberRuntime.Configuration.Guards, trimInterval: Int64) {
+    init(stackSize: Int, guards: StackGuards, trimInterval: Int64) {
         self.trimInterval = max(0, trimInterval)
         stride = stackSize
         guardSize = Self.guardBytes

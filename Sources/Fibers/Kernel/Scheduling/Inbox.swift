@@ -34,7 +34,7 @@ final class Message {
             core = nil
             worker.release(last)
         }
-        if isAwaited { worker.pointee.runtime.workers.noteArrival(at: worker) }
+        if isAwaited { worker.pointee.workers.noteArrival(at: worker) }
     }
 }
 

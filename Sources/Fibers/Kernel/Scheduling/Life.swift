@@ -46,7 +46,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     }
 
     func releaseLeftovers() {
-        guard !pointee.isAbandoned, pointee.isActive || pointee.runtime.workers.activate(self),
+        guard !pointee.isAbandoned, pointee.isActive || pointee.workers.activate(self),
             let (_, place) = try? start(name: nil, { FiberCore.run($0, $1, Void.self, staysHome: false) })
         else { return }
         let objects = pointee.leftovers

@@ -51,7 +51,7 @@ struct Departure {
 extension UnsafeMutablePointer where Pointee == WorkerState {
     /// The worker that an index names, or the least loaded.
     func target(_ index: Int?) -> Worker {
-        let workers = pointee.runtime.workers
+        let workers = pointee.workers
         guard let index else { return workers.leastLoaded(from: self) }
         require(
             workers.all.indices.contains(index),
@@ -72,7 +72,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     func send(_ core: FiberCore, _ departure: Departure, _ runner: @escaping FiberBodyRunner, _ body: any Departing) {
         let message = Message(about: core) { home, core in home.receive(core.unsafelyUnwrapped, departure, runner, body) }
         core.home.pointee.arriving.add(1, ordering: .relaxed)
-        pointee.runtime.workers.send(message, to: core.home)
+        pointee.workers.send(message, to: core.home)
     }
 
     private func receive(
@@ -128,7 +128,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Parks the running fiber until the life of one on another worker is over.
     func joinRemote(_ core: FiberCore) throws {
         require(
-            pointee.runtime.workers.contains(core.home),
+            pointee.workers.contains(core.home),
             "join() was called on a fiber of another runtime: join it in a fiber of its own, or after its FiberRuntime.run has returned")
         try refuseIfCancelled()
         let join = RemoteJoin()
@@ -146,7 +146,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let outcome = park(.join(core.id))
         if outcome != .ready {
             let message = Message(about: core) { _, core in core.unsafelyUnwrapped.remote?.joins.remove(join) }
-            pointee.runtime.workers.send(message, to: core.home)
+            pointee.workers.send(message, to: core.home)
         }
         try check(outcome)
     }
@@ -160,8 +160,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             return
         }
         require(
-            pointee.runtime.workers.contains(core.home),
+            pointee.workers.contains(core.home),
             "cancel() was called on a fiber of another runtime: cancel it in a fiber of its own")
-        pointee.runtime.workers.send(Message(about: core) { home, core in home.cancel(core.unsafelyUnwrapped) }, to: core.home)
+        pointee.workers.send(Message(about: core) { home, core in home.cancel(core.unsafelyUnwrapped) }, to: core.home)
     }
 }

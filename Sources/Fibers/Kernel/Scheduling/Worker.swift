@@ -67,9 +67,9 @@ package struct WorkerState: ~Copyable {
     var endOfIDs: UInt64 = 0
     var epochBase: UInt64 = 0
     /// What the next random number is made of.
-    var random = cfiber_counter()
-    let runtime: FiberRuntime
-    /// The runtime by its address.
+    var random: UInt64
+    let workers: WorkerSet
+    /// The set of workers by its address.
     let home: UnsafeRawPointer
     /// Its place among the runtime's workers. The thread that called `run` is 0.
     package let index: Int
@@ -252,7 +252,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Runs fibers until the runtime has none any more, on any worker, but those that are abandoned.
     func runUntilDone() {
-        let workers = pointee.runtime.workers
+        let workers = pointee.workers
         pointee.tickBegan = cfiber_counter()
         while true {
             if _slowPath(pointee.abandonAt != .max && !pointee.isAbandoned && isOverdue) { abandonFibers() }
@@ -326,7 +326,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let sent = pointee.inbox.endSleep()
         pointee.tick = Swift.min(pointee.tick, Self.firstTick)
         pointee.budget = pointee.tick
-        if pointee.runtime.workers.mayWatch && sent != 0 { noteWake(sent: sent, after: Int64(bitPattern: sent &- begun)) }
+        if pointee.workers.mayWatch && sent != 0 { noteWake(sent: sent, after: Int64(bitPattern: sent &- begun)) }
     }
 
     /// A timer would expire while the worker watches.
@@ -401,7 +401,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// True when nobody on this worker has anything to do, and the other workers have CPUs of their own.
     @inline(__always)
-    var mayPause: Bool { pointee.ready.isEmpty && pointee.runtime.workers.mayWatch && !isPollDue }
+    var mayPause: Bool { pointee.ready.isEmpty && pointee.workers.mayWatch && !isPollDue }
 
     @inline(__always)
     private var isPollDue: Bool { isPollDue(at: cfiber_counter()) }
@@ -451,27 +451,18 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Tells the runtime's handler of a condition that the program should know: in a fiber of its own, where it may wait and holds up nobody, or, when there is none to be had, here.
     package func warn(_ message: String) {
-        let configuration = pointee.runtime.configuration
-        if !pointee.isAbandoned, pointee.isActive || pointee.runtime.workers.activate(self),
+        let workers = pointee.workers
+        if !pointee.isAbandoned, pointee.isActive || workers.activate(self),
             let (_, place) = try? start(name: "onWarning", { FiberCore.run($0, $1, Void.self, staysHome: false) })
         {
-            place.initializeMemory(as: (() throws -> Void).self, to: { configuration.warn(message) })
+            place.initializeMemory(as: (() throws -> Void).self, to: { workers.settings.warn(message) })
         } else {
-            configuration.warn(message)
+            workers.settings.warn(message)
         }
     }
 
     /// Tells the runtime's handler of an error of the running fiber that nobody else will hear of.
     package func reportUnhandled(_ error: any Error) {
-        pointee.runtime.configuration.report(UnhandledFiberError(fiberID: running.id, fiberName: running.name, error: error))
+        pointee.workers.settings.report(UnhandledFiberError(fiberID: running.id, fiberName: running.name, error: error))
     }
-}
-
-/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), cut to 32 bits and brought below the limit by a multiplication.
-func nextRandomNumber(_ state: inout UInt64, below limit: UInt32) -> UInt32 {
-    state &+= 0x9e37_79b9_7f4a_7c15
-    var z = state
-    z = (z ^ (z >> 30)) &* 0xbf58_476d_1ce4_e5b9
-    z = (z ^ (z >> 27)) &* 0x94d0_49bb_1331_11eb
-    return UInt32(truncatingIfNeeded: ((z >> 32) &* UInt64(limit)) >> 32)
 }

@@ -14,7 +14,7 @@ final class WorkerCrew {
     private final class Start: @unchecked Sendable {
         enum Phase { case starting, running, cancelled }
 
-        let runtime: FiberRuntime
+        let set: WorkerSet
         /// Those to which workers are bound, if they are.
         let cpus: cfiber_cpus?
         private let cpuCount: Int
@@ -24,8 +24,8 @@ final class WorkerCrew {
         private var workers: [Int: Worker] = [:]
         private var failure: ResourceError?
 
-        init(_ runtime: FiberRuntime, cpus: cfiber_cpus?, count: Int) {
-            self.runtime = runtime
+        init(_ set: WorkerSet, cpus: cfiber_cpus?, count: Int) {
+            self.set = set
             self.cpus = cpus
             cpuCount = count
             change = ThreadCondition(lock)
@@ -37,7 +37,7 @@ final class WorkerCrew {
                 let status = cfiber_pin(&cpus, Int32(index))
                 if status < 0 { throw .descriptors(-status, "sched_setaffinity") }
             }
-            return try Worker.make(runtime, index: index)
+            return try Worker.make(set, index: index)
         }
 
         /// The life of a thread.
@@ -69,7 +69,7 @@ final class WorkerCrew {
                 self.failure = self.failure ?? failure
                 while self.failure == nil && workers.count < started { change.wait(until: .max) }
                 if self.failure == nil {
-                    runtime.workers.complete([first] + (0..<started).map { workers[$0 + 1].unsafelyUnwrapped }, cpus: cpuCount)
+                    set.complete([first] + (0..<started).map { workers[$0 + 1].unsafelyUnwrapped }, cpus: cpuCount)
                 }
                 phase = self.failure == nil ? .running : .cancelled
                 change.broadcast()
@@ -78,13 +78,13 @@ final class WorkerCrew {
         }
     }
 
-    init(_ runtime: FiberRuntime) throws(ResourceError) {
+    init(_ set: WorkerSet) throws(ResourceError) {
         var cpus = cfiber_cpus()
         let isKnown = cfiber_allowed_cpus(&cpus) == 0
         let available = isKnown ? min(Int(cpus.count), Int(cfiber_cpu_quota())) : 1
-        let count = runtime.configuration.workers ?? Self.automatic(available)
-        let pins = runtime.configuration.pinsWorkers && isKnown
-        start = Start(runtime, cpus: pins ? cpus : nil, count: available)
+        let count = set.settings.workers ?? Self.automatic(available)
+        let pins = set.settings.pinsWorkers && isKnown
+        start = Start(set, cpus: pins ? cpus : nil, count: available)
         affinity = pins ? cpus : nil
         do throws(ResourceError) { first = try start.make(0) } catch {
             Self.release(&affinity)
@@ -141,10 +141,10 @@ final class WorkerCrew {
     /// Ends the calling thread's worker and waits for the other threads.
     func end() {
         // There was not even a `main`.
-        if first.pointee.isActive { start.runtime.workers.noteEnd() }
+        if first.pointee.isActive { start.set.noteEnd() }
         first.destroy()
         for thread in threads { pthread_join(thread, nil) }
-        start.runtime.workers.dissolve()
+        start.set.dissolve()
         Self.release(&affinity)
     }
 }

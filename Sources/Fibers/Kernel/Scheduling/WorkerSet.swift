@@ -1,4 +1,4 @@
-// The workers of a runtime, and how they end together.
+// The workers of a runtime, what they have in common, and how they end together.
 //
 // Invariants:
 //   * `activity` counts the workers that have fibers and the messages that must arrive: those that bring a fiber, and those that nobody waits for and that may be the last to
@@ -11,6 +11,9 @@ import CFiber
 import Synchronization
 
 final class WorkerSet: @unchecked Sendable {
+    let settings: WorkerSettings
+    /// What higher floors keep for these workers.
+    let attachments: Attachments
     /// By index. Complete before the first fiber runs, and not changed from then on.
     private(set) var all: [Worker] = []
     private var inboxes: [Inbox] = []
@@ -21,6 +24,11 @@ final class WorkerSet: @unchecked Sendable {
 
     /// Whether a worker may keep a CPU busy for some microseconds when it expects something from another: there are several, and a CPU for each.
     private(set) var mayWatch = false
+
+    init(_ settings: WorkerSettings, _ attachments: Attachments) {
+        self.settings = settings
+        self.attachments = attachments
+    }
 
     func complete(_ workers: [Worker], cpus: Int) {
         all = workers
@@ -102,4 +110,7 @@ final class WorkerSet: @unchecked Sendable {
 extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Fibers that are here or on their way. Any thread of the runtime.
     fileprivate var load: Int { live &+ pointee.arriving.load(ordering: .relaxed) }
+
+    /// What higher floors keep once per runtime.
+    package var attachments: Attachments { pointee.workers.attachments }
 }

@@ -5,10 +5,10 @@ import Glibc
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
     /// A worker for the calling thread.
-    static func make(_ runtime: FiberRuntime, index: Int) throws(ResourceError) -> Worker {
+    static func make(_ workers: WorkerSet, index: Int) throws(ResourceError) -> Worker {
         let worker = Worker.allocate(capacity: 1)
         do {
-            try worker.setUp(runtime, index)
+            try worker.setUp(workers, index)
         } catch {
             worker.deallocate()
             throw error
@@ -16,15 +16,15 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return worker
     }
 
-    private func setUp(_ runtime: FiberRuntime, _ index: Int) throws(ResourceError) {
+    private func setUp(_ workers: WorkerSet, _ index: Int) throws(ResourceError) {
         let worker = self
         let inbox = try Inbox()
-        let configuration = runtime.configuration
+        let settings = workers.settings
         let driver =
-            if let makeDriver = configuration.makeDriver {
+            if let makeDriver = settings.makeDriver {
                 try makeDriver()
             } else {
-                try EpollDriver(owner: worker, index: index, inbox: inbox, bufferSize: configuration.readBufferSize) as Driver
+                try EpollDriver(owner: worker, index: index, inbox: inbox, bufferSize: settings.readBufferSize) as Driver
             }
         guard let ready = ReadyQueue() else { throw .memory(ENOMEM, "making the ready queue", bytes: 512) }
         var overflowState: UnsafeMutableRawPointer?
@@ -38,10 +38,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         worker.initialize(
             to: WorkerState(
                 ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), driver: driver, lentDriver: .passUnretained(driver),
-                pool: StackPool(
-                    stackSize: runtime.configuration.stackSize, guards: runtime.configuration.guards,
-                    trimInterval: Deadline.nanoseconds(runtime.configuration.trimInterval)),
-                runtime: runtime, home: UnsafeRawPointer(Unmanaged.passUnretained(runtime).toOpaque()), index: index,
+                pool: StackPool(stackSize: settings.stackSize, guards: settings.guards, trimInterval: settings.trimInterval),
+                random: settings.randomSeed.map { $0 &+ UInt64(index) } ?? cfiber_counter(),
+                workers: workers, home: UnsafeRawPointer(Unmanaged.passUnretained(workers).toOpaque()), index: index,
                 number: Holders.takeWorkerNumber(), root: root,
                 overflowState: overflowState))
         require(

@@ -95,6 +95,11 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
         pointee.interruptedSubject = fiber.reason.subject
     }
 
+    /// The error of a deadline that has ended what was done in the scope.
+    func timeoutError(underlying: (any Error)? = nil) -> TimeoutError {
+        TimeoutError(limit: .nanoseconds(pointee.limit), operation: interrupted.description, underlying: underlying)
+    }
+
     /// What the fiber of a scope that is a cause was doing when the scope was cancelled.
     var interrupted: WaitReason { WaitReason(pointee.interruptedKind, pointee.interruptedSubject) }
 
@@ -214,6 +219,17 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         guard fiber.pointee.scope.pointee.effective <= now else { return false }
         cancelExpired(fiber)
         return true
+    }
+
+    /// Runs `body` in a scope that nothing reaches from outside.
+    @inline(__always)
+    func shielded<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
+        var scope = CancelScope(.shield, of: running)
+        return try _withUnprotectedUnsafeMutablePointer(to: &scope) { scope throws(Failure) in
+            scope.enter()
+            defer { scope.leave() }
+            return try body()
+        }
     }
 
     /// For operations that need not park: true when the running fiber is known to be cancelled, and then it has let others run, so that a loop that

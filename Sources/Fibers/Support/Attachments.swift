@@ -1,5 +1,5 @@
-// What other modules keep once per runtime, such as its resolver, so that none of it is global. An object is made on first use, once for each type, and let go of when the runtime
-// ends. Any thread, except `end`.
+// What higher floors and other modules keep once per runtime, such as its resolver, so that none of it is global. An object is made on first use, once for each type, and released when
+// the runtime ends. Any thread, except `end`.
 
 package final class Attachments: Sendable {
     private struct State {
@@ -9,7 +9,14 @@ package final class Attachments: Sendable {
 
     private let state = Guarded(State())
 
-    init() {}
+    /// The object that is there from the start, and found without the lock; it stays when the others end.
+    private let first: any AnyObject & Sendable
+
+    init(first: any AnyObject & Sendable) { self.first = first }
+
+    /// The object that is there from the start, which must be of that type.
+    @inline(__always)
+    func first<Object: AnyObject & Sendable>(as type: Object.Type) -> Object { unsafeDowncast(first, to: type) }
 
     /// The runtime's object of a type.
     package func object<Object: AnyObject & Sendable>(_ type: Object.Type, _ make: () -> Object) -> Object {
@@ -33,8 +40,4 @@ package final class Attachments: Sendable {
         // Their deinits may look here.
         withExtendedLifetime(objects) {}
     }
-}
-
-extension UnsafeMutablePointer where Pointee == WorkerState {
-    package var attachments: Attachments { pointee.runtime.attachments }
 }
