@@ -53,7 +53,10 @@ let package = Package(
         .executableTarget(name: "Pipeline", dependencies: ["Fibers", "FiberNet"], path: "Examples/Pipeline", swiftSettings: strict),
         // Interposes malloc and the system calls that can run out of something, for the test binary alone.
         .target(name: "CFaults", path: "Tests/CFaults", cSettings: c),
-        .testTarget(name: "FibersTests", dependencies: ["Fibers", "CFiber", "CFiberContext", "CFaults"], swiftSettings: strict),
-        .testTarget(name: "FiberNetTests", dependencies: ["FiberNet", "CFiber", "CFaults"], swiftSettings: strict),
+        // Backends that prove the seam below the driver: one that completes requests later, and a simulated world.
+        .target(name: "TestBackends", dependencies: ["Fibers", "CFiber"], path: "Tests/TestBackends", swiftSettings: strict),
+        .testTarget(
+            name: "FibersTests", dependencies: ["Fibers", "CFiber", "CFiberContext", "CFaults", "TestBackends"], swiftSettings: strict),
+        .testTarget(name: "FiberNetTests", dependencies: ["FiberNet", "CFiber", "CFaults", "TestBackends"], swiftSettings: strict),
     ]
 )

@@ -28,7 +28,7 @@ extension NetTests {
                 // What the system does by chance when it chooses the port of a socket that connects.
                 let fd = socket(transport == .ipv4 ? AF_INET : AF_INET6, Int32(SOCK_STREAM.rawValue), 0)
                 expect(try transport.freshAddress.withSockaddr { bind(fd, $0, $1) } == 0)
-                let driver = Worker.here("the test").pointee.driver
+                let driver = Worker.here("the test").driver
                 let alone = net.keep(try TCPStream(fd, exact: false, driver: driver, "connect"))
                 expect(try alone.localAddress().withSockaddr { connect(fd, $0, $1) } == 0)
                 _ = fcntl(fd, F_SETFL, O_NONBLOCK)

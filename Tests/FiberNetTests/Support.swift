@@ -9,6 +9,7 @@ import Fibers
 import Glibc
 import Synchronization
 import SystemPackage
+import TestBackends
 import Testing
 
 /// All socket suites stand in this one, so that no two of them run at the same time.
@@ -76,6 +77,34 @@ private let pathPrefix = "/tmp/fibernet-\(getpid())-\(String(UInt32.random(in: 0
 /// The name of a file that does not exist.
 func freshPath() -> String { "\(pathPrefix)-\(pathCount.add(1, ordering: .relaxed).newValue)" }
 
+// MARK: Backends
+
+/// What is below the driver.
+enum TestBackend: String, Sendable, CaseIterable, CustomTestStringConvertible {
+    case epoll, completing, simulated
+
+    /// Of the runtimes of this process where a test does not choose: the variable FIBERS_TEST_BACKEND names it, and a suite runs once more for each.
+    static let current: TestBackend = {
+        guard let name = getenv("FIBERS_TEST_BACKEND").map({ String(cString: $0) }) else { return .epoll }
+        guard let backend = TestBackend(rawValue: name) else { fatalError("there is no backend \(name)") }
+        return backend
+    }()
+
+    var testDescription: String { rawValue }
+
+    func configure(_ configuration: FiberRuntime.Configuration = .init()) -> FiberRuntime.Configuration {
+        var configuration = configuration
+        switch self {
+        case .epoll: configuration.makeBackend = nil
+        case .completing: configuration.makeBackend = { (_) throws(ResourceError) in try CompletingBackend() }
+        case .simulated:
+            configuration.makeBackend = { _ in SimulatedBackend() }
+            configuration.workers = 1
+        }
+        return configuration
+    }
+}
+
 // MARK: Runtimes
 
 /// The sockets of one test. All are closed when its main fiber ends, so that a test that fails leaves no fiber parked for ever.
@@ -135,6 +164,7 @@ func inRuntime<Value>(
 ) throws -> Value {
     let messages = Box<[String]>([])
     var configuration = configuration
+    if configuration.makeBackend == nil && TestBackend.current != .epoll { configuration = TestBackend.current.configure(configuration) }
     configuration.onUnhandledError = { unhandled in
         // Fibers that serve until the end find their sockets closed then; where `closed` is what a test is about, it joins.
         if (unhandled.error as? IOError)?.code != .closed { messages.value.append("\(unhandled)") }

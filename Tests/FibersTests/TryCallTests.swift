@@ -1,6 +1,7 @@
 // Calls that never wait, in loops: of those that find nothing each counts like a call that did not have to wait, so the fiber that would make one succeed has its turn.
 
 import Fibers
+import TestBackends
 import Testing
 
 /// A call that never waits, and fails at first.
@@ -243,8 +244,8 @@ extension KernelTests {
             let (calls, log) = (Box<[() throws -> Bool]>([]), Box<[String]>([]))
             let event = FiberEvent()
             var configuration = FiberRuntime.Configuration(workers: 1)
-            configuration.makeDriver = {
-                TimeDriver(clock: { 0 }) { _ in
+            configuration.makeBackend = { _ in
+                SimulatedBackend(clock: { 0 }) { _ in
                     guard Fiber.current == nil, !calls.value.isEmpty else { return }
                     let attempts = calls.value
                     calls.value = []

@@ -50,7 +50,7 @@ public final class DescriptorStream: Endpoint {
             throw IOError(Int(shortage), "open", subject: name)
         }
         do {
-            try super.init(adopted.fd, exact: true, driver: Worker.here("DescriptorStream").pointee.driver, "open")
+            try super.init(adopted.fd, exact: true, driver: Worker.here("DescriptorStream").driver, "open")
         } catch {
             SharedFlags.end(adopted.shared)
             throw error
@@ -79,7 +79,8 @@ public final class DescriptorStream: Endpoint {
     /// - Note: parks
     public static func open(_ path: String, _ access: File.Access = .read, timeout: Duration? = nil) throws(IOError) -> DescriptorStream {
         let deadline = Deadline.after(timeout)
-        var pause = Duration.milliseconds(1)
+        let worker = Worker.here("DescriptorStream.open")
+        var backoff = Backoff.brief
         while true {
             let opened = try Opened.perform("open", path, access.flags, 0) { path, flags, permissions in
                 var opened = Opened.open(path, flags, permissions)
@@ -92,12 +93,11 @@ public final class DescriptorStream: Endpoint {
                     awaitsWriter: opened.kind == CFIBER_KIND_FIFO && access == .read)
             }
             guard opened.result == -ENXIO && opened.kind == CFIBER_KIND_FIFO else { throw IOError(file: Int(opened.result), "open", path) }
-            let rest = deadline - min(deadline, Worker.here("DescriptorStream.open").now)
-            if rest == 0 { throw IOError(IOCode.timedOut, "open", subject: "\(path), a FIFO that nobody reads") }
-            do { try Fiber.sleep(for: min(pause, .nanoseconds(rest))) } catch {
+            let hasPaused: Bool
+            do { hasPaused = try worker.pause(&backoff, until: deadline) } catch {
                 throw IOError(error is ResourceError ? -Int(ENOMEM) : IOCode.cancelled, "open", subject: path)
             }
-            pause = min(pause * 2, .milliseconds(50))
+            if !hasPaused { throw IOError(IOCode.timedOut, "open", subject: "\(path), a FIFO that nobody reads") }
         }
     }
 
@@ -175,23 +175,10 @@ public final class DescriptorStream: Endpoint {
         Lines(of: name, limit: limit) { (size: Int) throws(IOError) in try self.read(upTo: size) }
     }
 
-    /// Tries, and waits where there is nothing. The memory is the calling fiber's, which fills it itself.
+    /// The memory is the calling fiber's, which fills it itself.
     private func receive(_ memory: UnsafeMutableRawPointer, _ count: Int, until deadline: Int64) -> Int {
-        let worker = ownWorker()
-        while true {
-            guard descriptor.isOpen else { return driver.refuseClosed() }
-            if worker.refusesOperation() { return IOCode.cancelled }
-            let fd = descriptor.registration.pointee.fd
-            let n = cfiber_read(fd, memory, count, kind)
-            // A FIFO that nobody has opened for writing yet reads as if it were at its end, but is not announced to be.
-            let isTooEarly = n == 0 && awaitsWriter && cfiber_is_ready(fd, 0) == 0
-            if n != -Int(EAGAIN) && !isTooEarly {
-                worker.chargeOperation()
-                return n
-            }
-            let waited = driver.wait(descriptor, .read, until: deadline)
-            if waited < 0 { return waited }
-        }
+        requireOwnWorker()
+        return driver.read(descriptor, memory, count, kind: kind, awaitsWriter: awaitsWriter, until: deadline)
     }
 
     private func reading(_ file: File, upTo limit: Int, _ timeout: Duration?) throws(IOError) -> [UInt8] {
@@ -233,28 +220,9 @@ public final class DescriptorStream: Endpoint {
     }
 
     private func send(_ bytes: UnsafeRawBufferPointer, _ sent: inout Int, until deadline: Int64) -> Int {
-        let worker = ownWorker()
-        guard descriptor.isOpen else { return driver.refuseClosed() }
-        guard let start = bytes.baseAddress, bytes.count > 0 else { return 0 }
-        let turn = driver.beginSending(descriptor, until: deadline)
-        if turn < 0 { return turn }
-        defer { driver.endSending(descriptor) }
-        while true {
-            guard descriptor.isOpen else { return IOCode.closed }
-            let n = cfiber_write(descriptor.registration.pointee.fd, start + sent, bytes.count - sent, kind)
-            if n >= 0 {
-                sent += n
-                worker.chargeOperation()
-                if sent == bytes.count { return 0 }
-                if worker.refusesOperation() { return IOCode.cancelled }
-            } else if n != -Int(EAGAIN) {
-                worker.chargeOperation()
-                return n
-            } else {
-                let waited = driver.wait(descriptor, .write, until: deadline)
-                if waited < 0 { return waited }
-            }
-        }
+        requireOwnWorker()
+        guard let start = bytes.baseAddress, bytes.count > 0 else { return descriptor.isOpen ? 0 : driver.refuseClosed() }
+        return driver.writeAll(descriptor, start, bytes.count, kind: kind, sent: &sent, until: deadline)
     }
 
     /// Gives a call of the pool a deadline of its own, as the reactor's calls have one.
@@ -268,13 +236,12 @@ public final class DescriptorStream: Endpoint {
         }
     }
 
-    private func ownWorker() -> Worker {
+    private func requireOwnWorker() {
         let worker = Worker.here("a read or write")
         require(
-            worker.pointee.driver === driver || !descriptor.isOpen,
-            "\(worker.describeCaller()) used the stream \"\(name)\" (descriptor \(descriptor.registration.pointee.fd)), which belongs to another worker: use a stream, and let go of it, in fibers of the worker that made it"
+            worker.driver === driver || !descriptor.isOpen,
+            "\(worker.describeCaller()) used the stream \"\(name)\" (descriptor \(descriptor.number ?? -1)), which belongs to another worker: use a stream, and let go of it, in fibers of the worker that made it"
         )
-        return worker
     }
 
     // Ending.
@@ -285,11 +252,7 @@ public final class DescriptorStream: Endpoint {
     public override func close() { end() }
 
     private func end() {
-        if descriptor.isOpen {
-            let fd = descriptor.registration.pointee.fd
-            driver.release(descriptor)
-            _ = cfiber_close(fd)
-        }
+        driver.close(descriptor)
         _ = file?.file.close()
         SharedFlags.end(shared)
         shared = []

@@ -18,15 +18,28 @@ public struct Pipe {
     /// Makes a pipe whose ends child processes do not inherit.
     /// - Throws: ``IOError`` with `resources`.
     public static func make() throws(IOError) -> Pipe {
-        var (reader, writer): (Int32, Int32) = (-1, -1)
-        let status = cfiber_pipe(&reader, &writer, 1, 1)
-        if status < 0 { throw IOError(Int(status), "pipe") }
+        let driver = Worker.here("Pipe.make").driver
+        let (reader, writer) = try driver.makePipe(readerBlocks: false, writerBlocks: false)
         let first: DescriptorStream
         do { first = try DescriptorStream(Adopted(fd: reader, kind: Int32(CFIBER_KIND_FIFO)), name: "pipe") } catch {
-            _ = cfiber_close(writer)
+            _ = driver.call(.close(writer))
             throw error
         }
         return Pipe(reader: first, writer: try DescriptorStream(Adopted(fd: writer, kind: Int32(CFIBER_KIND_FIFO)), name: "pipe"))
+    }
+}
+
+extension Driver {
+    /// The two ends of a pipe.
+    func makePipe(readerBlocks: Bool, writerBlocks: Bool) throws(IOError) -> (reader: Int32, writer: Int32) {
+        var (reader, writer): (Int32, Int32) = (-1, -1)
+        let status = withUnsafeMutablePointer(to: &reader) { reader in
+            withUnsafeMutablePointer(to: &writer) {
+                call(.pipe(reader, $0, readerNonBlocking: readerBlocks ? 0 : 1, writerNonBlocking: writerBlocks ? 0 : 1))
+            }
+        }
+        if status < 0 { throw IOError(status, "pipe") }
+        return (reader, writer)
     }
 }
 

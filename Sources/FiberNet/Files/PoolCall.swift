@@ -54,7 +54,7 @@ final class PoolCall<Value: Sendable>: Sendable {
     ) throws(IOError) -> Value {
         let call = PoolCall<Value>()
         do {
-            try withBlockingThread(name: operation) { body(call) }
+            try Worker.here("a call on a file").driver.callBlocking(operation) { body(call) }
         } catch {
             if let value = call.take() { return value }
             file?.abandon(call)

@@ -29,9 +29,9 @@ extension TCPStream {
             range.lowerBound >= 0, "TCPStream.send takes a range from the beginning of the file, not one that begins at \(range.lowerBound)"
         )
         let deadline = Deadline.after(timeout)
-        let second = cfiber_duplicate(try number("sendfile"))
-        if second < 0 { throw IOError(Int(second), "sendfile", subject: file.path) }
-        let socket = OpenFile(second)
+        let second = driver.call(on: descriptor) { .duplicate($0) }
+        if second < 0 { throw IOError(second, "sendfile", subject: file.path) }
+        let socket = OpenFile(Int32(second))
         defer { _ = socket.close() }
         let turn = driver.beginSending(descriptor, until: deadline)
         if turn < 0 { throw IOError(turn, "sendfile", subject: file.path) }

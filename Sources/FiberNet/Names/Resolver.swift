@@ -92,7 +92,7 @@ public final class Resolver: Sendable {
     ///   - clock: monotonic nanoseconds, by which answers and look-ups grow old.
     ///   - ask: looks a name up; called on a thread that may block.
     package init(
-        _ configuration: Configuration = Configuration(), clock: @escaping @Sendable () -> Int64 = { cfiber_now() },
+        _ configuration: Configuration = Configuration(), clock: @escaping @Sendable () -> Int64 = { Worker.current?.now ?? cfiber_now() },
         ask: @escaping @Sendable (NameQuery) -> NameAnswer
     ) {
         require(configuration.capacity >= 0, "Resolver.Configuration.capacity must be at least 0; it is \(configuration.capacity)")

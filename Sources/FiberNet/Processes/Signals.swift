@@ -73,12 +73,12 @@ public final class Signals {
         var fd: Int32 = -1
         let subscriber = cfiber_signals_subscribe(mask, Unmanaged.passUnretained(owner).toOpaque(), &fd)
         if subscriber < 0 { throw IOError(Int(subscriber), "subscribe to signals") }
-        guard let descriptor = worker.pointee.driver.register(fd, exact: true) else {
+        guard let descriptor = worker.driver.register(fd, exact: true) else {
             cfiber_signals_unsubscribe(subscriber)
             _ = cfiber_close(fd)
             throw IOError(-Int(ENOMEM), "subscribe to signals")
         }
-        return Signals(worker.pointee.driver, descriptor, subscriber)
+        return Signals(worker.driver, descriptor, subscriber)
     }
 
     deinit { close() }

@@ -36,15 +36,19 @@ struct Spawned: Sendable {
         _ command: Subprocess.Command, _ streams: [Int32], pausing: (Duration) -> Void, while isWanted: () -> Bool
     ) -> Spawned {
         var spawned = spawn(command, streams)
-        for pause in pausesWhileBusy where spawned.id == -ETXTBSY && isWanted() {
-            pausing(.milliseconds(pause))
+        var backoff = Backoff(from: 1_000_000, to: 256_000_000)
+        var left = longestWhileBusy
+        while spawned.id == -ETXTBSY && left > 0 && isWanted() {
+            let pause = min(backoff.next(), left)
+            left -= pause
+            pausing(.nanoseconds(pause))
             spawned = spawn(command, streams)
         }
         return spawned
     }
 
-    /// In milliseconds, half a second in all: a child that has loaded its program has closed its copies.
-    private static let pausesWhileBusy = [1, 1, 2, 4, 8, 16, 32, 64, 128, 256]
+    /// In nanoseconds: a child that has loaded its program by then has closed its copies.
+    private static var longestWhileBusy: Int64 { 512_000_000 }
 
     /// Blocks until the program has been loaded.
     private static func spawn(_ command: Subprocess.Command, _ streams: [Int32]) -> Spawned {
@@ -164,10 +168,8 @@ final class ChildStreams: Sendable {
     }
 
     private func addPipe(isInput: Bool) throws(IOError) {
-        var (reader, writer): (Int32, Int32) = (-1, -1)
         // The child's end blocks, as programs expect.
-        let status = cfiber_pipe(&reader, &writer, isInput ? 0 : 1, isInput ? 1 : 0)
-        if status < 0 { throw IOError(Int(status), "pipe") }
+        let (reader, writer) = try Worker.here("Subprocess.spawn").driver.makePipe(readerBlocks: isInput, writerBlocks: !isInput)
         add(isInput ? reader : writer, kept: isInput ? writer : reader)
     }
 

@@ -189,7 +189,7 @@ public final class Subprocess {
     }
 
     private func waitForEnd(_ worker: Worker, until deadline: Int64) throws(IOError) {
-        let result = worker.pointee.driver.wait(forDescriptor: process, .read, until: deadline)
+        let result = worker.driver.wait(forDescriptor: process, .read, until: deadline)
         if result < 0 { throw IOError(result, "wait for", subject: program) }
     }
 

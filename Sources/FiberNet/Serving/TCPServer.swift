@@ -65,20 +65,21 @@ public final class TCPServer: Sendable {
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
     public static func bind(to address: SocketAddress, backlog: Int = 4096, removesFile: Bool = true) throws(IOError) -> TCPServer {
         let count = FiberRuntime.workerCount
+        let driver = Worker.here("TCPServer.bind").driver
         if address.family == .unix || count == 1 {
             let listener = try TCPListener.bind(to: address, backlog: backlog, removesFile: removesFile)
             let (bound, file) = (listener.address, listener.file)
             let first = try listener.relinquish()
             var descriptors = [first]
             while descriptors.count < count {
-                let copy = cfiber_duplicate(first)
+                let copy = driver.call(.duplicate(first))
                 if copy < 0 {
                     // The listener that would have removed it has given it away.
                     file?.remove()
-                    for fd in descriptors { _ = cfiber_close(fd) }
-                    throw IOError(Int(copy), "bind", subject: address.description)
+                    for fd in descriptors { _ = driver.call(.close(fd)) }
+                    throw IOError(copy, "bind", subject: address.description)
                 }
-                descriptors.append(copy)
+                descriptors.append(Int32(copy))
             }
             return TCPServer(bound, descriptors, file)
         }
@@ -93,7 +94,7 @@ public final class TCPServer: Sendable {
                 descriptors.append(try TCPListener.bind(to: bound, backlog: backlog, reusePort: true).relinquish())
             }
         } catch {
-            for fd in descriptors { _ = cfiber_close(fd) }
+            for fd in descriptors { _ = driver.call(.close(fd)) }
             throw error
         }
         return TCPServer(bound, descriptors)
@@ -222,7 +223,7 @@ public final class TCPServer: Sendable {
                 let peer = stream.peer
                 let handover = Handover(try stream.relinquish(), leave)
                 try group.spawnReserved(name: "connection", on: target, onRefusal: { handover.giveUp() }) {
-                    let driver = Worker.here("serve").pointee.driver
+                    let driver = Worker.here("serve").driver
                     do { session(try TCPStream(handover.take(), peer: peer, exact: isUnix, driver: driver, "accept")) } catch {
                         leave()
                         report(error)
@@ -275,12 +276,12 @@ private final class ListeningSocket: @unchecked Sendable {
     /// Ends its listening, and leaves it open for those who have it on loan.
     func refuse() {
         // Where it has been done already the system says that it is not connected.
-        lock.withLock { if number >= 0 { _ = cfiber_shutdown(number, Int32(SHUT_RDWR)) } }
+        lock.withLock { if number >= 0 { _ = Driver.callAnywhere(.shutdown(number, how: Int32(SHUT_RDWR))) } }
     }
 
     func close() {
         lock.withLock {
-            if number >= 0 { _ = cfiber_close(number) }
+            if number >= 0 { _ = Driver.callAnywhere(.close(number)) }
             number = -1
         }
     }

@@ -20,7 +20,7 @@ public class Endpoint {
     /// Takes `fd` over; closes it when that fails.
     package init(_ fd: Int32, exact: Bool, driver: Driver, _ operation: String) throws(IOError) {
         guard let descriptor = driver.register(fd, exact: exact) else {
-            _ = cfiber_close(fd)
+            _ = driver.call(.close(fd))
             throw IOError(-Int(ENOMEM), operation)
         }
         self.driver = driver
@@ -85,8 +85,8 @@ public class Endpoint {
     /// Sets an option.
     public final func setOption(_ option: SocketOption<Int>, to value: Int) throws(IOError) {
         guard let value = Int32(exactly: value) else { throw IOError(-Int(EINVAL), "setsockopt") }
-        let status = cfiber_set_option(try number("setsockopt"), option.level, option.name, value)
-        if status < 0 { throw IOError(Int(status), "setsockopt") }
+        let status = driver.call(on: descriptor) { .setOption($0, level: option.level, name: option.name, value: value) }
+        if status < 0 { throw IOError(status, "setsockopt") }
     }
 
     /// The value of an option.
@@ -97,24 +97,27 @@ public class Endpoint {
     /// The value of an option.
     public final func option(_ option: SocketOption<Int>) throws(IOError) -> Int {
         var value: Int32 = 0
-        let status = cfiber_get_option(try number("getsockopt"), option.level, option.name, &value)
-        if status < 0 { throw IOError(Int(status), "getsockopt") }
+        let status = withUnsafeMutablePointer(to: &value) { value in
+            driver.call(on: descriptor) { .option($0, level: option.level, name: option.name, value) }
+        }
+        if status < 0 { throw IOError(status, "getsockopt") }
         return Int(value)
     }
 
     /// The address of this end; the port that the system chose, when it was bound to port 0.
     public final func localAddress() throws(IOError) -> SocketAddress {
-        try address("getsockname", cfiber_local_address)
+        try address("getsockname") { .localAddress($0, $1, $2) }
     }
 
     package final func address(
-        _ operation: String, _ get: (Int32, UnsafeMutablePointer<sockaddr_storage>?, UnsafeMutablePointer<socklen_t>?) -> Int32
+        _ operation: String, _ call: (Int32, UnsafeMutablePointer<sockaddr_storage>, UnsafeMutablePointer<socklen_t>) -> SystemCall
     ) throws(IOError) -> SocketAddress {
-        let fd = try number(operation)
         var storage = sockaddr_storage()
         var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
-        let status = get(fd, &storage, &length)
-        if status < 0 { throw IOError(Int(status), operation) }
+        let status = withUnsafeMutablePointer(to: &storage) { storage in
+            withUnsafeMutablePointer(to: &length) { length in driver.call(on: descriptor) { call($0, storage, length) } }
+        }
+        if status < 0 { throw IOError(status, operation) }
         let address = withUnsafePointer(to: &storage) {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { SocketAddress($0, length: length) }
         }
@@ -123,7 +126,7 @@ public class Endpoint {
     }
 
     package final func number(_ operation: String) throws(IOError) -> Int32 {
-        guard descriptor.isOpen else { throw IOError(IOCode.closed, operation) }
-        return descriptor.registration.pointee.fd
+        guard let number = descriptor.number else { throw IOError(IOCode.closed, operation) }
+        return number
     }
 }

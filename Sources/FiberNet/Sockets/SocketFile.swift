@@ -12,6 +12,7 @@
 // Any thread.
 
 import CFiber
+import Fibers
 import Glibc
 import Synchronization
 
@@ -27,11 +28,11 @@ final class SocketFile: Sendable {
     }
 
     /// Binds a socket. 0 or a negative errno, and the file if the address names one.
-    static func bind(_ fd: Int32, to address: SocketAddress) -> (status: Int32, file: SocketFile?) {
+    static func bind(_ socket: Descriptor, of driver: Driver, to address: SocketAddress) -> (status: Int, file: SocketFile?) {
         let given = address.pathBytes.map { $0.map { CChar(truncatingIfNeeded: $0) } + [0] }
         // Before `bind`: if another thread changes the directory meanwhile, the two names do not lead to the same file, and none is removed.
         let path = given.map(absolute)
-        let status = address.withSockaddr { cfiber_bind(fd, $0, $1) }
+        let status = address.withSockaddr { name, length in driver.call(on: socket) { .bind($0, name, length) } }
         guard status == 0, let given, let path else { return (status, nil) }
         var identity = cfiber_file_identity()
         guard cfiber_identify(path, &identity) == 0, cfiber_names(given, &identity) != 0 else { return (0, nil) }

@@ -31,28 +31,28 @@ public final class TCPListener: Endpoint {
     public static func bind(
         to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false, removesFile: Bool = true
     ) throws(IOError) -> TCPListener {
-        let driver = Worker.here("TCPListener.bind").pointee.driver
-        let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
-        if fd < 0 { throw IOError(Int(fd), "socket for", subject: address.description) }
-        let listener = try TCPListener(fd, exact: true, driver: driver, "bind")
+        let driver = Worker.here("TCPListener.bind").driver
+        let fd = driver.call(.socket(domain: address.domain, type: Int32(SOCK_STREAM.rawValue)))
+        if fd < 0 { throw IOError(fd, "socket for", subject: address.description) }
+        let listener = try TCPListener(Int32(fd), exact: true, driver: driver, "bind")
         if address.family != .unix {
             try listener.setOption(.reuseAddress, to: true)
             if reusePort { try listener.setOption(.reusePort, to: true) }
             // Linux hands it on to the streams that are accepted, which saves each of them a system call.
             try listener.setOption(.noDelay, to: true)
         }
-        let (status, file) = SocketFile.bind(fd, to: address)
-        if status < 0 { throw IOError(Int(status), "bind", subject: address.description) }
+        let (status, file) = SocketFile.bind(listener.descriptor, of: driver, to: address)
+        if status < 0 { throw IOError(status, "bind", subject: address.description) }
         if removesFile { listener.file = file }
-        let listening = cfiber_listen(fd, Int32(clamping: backlog))
-        if listening < 0 { throw IOError(Int(listening), "listen", subject: address.description) }
+        let listening = driver.call(on: listener.descriptor) { .listen($0, backlog: Int32(clamping: backlog)) }
+        if listening < 0 { throw IOError(listening, "listen", subject: address.description) }
         listener.address = try listener.localAddress()
         return listener
     }
 
     /// Goes on with a descriptor that listens already; takes it over, and closes it when that fails.
     static func adopt(_ fd: Int32, _ address: SocketAddress) throws(IOError) -> TCPListener {
-        let listener = try TCPListener(fd, exact: true, driver: Worker.here("TCPListener").pointee.driver, "listen")
+        let listener = try TCPListener(fd, exact: true, driver: Worker.here("TCPListener").driver, "listen")
         listener.address = address
         return listener
     }
@@ -96,7 +96,7 @@ public final class TCPListener: Endpoint {
     /// Accepts a connection that is there; nil where none is. Parks only while descriptors are short.
     func acceptNow() throws(IOError) -> TCPStream? {
         let (result, peer) = accept(waits: false, until: Deadline.never)
-        return result == -Int(EAGAIN) ? nil : try stream(result, peer)
+        return result == IOCode.nothing ? nil : try stream(result, peer)
     }
 
     /// A descriptor or an error, and the address of the other end. For a Unix socket it is not asked for: there the kernel knows it for as

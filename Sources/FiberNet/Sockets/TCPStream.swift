@@ -24,36 +24,22 @@ public final class TCPStream: Endpoint {
         let deadline = Deadline.after(timeout)
         let worker = Worker.here("TCPStream.connect")
         if worker.refusesOperation() { throw IOError(IOCode.cancelled, "connect to", subject: address.description) }
-        let driver = worker.pointee.driver
-        let fd = cfiber_socket(address.domain, Int32(SOCK_STREAM.rawValue))
+        let driver = worker.driver
+        let fd = driver.call(.socket(domain: address.domain, type: Int32(SOCK_STREAM.rawValue)))
         if fd < 0 {
             worker.chargeOperation()
-            throw IOError(Int(fd), "socket for", subject: address.description)
+            throw IOError(fd, "socket for", subject: address.description)
         }
-        let stream = try TCPStream(fd, exact: address.family == .unix, driver: driver, "connect")
+        let stream = try TCPStream(Int32(fd), exact: address.family == .unix, driver: driver, "connect")
         if address.family != .unix { try stream.setOption(.noDelay, to: true) }
-        var pause = Duration.milliseconds(1)
-        while true {
-            let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1, until: deadline) }
-            if result == 0 {
-                if address.family == .unix { return stream }
-                stream.peer = (try? stream.peerAddress()) ?? address
-                guard stream.isItsOwnPeer else { return stream }
-                // Without a trace: while one is left nobody could listen there.
-                stream.reset()
-                throw IOError(-Int(ECONNREFUSED), "connect to", subject: address.description)
-            }
-            // A Unix listener with a full queue answers EAGAIN, and nothing tells when there is room.
-            let isFull = result == -Int(EAGAIN) && address.family == .unix
-            let rest = deadline - min(deadline, worker.now)
-            guard isFull, rest > 0 else {
-                throw IOError(isFull ? IOCode.timedOut : result, "connect to", subject: address.description)
-            }
-            do { try Fiber.sleep(for: min(pause, .nanoseconds(rest))) } catch {
-                throw IOError(error is ResourceError ? -Int(ENOMEM) : IOCode.cancelled, "connect to", subject: address.description)
-            }
-            pause = min(pause * 2, .milliseconds(50))
-        }
+        let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1, until: deadline) }
+        if result < 0 { throw IOError(result, "connect to", subject: address.description) }
+        if address.family == .unix { return stream }
+        stream.peer = (try? stream.peerAddress()) ?? address
+        guard stream.isItsOwnPeer else { return stream }
+        // Without a trace: while one is left nobody could listen there.
+        stream.reset()
+        throw IOError(-Int(ECONNREFUSED), "connect to", subject: address.description)
     }
 
     /// Takes `fd` over; closes it when that fails.
@@ -65,22 +51,20 @@ public final class TCPStream: Endpoint {
     /// Two streams connected to each other.
     /// - Throws: ``IOError`` with `resources`.
     public static func pair() throws(IOError) -> (TCPStream, TCPStream) {
-        let driver = Worker.here("TCPStream.pair").pointee.driver
-        var fds: (Int32, Int32) = (-1, -1)
-        let status = cfiber_socket_pair(&fds.0, &fds.1)
-        if status < 0 { throw IOError(Int(status), "socketpair") }
+        let driver = Worker.here("TCPStream.pair").driver
+        let (one, other) = try driver.makePair(Int32(SOCK_STREAM.rawValue))
         let first: TCPStream
-        do { first = try TCPStream(fds.0, exact: true, driver: driver, "socketpair") } catch {
-            _ = cfiber_close(fds.1)
+        do { first = try TCPStream(one, exact: true, driver: driver, "socketpair") } catch {
+            _ = driver.call(.close(other))
             throw error
         }
-        return (first, try TCPStream(fds.1, exact: true, driver: driver, "socketpair"))
+        return (first, try TCPStream(other, exact: true, driver: driver, "socketpair"))
     }
 
     /// The address of the other end, also when that has closed or reset the connection.
     /// - Throws: ``IOError`` with `closed`.
     public func peerAddress() throws(IOError) -> SocketAddress {
-        guard isOpen, let peer else { return try address("getpeername", cfiber_peer_address) }
+        guard isOpen, let peer else { return try address("getpeername") { .peerAddress($0, $1, $2) } }
         return peer
     }
 
@@ -149,7 +133,7 @@ public final class TCPStream: Endpoint {
             if count < 0 { throw IOError(count, "read") }
             return false
         }
-        defer { driver.buffers.pointee.put(buffer) }
+        defer { driver.giveBack(buffer) }
         try body(RawSpan(_unsafeStart: buffer, byteCount: count))
         return true
     }
@@ -274,9 +258,20 @@ public final class TCPStream: Endpoint {
     ///
     /// This is for TCP. There is no such thing on a Unix stream, where it does what ``Endpoint/close()`` does: the peer reads what was written, and then the end.
     public func reset() {
-        guard let fd = try? number("reset") else { return }
-        _ = cfiber_linger(fd, 1, 0)
+        _ = driver.call(on: descriptor) { .linger($0, on: 1, seconds: 0) }
         close()
+    }
+}
+
+extension Driver {
+    /// Two connected Unix sockets.
+    func makePair(_ type: Int32) throws(IOError) -> (Int32, Int32) {
+        var (first, second): (Int32, Int32) = (-1, -1)
+        let status = withUnsafeMutablePointer(to: &first) { first in
+            withUnsafeMutablePointer(to: &second) { call(.socketPair(first, $0, type: type)) }
+        }
+        if status < 0 { throw IOError(status, "socketpair") }
+        return (first, second)
     }
 }
 

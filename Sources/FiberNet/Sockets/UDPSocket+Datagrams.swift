@@ -74,7 +74,7 @@ extension UDPSocket {
             return (result, envelope.pointee.piece.iov_base, DatagramInfo(datagram.pointee, room: room))
         }
         guard let buffer, let info else { throw IOError(result, "receive") }
-        defer { driver.buffers.pointee.put(buffer) }
+        defer { driver.giveBack(buffer) }
         return try body(RawSpan(_unsafeStart: buffer, byteCount: info.byteCount), info)
     }
 

@@ -61,9 +61,8 @@ public final class UDPSocket: Endpoint {
         if reusePort && address.port == 0 { throw IOError(-Int(EINVAL), "bind", subject: "\(address) with reusePort") }
         let socket = try open(address.family)
         if reusePort && address.family != .unix { try socket.setOption(.reusePort, to: true) }
-        let fd = try socket.number("bind")
-        let (status, file) = SocketFile.bind(fd, to: address)
-        if status < 0 { throw IOError(Int(status), "bind", subject: address.description) }
+        let (status, file) = SocketFile.bind(socket.descriptor, of: socket.driver, to: address)
+        if status < 0 { throw IOError(status, "bind", subject: address.description) }
         if removesFile { socket.file = file }
         socket.address = try socket.localAddress()
         return socket
@@ -84,32 +83,30 @@ public final class UDPSocket: Endpoint {
     /// A socket without an address: for sending, and for the answers. With the first datagram that it sends over UDP it gets an address on a port that is free.
     /// - Throws: ``IOError`` with `resources` or `system`.
     public static func open(_ family: SocketAddress.Family = .ipv4) throws(IOError) -> UDPSocket {
-        let driver = Worker.here("UDPSocket.open").pointee.driver
+        let driver = Worker.here("UDPSocket.open").driver
         let nowhere: SocketAddress =
             switch family {
             case .ipv4: .any(port: 0)
             case .ipv6: .anyV6(port: 0)
             case .unix: SocketAddress(.unixUnnamed)
             }
-        let fd = cfiber_socket(nowhere.domain, Int32(SOCK_DGRAM.rawValue))
-        if fd < 0 { throw IOError(Int(fd), "socket") }
-        return try UDPSocket(fd, nowhere, driver, "socket")
+        let fd = driver.call(.socket(domain: nowhere.domain, type: Int32(SOCK_DGRAM.rawValue)))
+        if fd < 0 { throw IOError(fd, "socket") }
+        return try UDPSocket(Int32(fd), nowhere, driver, "socket")
     }
 
     /// Two Unix sockets connected to each other. Neither has a name; each receives what the other sends.
     /// - Throws: ``IOError`` with `resources`.
     public static func pair() throws(IOError) -> (UDPSocket, UDPSocket) {
-        let driver = Worker.here("UDPSocket.pair").pointee.driver
-        var fds: (Int32, Int32) = (-1, -1)
-        let status = cfiber_datagram_pair(&fds.0, &fds.1)
-        if status < 0 { throw IOError(Int(status), "socketpair") }
+        let driver = Worker.here("UDPSocket.pair").driver
+        let (one, other) = try driver.makePair(Int32(SOCK_DGRAM.rawValue))
         let nowhere = SocketAddress(.unixUnnamed)
         let first: UDPSocket
-        do { first = try UDPSocket(fds.0, nowhere, driver, "socketpair") } catch {
-            _ = cfiber_close(fds.1)
+        do { first = try UDPSocket(one, nowhere, driver, "socketpair") } catch {
+            _ = driver.call(.close(other))
             throw error
         }
-        return (first, try UDPSocket(fds.1, nowhere, driver, "socketpair"))
+        return (first, try UDPSocket(other, nowhere, driver, "socketpair"))
     }
 
     // Its peer.
@@ -127,7 +124,7 @@ public final class UDPSocket: Endpoint {
     /// The peer that was chosen by ``connect(to:)-swift.method``.
     /// - Throws: ``IOError`` with `closed`, or `system` (`ENOTCONN`) when there is none.
     public func peerAddress() throws(IOError) -> SocketAddress {
-        try address("getpeername", cfiber_peer_address)
+        try address("getpeername") { .peerAddress($0, $1, $2) }
     }
 
     /// Receives what is sent to a multicast group, too: `224.0.0.251` or `ff02::fb`, say; its port plays no part, that is the one to which this socket is bound.
@@ -147,10 +144,11 @@ public final class UDPSocket: Endpoint {
     }
 
     private func change(_ group: SocketAddress, _ interface: Int, joins: Bool, _ operation: String) throws(IOError) {
-        let fd = try number(operation)
         guard let index = UInt32(exactly: interface) else { throw IOError(-Int(ENODEV), operation, subject: "interface \(interface)") }
-        let status = group.withSockaddr { cfiber_multicast(fd, $0, $1, index, joins ? 1 : 0) }
-        if status < 0 { throw IOError(Int(status), operation, subject: group.description) }
+        let status = group.withSockaddr { address, length in
+            driver.call(on: descriptor) { .multicast($0, address, length, interface: index, join: joins ? 1 : 0) }
+        }
+        if status < 0 { throw IOError(status, operation, subject: group.description) }
     }
 
     // Ending.

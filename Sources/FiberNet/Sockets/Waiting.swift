@@ -27,7 +27,7 @@ public func waitWritable(_ descriptor: FileDescriptor, timeout: Duration? = nil)
 }
 
 private func wait(_ descriptor: FileDescriptor, _ direction: Direction, _ timeout: Duration?, _ operation: String) throws(IOError) {
-    let driver = Worker.here("waitReadable and waitWritable").pointee.driver
+    let driver = Worker.here("waitReadable and waitWritable").driver
     let result = driver.wait(forDescriptor: descriptor.rawValue, direction, until: Deadline.after(timeout))
     if result < 0 { throw IOError(result, operation, subject: "descriptor \(descriptor.rawValue)") }
 }

@@ -69,7 +69,7 @@ final class BlockingPool: @unchecked Sendable {
             let first = [queue.first, detached.first].compactMap { $0?.queuedAt }.min()
             return BlockingStatistics(
                 threads: threads, idle: idle, queued: queue.count + detached.count,
-                oldestWait: .nanoseconds(first.map { cfiber_now() - $0 } ?? 0),
+                oldestWait: .nanoseconds(first.map { Self.now - $0 } ?? 0),
                 completed: completed)
         }
     }
@@ -98,11 +98,14 @@ final class BlockingPool: @unchecked Sendable {
         }
     }
 
+    /// By the clock of the worker that calls. What threads wait for is the system's clock.
+    private static var now: Int64 { Worker.current?.now ?? cfiber_now() }
+
     /// True when there is to be a thread more, which is counted.
     private func enqueue(_ job: BlockingJob) -> Bool {
         // In one go: a thread that is idle now may have ended, or have got the job of another worker, by the time the job is in the queue.
         mutex.withLock {
-            job.queuedAt = cfiber_now()
+            job.queuedAt = Self.now
             if job.isDetached { detached.append(job) } else { queue.append(job) }
             // Where too many of its kind run, one of these threads will take it.
             guard !job.isDetached || detached.count <= detachedLimit - runningDetached else { return false }

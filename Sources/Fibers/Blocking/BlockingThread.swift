@@ -25,6 +25,13 @@ public func withBlockingThread<Result>(
     return try place.take()
 }
 
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// Runs a call on a thread kept for that, and parks the running fiber until it has returned; otherwise as `withBlockingThread`.
+    package func callOnBlockingThread(_ name: String, _ body: @escaping () -> Void) throws {
+        try blockingPool.run(BlockingJob(name: name, body), for: self)
+    }
+}
+
 /// Where a thread leaves the result for the fiber; one writes before the other is woken.
 private final class ResultPlace<Value>: @unchecked Sendable {
     nonisolated(unsafe) var result: Result<Value, any Error>?

@@ -332,7 +332,7 @@ public func onTimeout<Result>(_ limit: Duration?, _ handler: @escaping () throws
 /// Once the instant has come the arm is ready, and as likely as any other that is, so that a channel which always has a message does not hide it for ever.
 @inlinable @inline(__always)
 public func onDeadline<Result>(_ instant: ContinuousClock.Instant, _ handler: @escaping () throws -> Result) -> PlainArm<Result> {
-    PlainArm(ArmRecord(.deadline, after: ContinuousClock.now.duration(to: instant)), handler)
+    PlainArm(ArmRecord(.deadline, at: instant), handler)
 }
 
 /// In ``select(_:)``: happens when the fiber is cancelled, by whatever, in place of an error. What the handler does may park only in ``withCancellationShield(_:)``.
@@ -354,4 +354,7 @@ public func never<Result>(_: Result.Type = Void.self) -> PlainArm<Result> {
 extension ArmRecord {
     @usableFromInline
     init(_ kind: Kind, after time: Duration?) { self.init(kind, deadline: Deadline.after(time)) }
+
+    @usableFromInline
+    init(_ kind: Kind, at instant: ContinuousClock.Instant) { self.init(kind, after: Deadline.distance(to: instant)) }
 }

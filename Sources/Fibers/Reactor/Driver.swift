@@ -1,24 +1,23 @@
-// The seam between the kernel and the operating system. Its unit is the operation (receive, send, accept, connect, wait until readable), not readiness:
-// a driver tries and then parks, or submits and then parks, or moves bytes in memory; nothing above knows which.
+// The driver: what every operation on a descriptor has in common, whatever backend is below. It refuses, takes the turn, tries or submits, parks, charges and hands the turn on.
 //
 // Invariants:
-//   * a `Descriptor` is good for one registration: after `close` every operation on it, running or new, ends with `IOCode.closed` and touches
-//     neither the number nor its next owner;
-//   * an operation parks the calling fiber at most until its deadline, and has no half-effect when it fails. In a cancelled fiber it fails at once, also where
-//     it need not park, so that cancellation reaches those who always find something to do;
-//   * an operation that has made a system call without parking is charged, however it ended, so that a loop over an error or the end of a stream lets others run and meets its
-//     deadline, too;
-//   * operations return a count (or a descriptor) >= 0, a negative errno, or one of the codes of `IOCode`.
-// A class and not a protocol with many conformances behind an existential: an operation costs one indirect call and no reference counting.
+//   * a `Descriptor` is good for one registration: after `close` every operation on it, running or new, ends with `IOCode.closed` and touches neither the number nor its next owner;
+//   * each direction of a descriptor is a first-in first-out lock (the turn) that a fiber holds for one operation, parks included;
+//   * an operation parks the calling fiber at most until its deadline, and has no half-effect when it fails. In a cancelled fiber it fails at once, also where it need not park, so that
+//     cancellation reaches fibers that always find something to do;
+//   * an operation that did not park is charged, however it ended, so that a loop over an error or the end of a stream lets other fibers run and meets its deadline, too;
+//   * operations return a count (or a descriptor) >= 0, a negative errno, or a code of `IOCode`;
+//   * while a backend performs a request, its memory and its descriptor stay: a fiber whose wait ended otherwise cancels the request and waits for its completion, and the number is closed
+//     when the last request on it has completed.
 // Owner worker only.
 
-package import CFiber
+import CFiber
 import Glibc
 
 /// A registered descriptor: which slot, and which use of it.
 package struct Descriptor: BitwiseCopyable {
-    package let registration: RegistrationPointer
-    package let generation: UInt32
+    let registration: RegistrationPointer
+    let generation: UInt32
 
     /// Names the object whose fibers use the descriptor, so that it is fetched when one of them goes on.
     package func noteUser(_ user: AnyObject) {
@@ -27,155 +26,484 @@ package struct Descriptor: BitwiseCopyable {
 
     @inline(__always)
     package var isOpen: Bool { registration.pointee.generation == generation }
+
+    /// For calls that the driver does not know, and for messages; nil once it is closed.
+    package var number: Int32? { isOpen ? registration.pointee.fd : nil }
 }
 
-/// What an operation returns besides counts and negative error numbers, which end at -4095.
-package enum IOCode {
-    /// The descriptor was closed on this side, before the operation or during it.
-    package static var closed: Int { -10_001 }
-    /// The deadline passed.
-    package static var timedOut: Int { -10_002 }
-    /// The descriptor is of a kind that cannot be waited for.
-    package static var unsupported: Int { -10_003 }
-    /// The calling fiber is cancelled, or was while it waited.
-    package static var cancelled: Int { -10_004 }
-}
-
-package enum Direction: Sendable {
-    case read, write
-}
-
-package class Driver {
+package final class Driver: EventSource {
+    private let owner: Worker
+    /// The owner's place among the workers of its runtime.
+    private let index: Int
+    private let backend: any Backend
+    /// One of the two is the backend, the other is nil.
+    private let readiness: (any ReadinessBackend)?
+    private let completion: (any CompletionBackend)?
+    private let completes: Bool
+    private let table: UnsafeMutablePointer<RegistrationTable>
     /// Behind a pointer: each change of a class property would be a checked access, which costs more than the change.
-    package final let buffers: UnsafeMutablePointer<BufferPool>
+    let buffers: UnsafeMutablePointer<BufferPool>
+    private var isStopped = false
 
-    init(bufferSize: Int) {
+    /// A driver for a worker, which is number `index` of its runtime. The backend is of one of the two kinds.
+    package init(_ backend: any Backend, owner: Worker, index: Int, bufferSize: Int) {
+        self.backend = backend
+        readiness = backend as? any ReadinessBackend
+        completion = backend as? any CompletionBackend
+        completes = completion != nil
+        require((readiness == nil) != (completion == nil), "a backend either tells when descriptors are ready, or performs requests")
+        self.owner = owner
+        self.index = index
+        table = .allocate(capacity: 1)
+        table.initialize(to: RegistrationTable())
         buffers = .allocate(capacity: 1)
         buffers.initialize(to: BufferPool(size: bufferSize))
     }
 
     deinit {
+        table.pointee.destroy()
+        table.deallocate()
         buffers.pointee.destroy()
         buffers.deallocate()
     }
 
-    /// What every operation on a closed descriptor returns, whoever calls it. It is charged like those that make a system call.
+    // The event source of a worker.
+
+    package var waker: any Waker { backend.waker }
+    package var clock: (any WorkerClock)? { backend.clock }
+
+    package func poll(timeout: Int64) { backend.poll(timeout: timeout, for: self) }
+
+    package func stop() {
+        isStopped = true
+        completion?.drain(for: self)
+        table.pointee.forEachOpen { slot in
+            let fd = slot.pointee.fd
+            end(slot)
+            table.pointee.put(slot)
+            _ = backend.call(.close(fd))
+        }
+        // Fibers that were left behind do not close what they waited for.
+        table.pointee.forEachWithRequests { slot in
+            if slot.pointee.closesAfterRequests { _ = backend.call(.close(slot.pointee.fd)) }
+        }
+        backend.stop()
+    }
+
+    // The owner.
+
+    @inline(__always)
+    private var worker: Worker {
+        if _slowPath(Worker.current != owner) { stopForeignUse(nil) }
+        return owner
+    }
+
+    /// The worker, for a call on a descriptor.
+    @inline(__always)
+    private func worker(for slot: RegistrationPointer) -> Worker {
+        if _slowPath(Worker.current != owner) { stopForeignUse(slot) }
+        return owner
+    }
+
     @inline(never)
-    package final func refuseClosed() -> Int {
+    private func stopForeignUse(_ slot: RegistrationPointer?) -> Never {
+        let socket = slot.map { Self.describe($0.pointee.fd) } ?? "a socket"
+        misuse(
+            "\(Holders.describeCaller())\(Worker.current.map { " on worker \($0.pointee.index)" } ?? "") used or released \(socket), which belongs to worker \(index) of the runtime that made it: use a socket, and let go of it, in fibers of its own worker, and let others send those messages"
+        )
+    }
+
+    private static func describe(_ fd: Int32) -> String {
+        withUnsafeTemporaryAllocation(of: CChar.self, capacity: 512) { text in
+            cfiber_describe(fd, text.baseAddress, text.count)
+            return String(cString: text.baseAddress.unsafelyUnwrapped)
+        }
+    }
+
+    // Registrations.
+
+    /// Starts to look after a descriptor, which must be non-blocking. `exact`: a short count does not mean that no more is there (Unix sockets, where
+    /// a message that carries descriptors ends a read). Nil when memory is short. The descriptor stays the caller's when this fails.
+    package func register(_ fd: Int32, exact: Bool) -> Descriptor? {
+        guard let slot = table.pointee.take(fd: fd, exact: exact) else { return nil }
+        return Descriptor(registration: slot, generation: slot.pointee.generation)
+    }
+
+    /// Ends a registration, wakes its waiters with `closed` and closes the descriptor.
+    package func close(_ d: Descriptor) {
+        guard d.isOpen else { return }
+        let (slot, fd) = (d.registration, d.registration.pointee.fd)
+        forget(slot)
+        end(slot)
+        if _slowPath(slot.pointee.requests > 0) { return slot.pointee.closesAfterRequests = true }
+        table.pointee.put(slot)
+        _ = backend.call(.close(fd))
+    }
+
+    /// Ends a registration and leaves the descriptor open.
+    package func release(_ d: Descriptor) {
+        guard d.isOpen else { return }
+        let slot = d.registration
+        forget(slot)
+        end(slot)
+        if slot.pointee.requests == 0 { table.pointee.put(slot) }
+    }
+
+    /// Only a fiber that waited has had it watched. Whether a duplicate exists the kernel does not tell, and closing is hardly dearer for it: what is removed here it need not remove then.
+    private func forget(_ slot: RegistrationPointer) {
+        if slot.pointee.flags.contains(.watchesRead) { readiness?.forget(slot) }
+    }
+
+    /// From here on the slot's descriptor is closed for all that have it.
+    private func end(_ slot: RegistrationPointer) {
+        let worker = worker(for: slot)
+        slot.pointee.end()
+        worker.wakeAll(&slot.pointee.readers, .closed)
+        worker.wakeAll(&slot.pointee.writers, .closed)
+        worker.wakeAll(&slot.pointee.readTurns, .closed)
+        worker.wakeAll(&slot.pointee.writeTurns, .closed)
+    }
+
+    /// Returns a buffer of the pool.
+    @inline(__always)
+    package func giveBack(_ buffer: UnsafeMutableRawPointer) { buffers.pointee.put(buffer) }
+
+    // Calls that do not wait.
+
+    /// Makes a call that does not block: its result, or a negative errno.
+    package func call(_ call: SystemCall) -> Int { backend.call(call) }
+
+    /// The same for a call on a registered descriptor.
+    package func call(on d: Descriptor, _ call: (Int32) -> SystemCall) -> Int {
+        guard let fd = d.number else { return IOCode.closed }
+        return backend.call(call(fd))
+    }
+
+    /// Makes a call by the driver of the calling fiber's worker; outside fibers, by the system. Any thread.
+    package static func callAnywhere(_ call: SystemCall) -> Int { Worker.current?.driver.call(call) ?? call.make() }
+
+    /// Makes a call that may block, as on files: by a thread of the blocking pool where the system is below. Throws when the fiber is cancelled, and then the call may still run. Parks.
+    package func callBlocking(_ name: String, _ body: @escaping () -> Void) throws { try backend.callBlocking(name, for: worker, body) }
+
+    func noteSendingEnded(_ d: Descriptor) {
+        let slot = d.registration
+        slot.pointee.marks.insert(.sendEnded)
+        slot.pointee.writable = true
+        // Each tries again and fails, then hands its turn to the next, which fails, too.
+        worker.wakeAll(&slot.pointee.writers, .ready)
+    }
+
+    // Turns.
+
+    @inline(__always)
+    private func takeTurn(_ d: Descriptor, _ turn: Registration.Flags, _ worker: Worker, _ deadline: Int64) -> Int {
+        if _slowPath(d.registration.pointee.flags.contains(turn)) { return waitForTurn(d, turn, worker, deadline) }
+        d.registration.pointee.flags.insert(turn)
+        return 0
+    }
+
+    @inline(never)
+    private func waitForTurn(_ d: Descriptor, _ turn: Registration.Flags, _ worker: Worker, _ deadline: Int64) -> Int {
+        let slot = d.registration
+        let reads = turn == .reading
+        let outcome = worker.park(
+            in: reads ? slot.readTurns : slot.writeTurns, WaitReason(reads ? .read : .write, slot.pointee.fd), until: deadline)
+        if outcome != .ready { return code(outcome) }
+        // The turn was handed over, unless the descriptor was closed since.
+        return d.isOpen ? 0 : IOCode.closed
+    }
+
+    /// Hands the turn to the next in line, if there is one.
+    @inline(__always)
+    private func endTurn(_ d: Descriptor, _ turn: Registration.Flags) {
+        guard d.isOpen else { return }
+        let list = turn == .reading ? d.registration.readTurns : d.registration.writeTurns
+        if _fastPath(list.pointee.isEmpty) {
+            d.registration.pointee.flags.remove(turn)
+        } else {
+            handOver(d, turn, list)
+        }
+    }
+
+    @inline(never)
+    private func handOver(_ d: Descriptor, _ turn: Registration.Flags, _ list: UnsafeMutablePointer<WaitList>) {
+        // A waiter that has timed out in this moment is still in line, and cannot be woken.
+        while let node = list.pointee.popFirst() {
+            if worker.unpark(node.pointee.waiter, .ready) { return }
+        }
+        d.registration.pointee.flags.remove(turn)
+    }
+
+    /// Takes the turn to send for several operations: 0 once the fiber has it, and then `endSending` must follow. Parks.
+    package func beginSending(_ d: Descriptor, until deadline: Int64) -> Int {
+        guard d.isOpen else { return refuseClosed() }
+        let worker = worker(for: d.registration)
+        if worker.refusesOperation() { return IOCode.cancelled }
+        return takeTurn(d, .writing, worker, deadline)
+    }
+
+    package func endSending(_ d: Descriptor) { endTurn(d, .writing) }
+
+    // Operations.
+
+    /// What every operation on a closed descriptor returns, whichever worker calls it. It is charged like those that make a system call.
+    @inline(never)
+    package func refuseClosed() -> Int {
         Worker.current?.chargeOperation()
         return IOCode.closed
     }
 
-    /// Closes what is still open. No fiber waits any more, and no operation but `close` follows.
-    func stop() { fatalError("a driver implements stop") }
-
-    /// Starts to look after a descriptor, which must be non-blocking. `exact`: a short count does not mean that no more is there (Unix sockets, where
-    /// a message that carries descriptors ends a read). Nil when memory is short. The descriptor stays the caller's when this fails.
-    package func register(_ fd: Int32, exact: Bool) -> Descriptor? { fatalError("a driver implements register") }
-    /// Ends a registration, wakes its waiters with `closed` and closes the descriptor.
-    package func close(_ descriptor: Descriptor) { fatalError("a driver implements close") }
-    /// Ends a registration and leaves the descriptor open.
-    package func release(_ descriptor: Descriptor) { fatalError("a driver implements release") }
-
-    /// Receives some bytes, 0 at the end of the stream. Parks.
-    package func receive(_ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int, until deadline: Int64) -> Int {
-        fatalError("a driver implements receive")
-    }
-    /// Waits for bytes without holding memory, then receives into a buffer of the worker's pool, which the caller returns to `buffers`. Parks.
-    package func receiveLent(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?, until deadline: Int64) -> Int {
-        fatalError("a driver implements receiveLent")
-    }
-    /// Calls `attempt` with the number of the descriptor when that may be readable, until it returns anything but `-EAGAIN`, and returns that. One fiber at a time, in the order in
-    /// which they came. What makes the descriptor readable is an edge: before it returns `-EAGAIN`, the attempt must have seen that nothing is there. Parks.
-    package func receive(_ d: Descriptor, until deadline: Int64, by attempt: (Int32) -> Int) -> Int {
-        fatalError("a driver implements receive(by:)")
-    }
-    /// Sends everything, after those who began earlier on the same descriptor, so that what two fibers write is never mixed. 0 once it is done; `sent`
-    /// tells how much went in any case. Parks.
-    package func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
-        fatalError("a driver implements sendAll")
-    }
-    /// Takes the turn to send: 0 once the fiber has it, and then `endSending` must follow. Parks.
-    package func beginSending(_ d: Descriptor, until deadline: Int64) -> Int { fatalError("a driver implements beginSending") }
-    /// Sends all of several pieces, which it changes as it goes; the caller has the turn. Adds to `sent`. Parks.
-    package func send(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
-        fatalError("a driver implements send")
-    }
-    package func endSending(_ d: Descriptor) { fatalError("a driver implements endSending") }
-    /// Receives up to `count` datagrams, as many as are there and at least one: their number. Empty ones are datagrams, too. Parks.
-    package func receiveDatagrams(
-        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, until deadline: Int64
-    ) -> Int {
-        fatalError("a driver implements receiveDatagrams")
-    }
-    /// Waits for a datagram without holding memory, then receives it into a buffer of the worker's pool, which it puts into the one piece of `datagram` and which the
-    /// caller returns to `buffers`. 1, or an error and no buffer. Parks.
-    package func receiveDatagramLent(_ d: Descriptor, _ datagram: UnsafeMutablePointer<cfiber_datagram>, until deadline: Int64) -> Int {
-        fatalError("a driver implements receiveDatagramLent")
-    }
-    /// Sends `count` datagrams, each whole or not at all, in order. 0 once it is done; `sent` tells how many went in any case. A Unix socket whose queue is full is
-    /// waited for, too. Parks.
-    package func sendDatagrams(
-        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, sent: inout Int, until deadline: Int64
-    ) -> Int {
-        fatalError("a driver implements sendDatagrams")
-    }
-    /// Accepts a connection: its descriptor, non-blocking. Connections that were given up before they were accepted are passed over; while descriptors are
-    /// short it waits, tries again now and then, and calls `onShortage` with the error number the first time. Where no connection is there it waits for one, or returns
-    /// `-EAGAIN` if it is not to. Parks.
-    ///
-    /// `peer` gets the address of the other end, if it is not nil; over TCP the kernel forgets it once the connection is reset.
-    package func accept(
-        _ d: Descriptor, from peer: UnsafeMutablePointer<sockaddr_storage>?, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64
-    ) -> Int {
-        fatalError("a driver implements accept")
-    }
-    /// Connects. 0 once connected. Parks.
-    package func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
-        fatalError("a driver implements connect")
-    }
-    /// Ends one half of a connection, or both (`SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), and wakes the fibers that wait for it: their operations see the end, or fail. Never
-    /// parks.
-    package func shutdown(_ d: Descriptor, _ how: Int32) -> Int { fatalError("a driver implements shutdown") }
-    /// Waits until the kernel says that a descriptor is readable or writable, for code that makes its own system calls. 0 then. Parks.
-    package func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int { fatalError("a driver implements wait") }
-
-    /// Waits as `wait` for a descriptor of somebody else's, by a number of its own for the same thing: epoll takes each number once, and what is registered is closed when the worker
-    /// stops. Also -EMFILE, -EBADF or -ENOMEM. Parks.
-    ///
-    /// Not so what is on disk: closing any number for a file ends all locks (`F_SETLK`) that the process has on it. Epoll refuses most of that, and the few files that it takes
-    /// are watched by an epoll of their own.
-    package final func wait(forDescriptor foreign: Int32, _ direction: Direction, until deadline: Int64) -> Int {
-        let worker = Worker.here("a wait for a descriptor")
-        // Also where it comes no further than the next line.
+    /// Performs an operation. Parks.
+    @inline(__always)
+    func perform<O: Operation>(_ operation: inout O, on d: Descriptor, until deadline: Int64) -> Int {
+        guard d.isOpen else { return refuseClosed() }
+        let worker = worker(for: d.registration)
         if worker.refusesOperation() { return IOCode.cancelled }
-        let isOnDisk = cfiber_is_on_disk(foreign)
-        let second =
-            switch isOnDisk {
-            case 0: cfiber_duplicate(foreign)
-            case 1: cfiber_epoll_for(foreign, direction == .write ? 1 : 0)
-            default: isOnDisk
-            }
-        guard second >= 0 else {
-            worker.chargeOperation()
-            return second == -EPERM ? IOCode.unsupported : Int(second)
+        if O.takesTurn {
+            let code = takeTurn(d, O.turn, worker, deadline)
+            if code != 0 { return code }
         }
-        guard let registered = register(second, exact: true) else {
-            _ = cfiber_close(second)
-            return -Int(ENOMEM)
-        }
-        let result = wait(registered, isOnDisk == 1 ? .read : direction, until: deadline)
-        // Closing alone would not end the registration, since the thing stays open under its first number.
-        if registered.isOpen {
-            release(registered)
-            _ = cfiber_close(second)
-        }
+        let result = run(&operation, on: d, worker, deadline)
+        if O.takesTurn { endTurn(d, O.turn) }
+        worker.chargeOperation()
         return result
     }
 
-    /// Monotonic nanoseconds.
-    package func now() -> Int64 { cfiber_now() }
+    /// The same for a fiber that has the turn. Parks.
+    @inline(__always)
+    func performInTurn<O: Operation>(_ operation: inout O, on d: Descriptor, until deadline: Int64) -> Int {
+        guard d.isOpen else { return refuseClosed() }
+        let worker = worker(for: d.registration)
+        let result = run(&operation, on: d, worker, deadline)
+        worker.chargeOperation()
+        return result
+    }
 
-    /// Collects what has happened and wakes the waiters; blocks at most `timeout` nanoseconds (negative: without end) if nothing has.
-    func poll(timeout: Int64) { fatalError("a driver implements poll") }
+    @inline(__always)
+    private func run<O: Operation>(_ operation: inout O, on d: Descriptor, _ worker: Worker, _ deadline: Int64) -> Int {
+        if _slowPath(completes) { return submit(&operation, on: d, worker, deadline) }
+        while true {
+            if !O.trustsReadiness || d.registration.pointee.isReady(O.direction) {
+                let result = operation.attempt(d.registration)
+                if _fastPath(result != IOCode.notReady) {
+                    if _fastPath(result > IOCode.again) { return result }
+                    let code = goOn(after: result, &operation, d, worker, deadline)
+                    if code != 0 { return code }
+                    continue
+                }
+                if O.direction == .read && wasDenied(d, worker) {
+                    guard d.isOpen else { return IOCode.closed }
+                    continue
+                }
+                d.registration.pointee.noteNotReady(O.direction)
+            }
+            let code = park(d, O.direction, O.reason, worker, deadline)
+            if code != 0 { return code }
+            guard d.isOpen else { return IOCode.closed }
+        }
+    }
+
+    /// Between two attempts of an operation that is not done. 0 for the next one.
+    @inline(never)
+    private func goOn<O: Operation>(
+        after result: Int, _ operation: inout O, _ d: Descriptor, _ worker: Worker, _ deadline: Int64
+    ) -> Int {
+        if !d.isOpen { return IOCode.closed }
+        if result == IOCode.again {
+            worker.chargeOperation()
+        } else {
+            let code = pause(d, operation.nextPause(), O.direction, O.reason, worker, deadline)
+            if code != 0 { return code }
+        }
+        return d.isOpen ? 0 : IOCode.closed
+    }
+
+    /// Whether `recv` has returned `EAGAIN` although there is something to receive. It does so at the mark of urgent data when a signal is pending; the signal is gone as soon
+    /// as a system call returns, so the next `recv` tells the truth, unless a second signal comes within a fraction of a microsecond.
+    @inline(__always)
+    private func wasDenied(_ d: Descriptor, _ worker: Worker) -> Bool {
+        _slowPath(d.registration.pointee.marks.contains(.urgent)) && isReadable(d, worker)
+    }
+
+    @inline(never)
+    private func isReadable(_ d: Descriptor, _ worker: Worker) -> Bool {
+        guard cfiber_is_ready(d.registration.pointee.fd, 0) == 1 else { return false }
+        d.registration.pointee.readable = true
+        // Should `poll` and `recv` ever disagree for another reason, other fibers run all the same.
+        worker.chargeOperation()
+        return true
+    }
+
+    /// Parks until an event for the direction comes. 0 then; else why there will be none.
+    @inline(__always)
+    private func park(_ d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, _ worker: Worker, _ deadline: Int64) -> Int {
+        let watched = watchIfNew(d, direction)
+        if _slowPath(watched < 0) { return watched }
+        let slot = d.registration
+        // Even addresses: an odd one would be a `wait`.
+        worker.running.pointee.touches = (UnsafeRawPointer(slot), slot.pointee.user)
+        return code(worker.park(in: slot.waiters(direction), WaitReason(kind, slot.pointee.fd), until: deadline))
+    }
+
+    /// Parks for a time, and no event ends that. Reacting to events could spin: a datagram that a Unix receiver has no room for is itself an event, since the kernel counts it as sent
+    /// for a moment. 0 when the time is over; else why the operation is.
+    private func pause(
+        _ d: Descriptor, _ length: Int64, _ direction: Direction, _ kind: WaitReason.Kind, _ worker: Worker, _ deadline: Int64
+    ) -> Int {
+        let end = min(deadline, worker.now &+ length)
+        while true {
+            let slot = d.registration
+            let code = code(worker.park(in: slot.waiters(direction), WaitReason(kind, slot.pointee.fd), until: end))
+            if code != 0 && code != IOCode.timedOut { return code }
+            guard d.isOpen else { return IOCode.closed }
+            if code == IOCode.timedOut || worker.now >= end { return end == deadline ? IOCode.timedOut : 0 }
+        }
+    }
+
+    @inline(__always)
+    private func code(_ outcome: Outcome) -> Int {
+        switch outcome {
+        case .ready: 0
+        case .closed: IOCode.closed
+        case .timedOut: IOCode.timedOut
+        case .cancelled: IOCode.cancelled
+        case .noTimer: -Int(ENOMEM)
+        }
+    }
+
+    // Backends that tell when a descriptor is ready.
+
+    /// 0 when the backend watches the descriptor in that direction, or performs operations itself.
+    @inline(__always)
+    func watchIfNew(_ d: Descriptor, _ direction: Direction) -> Int {
+        let wanted: Registration.Flags = direction == .read ? .watchesRead : .watchesWrite
+        return _fastPath(d.registration.pointee.flags.contains(wanted)) ? 0 : watch(d.registration, direction)
+    }
+
+    @inline(never)
+    private func watch(_ slot: RegistrationPointer, _ direction: Direction) -> Int { readiness?.watch(slot, direction) ?? 0 }
+
+    /// Waits as `wait` for a descriptor of somebody else's. Also -EMFILE, -EBADF or -ENOMEM. Parks.
+    package func wait(forDescriptor foreign: Int32, _ direction: Direction, until deadline: Int64) -> Int {
+        let worker = worker
+        // Also where it comes no further than the next line.
+        if worker.refusesOperation() { return IOCode.cancelled }
+        let (second, watched) = readiness?.duplicate(foreign, toWatch: direction) ?? (backend.call(.duplicate(foreign)), direction)
+        guard second >= 0 else {
+            worker.chargeOperation()
+            return second == -Int(EPERM) ? IOCode.unsupported : second
+        }
+        guard let registered = register(Int32(second), exact: true) else {
+            _ = backend.call(.close(Int32(second)))
+            return -Int(ENOMEM)
+        }
+        let result = wait(registered, watched, until: deadline)
+        // Closing alone would not end the registration, since the thing stays open under its first number.
+        close(registered)
+        return result
+    }
+
+    /// The slot that a token names, for a backend that fetches what it will need.
+    @inline(__always)
+    func slot(_ token: UInt64) -> RegistrationPointer? { table.pointee.slot(token) }
+
+    /// A backend's event: wakes the fibers that wait for it. An event of an earlier use of the slot is dropped and counted.
+    @inline(__always)
+    package func becameReady(_ token: UInt64, _ readiness: Readiness) {
+        guard let slot = table.pointee.find(token) else { return worker.pointee.statistics.staleEvents &+= 1 }
+        if !readiness.isDisjoint(with: .endsReading) {
+            slot.pointee.readable = true
+            if !readiness.isDisjoint(with: .ended) { slot.pointee.flags.insert(.hungUp) }
+            // What is exact from the start needs no such care: a Unix socket's `recv` looks at no signal.
+            if readiness.contains(.urgent) && !slot.pointee.flags.contains(.exact) {
+                slot.pointee.flags.insert(.exact)
+                slot.pointee.marks.insert(.urgent)
+            }
+            worker.wakeAll(&slot.pointee.readers, .ready)
+        }
+        if !readiness.isDisjoint(with: .endsWriting) {
+            slot.pointee.writable = true
+            worker.wakeAll(&slot.pointee.writers, .ready)
+        }
+    }
+
+    // Backends that perform operations.
+
+    @inline(never)
+    private func submit<O: Operation>(_ operation: inout O, on d: Descriptor, _ worker: Worker, _ deadline: Int64) -> Int {
+        while true {
+            let request = operation.submission(d.registration.pointee.fd)
+            let code = result(of: request, on: d, O.direction, O.reason, makesDescriptor: O.makesDescriptor, worker, deadline)
+            if !d.isOpen || code == IOCode.cancelled || code == IOCode.timedOut || code == IOCode.closed {
+                // It gives back what it has borrowed.
+                _ = operation.complete(-Int(ECANCELED), d.registration)
+                return d.isOpen ? code : IOCode.closed
+            }
+            let result = operation.complete(code, d.registration)
+            if result == IOCode.notReady { continue }
+            if result > IOCode.again { return result }
+            let next = goOn(after: result, &operation, d, worker, deadline)
+            if next != 0 { return next }
+        }
+    }
+
+    /// Has the backend perform a request: its result, or why there is none. Parks.
+    private func result(
+        of request: Submission, on d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, makesDescriptor: Bool, _ worker: Worker,
+        _ deadline: Int64
+    ) -> Int {
+        let backend = completion.unsafelyUnwrapped
+        let slot = d.registration
+        var completion = Completion(fiber: worker.running, makesDescriptor: makesDescriptor)
+        return _withUnprotectedUnsafeMutablePointer(to: &completion) { completion in
+            if let result = backend.submit(request, completion) { return result }
+            slot.pointee.requests += 1
+            let reason = WaitReason(kind, slot.pointee.fd)
+            let outcome = worker.park(in: slot.waiters(direction), reason, until: deadline)
+            if !completion.pointee.isDone {
+                backend.cancel(completion)
+                var nobodyElse = WaitList()
+                _withUnprotectedUnsafeMutablePointer(to: &nobodyElse) { list in
+                    while !completion.pointee.isDone { worker.parkShielded(in: list, reason) }
+                }
+            }
+            let isOpen = d.isOpen
+            noteCompleted(slot, isOpen: isOpen)
+            let result = completion.pointee.result
+            if !isOpen && makesDescriptor && result >= 0 { _ = backend.call(.close(Int32(result))) }
+            // A result that came in spite of a deadline or a cancellation is not lost.
+            return isOpen && (outcome == .ready || result != -Int(ECANCELED)) ? result : code(isOpen ? outcome : .closed)
+        }
+    }
+
+    /// A request on a slot has completed. The descriptor of a closed one is closed with the last of them.
+    private func noteCompleted(_ slot: RegistrationPointer, isOpen: Bool) {
+        slot.pointee.requests -= 1
+        guard !isOpen && slot.pointee.requests == 0 else { return }
+        let fd = slot.pointee.closesAfterRequests ? slot.pointee.fd : -1
+        table.pointee.put(slot)
+        if fd >= 0 { _ = backend.call(.close(fd)) }
+    }
+
+    /// A backend's event: a request has completed.
+    package func complete(_ completion: CompletionPointer, _ result: Int) {
+        completion.pointee.finish(result)
+        let fiber = completion.pointee.fiber
+        // At the end of the worker the fiber does not run any more.
+        if isStopped {
+            if completion.pointee.makesDescriptor && result >= 0 { _ = backend.call(.close(Int32(result))) }
+            return
+        }
+        _ = owner.unpark(Waiter(fiber), .ready)
+    }
+}
+
+extension Operation {
+    @inline(__always)
+    fileprivate static var turn: Registration.Flags { direction == .read ? .reading : .writing }
+}
+
+extension UnsafeMutablePointer where Pointee == WorkerState {
+    /// The driver of the worker's descriptors, which is its event source.
+    package var driver: Driver { unsafeDowncast(pointee.events, to: Driver.self) }
 }

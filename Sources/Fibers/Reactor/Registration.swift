@@ -1,4 +1,4 @@
-// What the epoll driver knows of one descriptor, and the table of all of them.
+// What the driver knows of one descriptor, and the table of all of them.
 //
 // Invariants:
 //   * a slot's address and index never change and its memory lives as long as the driver, so that a pointer to it may always be looked at;
@@ -26,10 +26,12 @@ package struct Registration: BitwiseCopyable {
     /// Fibers whose turn has not come: one at a time receives (or accepts), and one sends, so that readers are served in order and what several write is not mixed.
     var readTurns = WaitList()
     var writeTurns = WaitList()
-    /// The object that uses the slot, to be fetched together with it; never followed.
+    /// The object that uses the slot, to be fetched together with it; never followed. Of a free slot, the next free one.
     var user: UnsafeRawPointer?
-    /// The next free slot.
-    fileprivate var nextFree: RegistrationPointer?
+    /// Requests to the backend that have not completed.
+    var requests: Int32 = 0
+    /// The descriptor is to be closed with the last of them.
+    var closesAfterRequests = false
 
     struct Flags: OptionSet {
         let rawValue: UInt8
@@ -37,7 +39,7 @@ package struct Registration: BitwiseCopyable {
         static let hungUp = Flags(rawValue: 1)
         /// A short count says nothing about whether more is there.
         static let exact = Flags(rawValue: 2)
-        /// The kernel watches for us: for everything that ends a wait to read.
+        /// The backend watches for everything that ends a wait to read.
         static let watchesRead = Flags(rawValue: 4)
         /// And for room to write.
         static let watchesWrite = Flags(rawValue: 8)
@@ -60,12 +62,34 @@ package struct Registration: BitwiseCopyable {
 
     init(index: UInt32) { self.index = index }
 
+    /// Names this use of the slot, in events.
     @inline(__always)
-    var token: UInt64 { UInt64(generation) << 32 | UInt64(index) }
+    package var token: UInt64 { UInt64(generation) << 32 | UInt64(index) }
+
+    @inline(__always)
+    func isReady(_ direction: Direction) -> Bool { direction == .read ? readable : writable }
+
+    @inline(__always)
+    mutating func noteNotReady(_ direction: Direction) {
+        if direction == .read { readable = false } else { writable = false }
+    }
+
+    /// Ends a use.
+    @inline(__always)
+    mutating func end() { generation &+= 1 }
 }
 
 extension UnsafeMutablePointer where Pointee == Registration {
+    /// Of a free slot.
+    @inline(__always)
+    fileprivate var nextFree: RegistrationPointer? {
+        get { RegistrationPointer(mutating: pointee.user?.assumingMemoryBound(to: Registration.self)) }
+        nonmutating set { pointee.user = UnsafeRawPointer(newValue) }
+    }
+
     /// The list itself, in the slot: it stays where it is.
+    @inline(__always)
+    func waiters(_ direction: Direction) -> UnsafeMutablePointer<WaitList> { direction == .read ? readers : writers }
     @inline(__always)
     var readers: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.readers) { $0 } }
     @inline(__always)
@@ -92,7 +116,7 @@ struct RegistrationTable {
     mutating func take(fd: Int32, exact: Bool) -> RegistrationPointer? {
         if free == nil, !grow() { return nil }
         let slot = free.unsafelyUnwrapped
-        free = slot.pointee.nextFree
+        free = slot.nextFree
         let generation = slot.pointee.generation &+ 1
         slot.initialize(to: Registration(index: slot.pointee.index))
         slot.pointee.fd = fd
@@ -101,12 +125,11 @@ struct RegistrationTable {
         return slot
     }
 
-    /// Ends a use. The waiters must have been woken.
+    /// Takes a slot back whose use has ended. The waiters must have been woken.
     @inline(__always)
     mutating func put(_ slot: RegistrationPointer) {
-        slot.pointee.generation &+= 1
         slot.pointee.fd = -1
-        slot.pointee.nextFree = free
+        slot.nextFree = free
         free = slot
     }
 
@@ -136,7 +159,7 @@ struct RegistrationTable {
         let first = UInt32(chunks.count * Self.chunkSize)
         for i in (0..<Self.chunkSize).reversed() {
             (chunk + i).initialize(to: Registration(index: first + UInt32(i)))
-            chunk[i].nextFree = free
+            (chunk + i).nextFree = free
             free = chunk + i
         }
         chunks.append(Chunk(memory: memory, slots: chunk))
@@ -148,6 +171,14 @@ struct RegistrationTable {
         for c in 0..<chunks.count {
             let slots = chunks.base.unsafelyUnwrapped[c].slots
             for i in 0..<Self.chunkSize where slots[i].generation & 1 == 1 { body(slots + i) }
+        }
+    }
+
+    /// Calls `body` with each slot whose use has ended, but not its requests.
+    func forEachWithRequests(_ body: (RegistrationPointer) -> Void) {
+        for c in 0..<chunks.count {
+            let slots = chunks.base.unsafelyUnwrapped[c].slots
+            for i in 0..<Self.chunkSize where slots[i].generation & 1 == 0 && slots[i].requests > 0 { body(slots + i) }
         }
     }
 

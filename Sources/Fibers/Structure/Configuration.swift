@@ -48,8 +48,8 @@ extension FiberRuntime {
         /// What the random numbers of the workers are made of; nil for the time at which each starts. For tests that repeat a run.
         package var randomSeed: UInt64?
 
-        /// Makes the driver of the runtime's worker, epoll's if nil: for tests that own the time.
-        package var makeDriver: (@Sendable () throws(ResourceError) -> Driver)?
+        /// Makes the backend of a worker, by its index; nil for epoll. For tests.
+        package var makeBackend: (@Sendable (_ worker: Int) throws(ResourceError) -> any Backend)?
 
         public init(
             workers: Int? = nil, pinsWorkers: Bool = false,
@@ -71,10 +71,15 @@ extension FiberRuntime {
 
         /// What the kernel is told of it.
         var settings: WorkerSettings {
-            WorkerSettings(
+            let (makeBackend, bufferSize) = (makeBackend, readBufferSize)
+            return WorkerSettings(
                 workers: workers, pinsWorkers: pinsWorkers, stackSize: stackSize, guards: stackGuards,
                 trimInterval: Deadline.nanoseconds(trimInterval), shutdownLimit: shutdownLimit, randomSeed: randomSeed,
-                readBufferSize: readBufferSize, makeDriver: makeDriver, onUnhandledError: onUnhandledError, onWarning: onWarning)
+                makeEvents: { (worker, index) throws(ResourceError) in
+                    let backend: any Backend
+                    if let makeBackend { backend = try makeBackend(index) } else { backend = try EpollBackend() }
+                    return Driver(backend, owner: worker, index: index, bufferSize: bufferSize)
+                }, onUnhandledError: onUnhandledError, onWarning: onWarning)
         }
 
         private var stackGuards: StackGuards {

@@ -9,14 +9,6 @@ package enum Deadline {
         return overflow ? never : max(0, deadline)
     }
 
-    /// How long it is until an instant, less than zero for one that has passed. One that lies so far back that a `Duration` does not reach there counts as the farthest that it reaches.
-    package static func distance(to instant: ContinuousClock.Instant) -> Duration {
-        let now = ContinuousClock.now
-        let longest = Duration(attoseconds: .min)
-        // The clock counts from the machine's start, so this does not overflow, and the difference to anything later does not.
-        return instant < now.advanced(by: longest) ? longest : now.duration(to: instant)
-    }
-
     /// The sum of a time and a length, `never` where that is too large.
     @inline(__always)
     static func after(nanoseconds length: Int64, from start: Int64) -> Int64 {

@@ -42,7 +42,7 @@ final class ModelExecution {
             })
         self.time = time
         var configuration = FiberRuntime.Configuration()
-        configuration.makeDriver = time.makeDriver
+        configuration.makeBackend = time.makeBackend
         configuration.workers = 1
         configuration.shutdownLimit = VirtualTime.shutdownLimit
         let hearers = Box<ModelExecution>(self)

@@ -2,7 +2,7 @@
 //
 // Invariants (all orders sequentially consistent):
 //   * a worker announces `sleeping`, then looks into the inbox once more, then blocks;
-//   * a sender pushes, then looks at `sleeping`; whoever turns it from true to false writes the eventfd, once.
+//   * a sender pushes, then looks at `sleeping`; whoever turns it from true to false uses the waker of the worker's event source, once.
 // Either the worker sees the push or the sender sees the announcement, so nothing stays in the inbox of a sleeping worker; and a worker
 // that is awake costs its senders no system call. Tests/Models/wake.pml is this protocol, together with a shared park, for a model checker.
 //
@@ -44,18 +44,14 @@ final class Inbox: @unchecked Sendable {
     private let sleeping = Atomic<Bool>(false)
     /// What the time counter showed when the sleeping worker was last sent for; 0 when it has not been since it fell asleep. A sender who is slow may still write an older time.
     private let sentForAt = Atomic<UInt64>(0)
-    /// An eventfd, watched by the worker's driver.
-    let wakeDescriptor: Int32
+    /// Ends the sleep of the worker.
+    private let waker: any Waker
 
-    init() throws(ResourceError) {
-        wakeDescriptor = cfiber_wake_create()
-        if wakeDescriptor < 0 { throw .descriptors(-wakeDescriptor, "eventfd") }
-    }
+    init(_ waker: any Waker) { self.waker = waker }
 
     deinit {
         // Messages to a worker that had nobody left to do anything for.
         drain(fiber: { _ in }, message: { _ in })
-        if wakeDescriptor >= 0 { _ = cfiber_close(wakeDescriptor) }
     }
 
     /// Hands a claimed fiber to its worker. Lock-free.
@@ -79,7 +75,7 @@ final class Inbox: @unchecked Sendable {
         }
         if sleeping.load(ordering: .sequentiallyConsistent), sleeping.exchange(false, ordering: .sequentiallyConsistent) {
             sentForAt.store(cfiber_counter(), ordering: .relaxed)
-            _ = cfiber_wake_send(wakeDescriptor)
+            waker.wake()
         }
     }
 

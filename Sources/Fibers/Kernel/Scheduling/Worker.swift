@@ -42,9 +42,11 @@ package struct WorkerState: ~Copyable {
     /// The root stands in the ready queue.
     var isRootQueued = false
     var timers = TimerQueue()
-    package let driver: Driver
+    let events: any EventSource
     /// The same, for what is done often: counting references would be two atomic operations.
-    let lentDriver: Unmanaged<Driver>
+    unowned(unsafe) let lentEvents: any EventSource
+    /// The event source's own clock; nil for the system's.
+    let clock: (any WorkerClock)?
     var pool: StackPool
     /// Fibers alive: spawned and not ended. Other workers look at it, too.
     let liveCount = Atomic<Int>(0)
@@ -116,8 +118,18 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         @inline(__always) nonmutating set { pointee.liveCount.store(newValue, ordering: .relaxed) }
     }
 
-    /// Monotonic nanoseconds, by the driver's clock.
-    package var now: Int64 { pointee.lentDriver._withUnsafeGuaranteedRef { $0.now() } }
+    /// Monotonic nanoseconds.
+    package var now: Int64 {
+        @inline(__always) get { _fastPath(pointee.clock == nil) ? cfiber_now() : pointee.clock.unsafelyUnwrapped.now() }
+    }
+
+    /// The CPU's time counter, unless the event source has a clock of its own.
+    var counter: UInt64 {
+        @inline(__always) get { _fastPath(pointee.clock == nil) ? cfiber_counter() : pointee.clock.unsafelyUnwrapped.counter() }
+    }
+
+    /// The same time as `now`, on the continuous clock.
+    package var instant: ContinuousClock.Instant { pointee.clock?.instant() ?? .now }
 
     /// Entries in the timer queue, for tests and diagnostics. Those of waits that ended early stay for a while.
     package var timerCount: Int { pointee.timers.count }
@@ -189,7 +201,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(never)
     func endTick() {
         let used = pointee.tick &- pointee.budget
-        let counter = cfiber_counter()
+        let counter = counter
         pointee.tick = Self.tickLength(after: used, taking: counter &- pointee.tickBegan, of: cfiber_counter_interval())
         pointee.budget = pointee.tick
         pointee.tickBegan = counter
@@ -227,7 +239,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     package func beginLongestTick() {
         pointee.tick = Self.longestTick
         pointee.budget = pointee.tick
-        pointee.tickBegan = cfiber_counter()
+        pointee.tickBegan = counter
     }
 
     /// True when the fibers that started now have run before all others for so long that the others are due at the end of this tick.
@@ -253,7 +265,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Runs fibers until the runtime has none any more, on any worker, but those that are abandoned.
     func runUntilDone() {
         let workers = pointee.workers
-        pointee.tickBegan = cfiber_counter()
+        pointee.tickBegan = counter
         while true {
             if _slowPath(pointee.abandonAt != .max && !pointee.isAbandoned && isOverdue) { abandonFibers() }
             collectInbox()
@@ -404,7 +416,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     var mayPause: Bool { pointee.ready.isEmpty && pointee.workers.mayWatch && !isPollDue }
 
     @inline(__always)
-    private var isPollDue: Bool { isPollDue(at: cfiber_counter()) }
+    private var isPollDue: Bool { isPollDue(at: counter) }
 
     @inline(__always)
     private func isPollDue(at counter: UInt64) -> Bool { counter &- pointee.lastPoll >= cfiber_counter_interval() }
@@ -412,9 +424,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Looks at timers and driver; blocks for at most `timeout` nanoseconds (negative: without end) when nothing has happened before.
     private func poll(timeout: Int64) {
         pointee.statistics.polls &+= 1
-        pointee.lentDriver._withUnsafeGuaranteedRef { $0.poll(timeout: timeout) }
+        pointee.lentEvents.poll(timeout: timeout)
         if !pointee.timers.isEmpty { expireTimers(now: now) }
-        pointee.lastPoll = cfiber_counter()
+        pointee.lastPoll = counter
         // What the look took is no fiber's doing.
         pointee.tickBegan = pointee.lastPoll
     }

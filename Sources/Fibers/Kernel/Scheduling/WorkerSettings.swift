@@ -13,9 +13,8 @@ struct WorkerSettings: Sendable {
     let shutdownLimit: Duration
     /// What the workers' random numbers are made of; nil for the time counter.
     let randomSeed: UInt64?
-    let readBufferSize: Int
-    /// Nil for epoll's.
-    let makeDriver: (@Sendable () throws(ResourceError) -> Driver)?
+    /// Makes the event source of a worker, by its index.
+    let makeEvents: @Sendable (_ worker: Worker, _ index: Int) throws(ResourceError) -> any EventSource
     let onUnhandledError: @Sendable (UnhandledFiberError) -> Void
     let onWarning: @Sendable (String) -> Void
 

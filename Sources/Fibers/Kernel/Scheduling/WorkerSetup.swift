@@ -18,14 +18,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     private func setUp(_ workers: WorkerSet, _ index: Int) throws(ResourceError) {
         let worker = self
-        let inbox = try Inbox()
         let settings = workers.settings
-        let driver =
-            if let makeDriver = settings.makeDriver {
-                try makeDriver()
-            } else {
-                try EpollDriver(owner: worker, index: index, inbox: inbox, bufferSize: settings.readBufferSize) as Driver
-            }
+        let events = try settings.makeEvents(worker, index)
+        let inbox = Inbox(events.waker)
+        let clock = events.clock
         guard let ready = ReadyQueue() else { throw .memory(ENOMEM, "making the ready queue", bytes: 512) }
         var overflowState: UnsafeMutableRawPointer?
         let status = cfiber_overflow_enter(&overflowState)
@@ -37,7 +33,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         root.initialize(for: worker)
         worker.initialize(
             to: WorkerState(
-                ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), driver: driver, lentDriver: .passUnretained(driver),
+                ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), events: events, lentEvents: events, clock: clock,
                 pool: StackPool(stackSize: settings.stackSize, guards: settings.guards, trimInterval: settings.trimInterval),
                 random: settings.randomSeed.map { $0 &+ UInt64(index) } ?? cfiber_counter(),
                 workers: workers, home: UnsafeRawPointer(Unmanaged.passUnretained(workers).toOpaque()), index: index,
@@ -58,7 +54,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// On its thread, when no fiber of the runtime is left.
     func destroy() {
         let root = pointee.root
-        pointee.driver.stop()
+        pointee.events.stop()
         pointee.pool.destroy(abandoned: live > 0)
         pointee.timers.destroy()
         pointee.ready.destroy()

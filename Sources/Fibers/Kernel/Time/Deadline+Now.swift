@@ -13,4 +13,12 @@ extension Deadline {
         guard let duration else { return never }
         return after(duration)
     }
+
+    /// How long it is until an instant, less than zero for one that has passed. One that lies so far back that a `Duration` does not reach there counts as the farthest that it reaches.
+    package static func distance(to instant: ContinuousClock.Instant) -> Duration {
+        let now = Worker.current?.instant ?? .now
+        let longest = Duration(attoseconds: .min)
+        // The clock counts from the machine's start, so this does not overflow, and the difference to anything later does not.
+        return instant < now.advanced(by: longest) ? longest : now.duration(to: instant)
+    }
 }

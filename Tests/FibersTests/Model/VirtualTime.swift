@@ -4,6 +4,7 @@
 // It is the worker's only thread that calls in here.
 
 import Fibers
+import TestBackends
 
 final class VirtualTime: @unchecked Sendable {
     private(set) var now: Int64
@@ -25,8 +26,8 @@ final class VirtualTime: @unchecked Sendable {
         self.onNonsense = onNonsense
     }
 
-    var makeDriver: @Sendable () -> Driver {
-        { [self] in TimeDriver(clock: { self.now }, wait: { self.poll(timeout: $0) }) }
+    var makeBackend: @Sendable (Int) -> any Backend {
+        { [self] _ in SimulatedBackend(clock: { self.now }, wait: { self.poll(timeout: $0) }) }
     }
 
     private func poll(timeout: Int64) {
