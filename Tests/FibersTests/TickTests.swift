@@ -7,7 +7,7 @@ import Testing
 extension KernelTests {
     @Suite struct TickTests {
         @Test func tickLength_isWhatFitsIntoTheInterval_andGrowsByTwiceAtMost() {
-            func next(_ used: Int32, _ elapsed: UInt64) -> Int32 { Worker.tickLength(after: used, taking: elapsed, of: 1_000) }
+            func next(_ used: Int32, _ elapsed: UInt64) -> Int32 { Tick.length(after: used, taking: elapsed, of: 1_000) }
             // Fibers that only yield: from the first, short tick up to the longest.
             #expect([4, 8, 16, 32, 64].map { next($0, 1) } == [8, 16, 32, 64, 64])
             // As many as half the interval holds twice, and fewer where it took longer.

@@ -136,7 +136,7 @@ class ChannelBase: WaitPoint {
         } else {
             lock()
             if let step = lookShared(isSend: isSend) { return step }
-            if limit > 0, Worker.current?.mayWatch ?? false {
+            if limit > 0, Worker.current?.maySpin ?? false {
                 unlock()
                 _ = watch(isSend: isSend)
                 lock()
@@ -255,8 +255,8 @@ class ChannelBase: WaitPoint {
     /// Where the other side is at work on another worker, to wait for it takes less than to park and to be sent home. True when it has done something.
     @inline(__always)
     private final func watch(isSend: Bool) -> Bool {
-        guard limit > 0, let worker = Worker.current, worker.mayWatch else { return false }
-        return worker.watch(every: pauses) { isSend ? queue.count < limit : queue.count > 0 }
+        guard limit > 0, let worker = Worker.current, worker.maySpin else { return false }
+        return worker.spin(every: pauses) { isSend ? queue.count < limit : queue.count > 0 }
     }
 
     /// After the move: lets others see it, and lets the one go on who was met.

@@ -180,7 +180,7 @@ struct Selection {
     }
 
     private func randomNumber(below limit: UInt32) -> UInt32 {
-        if let worker = Worker.current { return worker.randomNumber(below: limit) }
+        if let worker = Worker.current { return worker.pointee.numbers.randomNumber(below: limit) }
         // A plain thread has no generator, and the system's would cost a system call for each number. The time counter has moved on since the last one.
         var state = cfiber_counter()
         return nextRandomNumber(&state, below: limit)

@@ -44,7 +44,7 @@ public final class FiberEvent: Sendable {
         repeat {
             // Where another worker is about to signal, the fiber stays: to park it and to send it home takes longer than to wait.
             if takeUncounted()
-                || (worker.mayWatch && worker.watch(for: { waiter.state.load(ordering: .relaxed) == Self.signalled }) && takeUncounted())
+                || (worker.maySpin && worker.spin(until: { waiter.state.load(ordering: .relaxed) == Self.signalled }) && takeUncounted())
             {
                 return worker.chargeOperation()
             }

@@ -96,7 +96,7 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     /// Waits for a moment, where somebody else has the mutex and nobody waits in line: sections are short, and to park takes longer. Not where that may be a fiber that waits for this
     /// very thread: with one worker, or more than CPUs.
     private func watch(_ me: Holder) {
-        if let worker = Worker.current, !worker.pointee.workers.mayWatch { return }
+        if let worker = Worker.current, !worker.pointee.workers.maySpin { return }
         for _ in 0..<Self.looks {
             let state = state.load(ordering: .relaxed)
             if state == 0 || state & Self.contended != 0 || state == me { return }

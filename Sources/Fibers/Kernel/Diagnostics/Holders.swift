@@ -181,7 +181,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// - Complexity: linear in the number of stacks.
     fileprivate func nameOfFiber(_ id: UInt64) -> String? {
         var name: String?
-        if !pointee.isAbandoned { pointee.pool.forEachLive { if $0.id == id { name = $0.name } } }
+        if !pointee.ending.isAbandoned { pointee.pool.forEachLive { if $0.id == id { name = $0.name } } }
         return name
     }
 }

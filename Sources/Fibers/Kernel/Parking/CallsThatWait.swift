@@ -75,34 +75,3 @@ extension WaitPoint {
         if let worker = Worker.current { worker.chargeOperation() }
     }
 }
-
-extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Takes one from the calls that the running fiber may make before it must let others run and look at its deadline; false when that is due.
-    @inline(__always)
-    func spendsCall() -> Bool {
-        // The budget is never less than 1, and to compare what is left with 0 saves a comparison.
-        let left = pointee.callBudget &- 1
-        guard running.pointee.attention == 0 && left != 0 else { return false }
-        pointee.callBudget = left
-        return true
-    }
-
-    /// Counts a call that never waits, which now and then lets others run, also in a cancelled fiber. On the worker's own stack, where some handlers run, nothing can let others run, and it only counts.
-    @inline(__always)
-    func countTry() { if _slowPath(!spendsCall()) { countTrySlowly() } }
-
-    @inline(never)
-    private func countTrySlowly() { chargeCalls() }
-
-    /// Counts a budget of calls as one operation.
-    @inline(__always)
-    fileprivate func chargeCalls() {
-        pointee.callBudget = Self.callBudgetLength
-        // Of two that talk, each has a budget of its own: else it might always be the receiver who lets the others run, and the sender be ahead of it without end.
-        if pointee.caller != running {
-            pointee.caller = running
-            pointee.ioBudget = Self.ioBudgetLength
-        }
-        chargeOperation()
-    }
-}

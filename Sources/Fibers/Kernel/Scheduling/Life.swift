@@ -11,7 +11,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let fiber = try takeStack()
         fiber.renewCore(for: self)
         let core = fiber.core.unsafelyUnwrapped.takeUnretainedValue()
-        core.id = takeID()
+        core.id = pointee.numbers.takeID()
         begin(fiber, core, name: name, locals: running.pointee.locals, runner)
         return (core, fiber.body)
     }
@@ -19,10 +19,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Lets a fiber that has just been started run before all others, and the calling one after it, unless it is time to let others run.
     func runNow(_ fiber: FiberPointer) {
         require(running != pointee.root, "spawnLocal(startingNow: true) was called outside a fiber: leave startingNow out there")
-        pointee.budget &-= 1
+        pointee.tick.left &-= 1
         // The end of a short tick is no reason to let others run first: while fibers compute for long, each tick is short.
-        guard pointee.budget > 0 || !isFrontDue, pointee.ready.removeLast(fiber) else { return yield() }
-        if _slowPath(pointee.budget <= 0) { endTick() }
+        guard pointee.tick.left > 0 || !isFrontDue, pointee.ready.removeLast(fiber) else { return yield() }
+        if _slowPath(pointee.tick.left <= 0) { endTick() }
         pointee.ready.prepend(running)
         cfiber_switch(fiber.context)
     }
@@ -37,21 +37,6 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         fiber.pointee.core = core
         begin(fiber, core, name: name, locals: locals, runner)
         return fiber.body
-    }
-
-    /// Lets go of an object in a fiber of its own: now, or when there is a stack for one; at the end of the worker if there never is.
-    func release(_ object: AnyObject) {
-        pointee.leftovers.append(object)
-        releaseLeftovers()
-    }
-
-    func releaseLeftovers() {
-        guard !pointee.isAbandoned, pointee.isActive || pointee.workers.activate(self),
-            let (_, place) = try? start(name: nil, { FiberCore.run($0, $1, Void.self, staysHome: false) })
-        else { return }
-        let objects = pointee.leftovers
-        pointee.leftovers = []
-        place.initializeMemory(as: (() throws -> Void).self, to: { withExtendedLifetime(objects) {} })
     }
 
     @inline(__always)
@@ -75,25 +60,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if let locals { fiber.pointee.locals = locals }
         live &+= 1
         pointee.ready.append(fiber)
-        if _slowPath(pointee.abandonAt != .max) { cancel(fiber.base) }
-    }
-
-    /// Unique in the process: workers count in blocks, of which each takes the next when it needs one.
-    @inline(__always)
-    func takeID() -> UInt64 {
-        if _slowPath(pointee.nextID == pointee.endOfIDs) {
-            pointee.nextID = Holders.takeIDs(Self.idsAtATime)
-            pointee.endOfIDs = pointee.nextID &+ Self.idsAtATime
-        }
-        let id = pointee.nextID
-        pointee.nextID = id &+ 1
-        return id
-    }
-
-    /// Epochs of a record that is made anew start where no earlier record's have been: 2^31 parks apart, which lasts for 2^32 records.
-    func nextEpochBase() -> UInt64 {
-        pointee.epochBase &+= 1 << 32
-        return pointee.epochBase
+        if _slowPath(pointee.ending.abandonAt != .max) { cancel(fiber.base) }
     }
 }
 

@@ -62,7 +62,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// A core for a fiber on another worker.
     func makeCore(on worker: Worker, _ remote: RemoteLife) -> FiberCore {
         let core = FiberCore(home: worker)
-        core.id = takeID()
+        core.id = pointee.numbers.takeID()
         core.remote = remote
         core.noteSent()
         return core
@@ -71,7 +71,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Sends a fiber to its worker.
     func send(_ core: FiberCore, _ departure: Departure, _ runner: @escaping FiberBodyRunner, _ body: any Departing) {
         let message = Message(about: core) { home, core in home.receive(core.unsafelyUnwrapped, departure, runner, body) }
-        core.home.pointee.arriving.add(1, ordering: .relaxed)
+        core.home.pointee.load.arriving.add(1, ordering: .relaxed)
         pointee.workers.send(message, to: core.home)
     }
 
@@ -79,7 +79,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         _ core: FiberCore, _ departure: Departure, _ runner: @escaping FiberBodyRunner, _ body: any Departing
     ) {
         var refusal: (any Error)?
-        if pointee.isAbandoned {
+        if pointee.ending.isAbandoned {
             refusal = CancellationError()
         } else {
             do throws(ResourceError) {
@@ -98,7 +98,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             core.record = nil
             endRemote(core, wasCancelled: refusal is CancellationError, fromOutside: true, wasRefused: true)
         }
-        pointee.arriving.subtract(1, ordering: .relaxed)
+        pointee.load.arriving.subtract(1, ordering: .relaxed)
     }
 
     /// The life of a fiber that others may wait for elsewhere is over.
@@ -108,7 +108,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let cause = fiber.base.pointee.cause
         endRemote(
             core, wasCancelled: cause != nil,
-            fromOutside: cause == fiber.base && (fiber.base.pointee.deadline <= now || pointee.abandonAt != .max))
+            fromOutside: cause == fiber.base && (fiber.base.pointee.deadline <= now || pointee.ending.abandonAt != .max))
     }
 
     private func endRemote(_ core: FiberCore, wasCancelled: Bool, fromOutside: Bool, wasRefused: Bool = false) {
@@ -154,7 +154,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Cancels a fiber wherever it is.
     func cancel(_ core: FiberCore) {
         // From a worker whose fibers were left behind: others may be gone, and theirs with them.
-        if core.isFinished || pointee.isAbandoned { return }
+        if core.isFinished || pointee.ending.isAbandoned { return }
         if core.home == self && !core.isOnItsWay {
             if let record = core.record { cancel(record.base) }
             return

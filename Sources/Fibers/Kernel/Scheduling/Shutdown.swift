@@ -2,18 +2,27 @@
 
 import CFiber
 
+struct Ending: BitwiseCopyable {
+    /// Counted among the workers that have fibers.
+    var isActive = false
+    /// Its fibers were left behind, and none runs any more.
+    var isAbandoned = false
+    /// Set once the runtime shuts down: all fibers are cancelled, and those not ended by then are abandoned.
+    var abandonAt = Int64.max
+}
+
 extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Cancels all fibers, the newest first, and those that are spawned from now on; gives them until `deadline` to end. A second call may shorten the time.
     func shutDown(until deadline: Int64) {
         // A limit without end is a shutdown, too: what is spawned from now on is cancelled.
-        pointee.abandonAt = Swift.min(pointee.abandonAt, deadline, .max - 1)
+        pointee.ending.abandonAt = Swift.min(pointee.ending.abandonAt, deadline, .max - 1)
         let fibers = liveFibers.reversed()
         // Children of groups by way of their groups, so that these know; then those whose groups are shielded.
         for fiber in fibers where fiber.base.pointee.outer == nil { cancel(fiber.base) }
         for fiber in fibers { cancel(fiber.base) }
     }
 
-    var isOverdue: Bool { now >= pointee.abandonAt }
+    var isOverdue: Bool { now >= pointee.ending.abandonAt }
 
     /// In the order in which they were spawned.
     private var liveFibers: [FiberPointer] {
@@ -24,7 +33,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Names the fibers that did not end in time. They will never run again; what they own stays in memory, since Swift cannot unwind their stacks.
     func abandonFibers() {
-        pointee.isAbandoned = true
+        pointee.ending.isAbandoned = true
         if live == 0 { return }
         let fibers = liveFibers
         let names = fibers.prefix(20).map { fiber in

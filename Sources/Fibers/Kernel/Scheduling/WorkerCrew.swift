@@ -90,7 +90,7 @@ final class WorkerCrew {
             Self.release(&affinity)
             throw error
         }
-        first.pointee.isActive = true
+        first.pointee.ending.isActive = true
         var failure: ResourceError?
         for index in 1..<count where failure == nil {
             var thread = pthread_t()
@@ -141,7 +141,7 @@ final class WorkerCrew {
     /// Ends the calling thread's worker and waits for the other threads.
     func end() {
         // There was not even a `main`.
-        if first.pointee.isActive { start.set.noteEnd() }
+        if first.pointee.ending.isActive { start.set.noteEnd() }
         first.destroy()
         for thread in threads { pthread_join(thread, nil) }
         start.set.dissolve()

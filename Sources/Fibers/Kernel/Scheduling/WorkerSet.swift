@@ -23,7 +23,7 @@ final class WorkerSet: @unchecked Sendable {
     private let turn = Atomic<Int>(0)
 
     /// Whether a worker may keep a CPU busy for some microseconds when it expects something from another: there are several, and a CPU for each.
-    private(set) var mayWatch = false
+    private(set) var maySpin = false
 
     init(_ settings: WorkerSettings, _ attachments: Attachments) {
         self.settings = settings
@@ -32,7 +32,7 @@ final class WorkerSet: @unchecked Sendable {
 
     func complete(_ workers: [Worker], cpus: Int) {
         all = workers
-        mayWatch = workers.count > 1 && workers.count <= cpus
+        maySpin = workers.count > 1 && workers.count <= cpus
         inboxes = workers.map { $0.pointee.inbox }
         Holders.noteStart(of: self, inboxes)
     }
@@ -61,7 +61,7 @@ final class WorkerSet: @unchecked Sendable {
 
     /// Such a message has arrived, and may have made a fiber.
     func noteArrival(at worker: Worker) {
-        if worker.live > 0 && !worker.pointee.isActive { worker.pointee.isActive = true } else { noteEnd() }
+        if worker.live > 0 && !worker.pointee.ending.isActive { worker.pointee.ending.isActive = true } else { noteEnd() }
     }
 
     /// Counts a worker in that has no fiber and is about to make one; false when the runtime is over.
@@ -70,7 +70,7 @@ final class WorkerSet: @unchecked Sendable {
         while count > 0 {
             let (done, now) = activity.compareExchange(expected: count, desired: count + 1, ordering: .sequentiallyConsistent)
             if done {
-                worker.pointee.isActive = true
+                worker.pointee.ending.isActive = true
                 return true
             }
             count = now
@@ -96,7 +96,7 @@ final class WorkerSet: @unchecked Sendable {
             let first = turn.add(1, ordering: .relaxed).newValue
             for step in 0..<count { consider(all[((first &+ step) & Int.max) % count]) }
         } else {
-            for _ in 0..<2 { consider(all[Int(caller.randomNumber(below: UInt32(count)))]) }
+            for _ in 0..<2 { consider(all[Int(caller.pointee.numbers.randomNumber(below: UInt32(count)))]) }
         }
         return best
     }
@@ -109,7 +109,7 @@ final class WorkerSet: @unchecked Sendable {
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Fibers that are here or on their way. Any thread of the runtime.
-    fileprivate var load: Int { live &+ pointee.arriving.load(ordering: .relaxed) }
+    fileprivate var load: Int { live &+ pointee.load.arriving.load(ordering: .relaxed) }
 
     /// What higher floors keep once per runtime.
     package var attachments: Attachments { pointee.workers.attachments }

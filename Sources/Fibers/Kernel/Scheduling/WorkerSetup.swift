@@ -33,9 +33,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         root.initialize(for: worker)
         worker.initialize(
             to: WorkerState(
-                ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), events: events, lentEvents: events, clock: clock,
+                ready: ready, mailbox: Mailbox(inbox), events: events, lentEvents: events, clock: clock,
                 pool: StackPool(stackSize: settings.stackSize, guards: settings.guards, trimInterval: settings.trimInterval),
-                random: settings.randomSeed.map { $0 &+ UInt64(index) } ?? cfiber_counter(),
+                numbers: NumberSource(seed: settings.randomSeed.map { $0 &+ UInt64(index) }),
                 workers: workers, home: UnsafeRawPointer(Unmanaged.passUnretained(workers).toOpaque()), index: index,
                 number: Holders.takeWorkerNumber(), root: root,
                 overflowState: overflowState))

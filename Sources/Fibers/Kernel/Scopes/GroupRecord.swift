@@ -157,7 +157,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
             $0.note(
                 child.pointee.core.unsafelyUnwrapped, isDaemon: isDaemon, wasCancelled: cause != nil,
                 // A runtime that shuts down cancels each fiber by itself, where a shield is around its group.
-                fromOutside: cause != scope && (cause != child.base || worker.pointee.abandonAt != .max))
+                fromOutside: cause != scope && (cause != child.base || worker.pointee.ending.abandonAt != .max))
         }
         if failed { worker.cancel(scope) }
         if isDaemon { pointee.daemons -= 1 } else { giveSlot() }
