@@ -150,6 +150,7 @@ struct RegistrationTable {
 
     @inline(never)
     private mutating func grow() -> Bool {
+        require(MemoryLayout<Registration>.stride == 64, "a Registration no longer fills one cache line: make its fields fit")
         // One slot more than is used, so that they can begin at a cache line.
         guard chunks.reserveOne(), let memory = cfiber_resize(nil, Self.chunkSize + 1, MemoryLayout<Registration>.stride) else {
             return false

@@ -44,8 +44,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 && UnsafeRawPointer(root) + FiberRecord.coreOffset == withUnsafePointer(to: &root.pointee.core) { UnsafeRawPointer($0) }
                 && UnsafeRawPointer(root.claimWord) == withUnsafePointer(to: &root.pointee.claim) { UnsafeRawPointer($0) }
                 && root.joiners == withUnsafeMutablePointer(to: &root.pointee.joiners) { $0 }
-                && root.base == withUnsafeMutablePointer(to: &root.pointee.base) { $0 } && MemoryLayout<Registration>.stride == 64,
-            "the offsets in FiberRecord or the size of Registration no longer say how they are laid out: correct them")
+                && root.base == withUnsafeMutablePointer(to: &root.pointee.base) { $0 },
+            "the offsets in FiberRecord no longer say how it is laid out: correct them")
         // What runs on the thread's own stack holds locks as that thread.
         root.pointee.context.life = UInt64(Holder.caller)
         cfiber_thread_enter(root.context, worker)
