@@ -194,7 +194,7 @@ extension NetTests {
             let begun = ContinuousClock.now
             let order = try inRuntime(TestBackend.simulated.configure()) {
                 var order: [Int] = []
-                let (a, _) = try TCPStream.pair()
+                let (a, b) = try TCPStream.pair()
                 try withFiberGroup { group in
                     for hours in [3, 1, 2] {
                         try group.spawnLocal {
@@ -204,6 +204,7 @@ extension NetTests {
                     }
                     try group.spawnLocal { expect(.timedOut) { _ = try a.read(upTo: 1, timeout: .seconds(9000)) } }
                 }
+                b.close()
                 return order
             }
             #expect(order == [1, 2, 3])

@@ -180,12 +180,14 @@ final class SimulatedNetwork {
         return nil
     }
 
+    /// Cancels a request that waits. One that has its result already keeps that.
     func cancel(_ completion: CompletionPointer) {
         for socket in sockets.values {
+            let before = socket.requests.count + socket.arriving.count
             socket.requests.removeAll { $0.completion == completion }
             socket.arriving.removeAll { $0.completion == completion }
+            if socket.requests.count + socket.arriving.count < before { return onResult(completion, -Int(ECANCELED)) }
         }
-        onResult(completion, -Int(ECANCELED))
     }
 
     func cancelAll() {

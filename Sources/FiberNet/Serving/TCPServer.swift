@@ -196,38 +196,23 @@ public final class TCPServer: Sendable {
                 listener.giveBack()
                 slots?.lookAgain(index)
             }
-            let report = onError ?? reportUnhandled
-            let isUnix = address.family == .unix
-            return try listener.serve(maxConnections: nil, draining: limit, report, next: { try next(listener, index, slots) }) {
+            let service = Service(workers, slots, isUnix: address.family == .unix, onError ?? reportUnhandled, handler)
+            return try listener.serve(maxConnections: nil, draining: limit, service.report, next: { try next(listener, index, slots) }) {
                 group, stream in
                 own.accepted.add(1, ordering: .relaxed)
                 let target = self.worker(from: index)
-                let place = self.workers[target]
-                place.open.add(1, ordering: .relaxed)
-                let leave: @Sendable () -> Void = {
-                    place.open.subtract(1, ordering: .relaxed)
-                    slots?.give()
-                }
-                let session: @Sendable (TCPStream) -> Void = { stream in
-                    defer { leave() }
-                    serveConnection(stream, report, handler)
-                }
+                service.noteArrival(at: target)
                 guard target != index else {
-                    do { try group.spawnReserved(name: "connection") { session(stream) } } catch {
-                        leave()
+                    do { try group.spawnReserved(name: "connection") { service.serve(stream, on: target) } } catch {
+                        service.noteEnd(at: target)
                         throw error
                     }
                     return
                 }
                 own.handedOver.add(1, ordering: .relaxed)
-                let peer = stream.peer
-                let handover = Handover(try stream.relinquish(), leave)
+                let handover = Handover(try stream.relinquish(), peer: stream.peer) { service.noteEnd(at: target) }
                 try group.spawnReserved(name: "connection", on: target, onRefusal: { handover.giveUp() }) {
-                    let driver = Worker.here("serve").driver
-                    do { session(try TCPStream(handover.take(), peer: peer, exact: isUnix, driver: driver, "accept")) } catch {
-                        leave()
-                        report(error)
-                    }
+                    service.serve(handover, on: target)
                 }
             }
         }
@@ -261,6 +246,50 @@ public final class TCPServer: Sendable {
             if open < least.1 { least = (other, open) }
         }
         return own - least.1 > max(8, own / 32) ? least.0 : index
+    }
+}
+
+/// What the connections of a server have in common. One object for all of them, so that each costs no more than a reference to it. Any thread.
+private final class Service: Sendable {
+    let report: @Sendable (any Error) -> Void
+    private let workers: [TCPServer.WorkerPlace]
+    private let slots: ConnectionSlots?
+    private let isUnix: Bool
+    private let handler: @Sendable (TCPStream) throws -> Void
+
+    init(
+        _ workers: [TCPServer.WorkerPlace], _ slots: ConnectionSlots?, isUnix: Bool, _ report: @escaping @Sendable (any Error) -> Void,
+        _ handler: @escaping @Sendable (TCPStream) throws -> Void
+    ) {
+        self.workers = workers
+        self.slots = slots
+        self.isUnix = isUnix
+        self.report = report
+        self.handler = handler
+    }
+
+    func noteArrival(at worker: Int) { workers[worker].open.add(1, ordering: .relaxed) }
+
+    func noteEnd(at worker: Int) {
+        workers[worker].open.subtract(1, ordering: .relaxed)
+        slots?.give()
+    }
+
+    /// The life of a connection, in its fiber.
+    func serve(_ stream: TCPStream, on worker: Int) {
+        defer { noteEnd(at: worker) }
+        serveConnection(stream, report, handler)
+    }
+
+    /// The life of one that another worker has accepted.
+    func serve(_ handover: Handover, on worker: Int) {
+        let driver = Worker.here("serve").driver
+        let stream: TCPStream
+        do { stream = try TCPStream(handover.take(), peer: handover.peer, exact: isUnix, driver: driver, "accept") } catch {
+            noteEnd(at: worker)
+            return report(error)
+        }
+        serve(stream, on: worker)
     }
 }
 
@@ -299,11 +328,13 @@ private final class ListeningSocket: @unchecked Sendable {
 /// A descriptor on its way from one worker to another.
 private final class Handover: Sendable {
     private let number: Atomic<Int32>
+    let peer: SocketAddress?
     /// Takes it out of the counts.
     private let leave: @Sendable () -> Void
 
-    init(_ number: Int32, _ leave: @escaping @Sendable () -> Void) {
+    init(_ number: Int32, peer: SocketAddress?, _ leave: @escaping @Sendable () -> Void) {
         self.number = Atomic(number)
+        self.peer = peer
         self.leave = leave
     }
 
@@ -315,7 +346,7 @@ private final class Handover: Sendable {
     func giveUp() {
         let number = take()
         guard number >= 0 else { return }
-        _ = cfiber_close(number)
+        _ = Driver.callAnywhere(.close(number))
         leave()
     }
 }

@@ -70,6 +70,8 @@ extension UnsafeMutablePointer where Pointee == ArmRecord {
 @usableFromInline
 struct Selection {
     private var first: ArmPointer?
+    /// Where the arms begin.
+    private var base: ArmPointer?
     private var otherwise: ArmPointer?
     private var cancellation: ArmPointer?
     private var isShared = false
@@ -82,6 +84,7 @@ struct Selection {
     /// Adds an arm; its record lies there until the selection is over.
     @usableFromInline
     mutating func add(_ arm: ArmPointer) {
+        if base == nil { base = arm }
         switch arm.pointee.kind {
         case .never: return
         case .otherwise:
@@ -165,18 +168,33 @@ struct Selection {
         return choose { $0.pointee.kind == .timeout && $0.pointee.deadline <= now }
     }
 
+    /// Each arm that is ready gets a random key, and the least wins. The key is made of one draw and of the arm's place among the arms, and not of the order of the list, which is that of addresses: so
+    /// the same seed makes the same choice in every run.
     @inline(__always)
     private func choose(_ isReady: (ArmPointer) -> Bool) -> ArmPointer? {
         var chosen: ArmPointer?
-        var count: UInt32 = 0
+        var draw: UInt64 = 0
+        var least: UInt32 = 0
         forEachArm { arm in
-            if isReady(arm) {
-                count += 1
-                if count == 1 || randomNumber(below: count) == 0 { chosen = arm }
+            guard isReady(arm) else { return true }
+            if let other = chosen {
+                if draw == 0 {
+                    draw = UInt64(randomNumber(below: .max)) << 32 | 1 << 31
+                    least = key(of: other, draw)
+                }
+                let key = key(of: arm, draw)
+                if key >= least { return true }
+                least = key
             }
+            chosen = arm
             return true
         }
         return chosen
+    }
+
+    private func key(of arm: ArmPointer, _ draw: UInt64) -> UInt32 {
+        var state = draw &+ UInt64(truncatingIfNeeded: UnsafeRawPointer(arm) - UnsafeRawPointer(base.unsafelyUnwrapped))
+        return nextRandomNumber(&state, below: .max)
     }
 
     private func randomNumber(below limit: UInt32) -> UInt32 {
