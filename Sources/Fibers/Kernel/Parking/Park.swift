@@ -101,7 +101,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Ends the parks of all waiters in a list, in order.
     @inline(__always)
     package func wakeAll(_ list: inout WaitList, _ outcome: Outcome) {
-        while let node = list.popFirst() { _ = unpark(node.pointee.waiter, outcome) }
+        while let node = list.popFirstOfAll() { _ = unpark(node.pointee.waiter, outcome) }
     }
 }
 

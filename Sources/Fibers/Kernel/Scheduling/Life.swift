@@ -82,7 +82,9 @@ let runLife: @convention(c) (UnsafeMutablePointer<cfiber_context>?) -> UnsafeMut
     worker.endTickIfDue()
     worker.live &-= 1
     worker.pointee.pool.put(fiber)
-    return (worker.pointee.ready.popFirst() ?? worker.pointee.root).context
+    let next = worker.pointee.ready.popFirst() ?? worker.pointee.root
+    if _slowPath(worker.pointee.ready.isLong) { worker.pointee.ready.first?.prefetchFrames() }
+    return next.context
 }
 
 @inline(__always)

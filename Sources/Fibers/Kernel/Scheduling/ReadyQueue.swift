@@ -28,6 +28,9 @@ struct ReadyQueue {
 
     @inline(__always) var isEmpty: Bool { head == tail }
 
+    /// So many are ready that each has gone cold by its turn.
+    @inline(__always) var isLong: Bool { tail &- head > 256 }
+
     /// Makes room for `count` fibers in all; false when memory is short.
     @inline(__always)
     mutating func reserve(_ count: Int) -> Bool {
