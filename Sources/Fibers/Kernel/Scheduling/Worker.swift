@@ -79,13 +79,20 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Monotonic nanoseconds.
     package var now: Int64 {
-        @inline(__always) get { _fastPath(pointee.clock == nil) ? cfiber_now() : pointee.clock.unsafelyUnwrapped.now() }
+        @inline(__always) get { _fastPath(pointee.clock == nil) ? cfiber_now() : nowOfClock() }
     }
 
     /// The CPU's time counter, unless the event source has a clock of its own.
     var counter: UInt64 {
-        @inline(__always) get { _fastPath(pointee.clock == nil) ? cfiber_counter() : pointee.clock.unsafelyUnwrapped.counter() }
+        @inline(__always) get { _fastPath(pointee.clock == nil) ? cfiber_counter() : counterOfClock() }
     }
+
+    // Out of line: what an inlined call of the clock keeps in registers, each yield would save first.
+    @inline(never)
+    private func nowOfClock() -> Int64 { pointee.clock.unsafelyUnwrapped.now() }
+
+    @inline(never)
+    private func counterOfClock() -> UInt64 { pointee.clock.unsafelyUnwrapped.counter() }
 
     /// The same time as `now`, on the continuous clock.
     package var instant: ContinuousClock.Instant { pointee.clock?.instant() ?? .now }
