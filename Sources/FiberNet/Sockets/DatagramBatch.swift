@@ -133,7 +133,8 @@ public final class DatagramBatch {
     /// Lends the bytes of a datagram. `body` must not receive into the batch.
     public func withBytes<R>(at index: Int, _ body: (RawSpan) throws -> R) rethrows -> R {
         check(index)
-        return try body(RawSpan(_unsafeStart: UnsafeRawPointer(pieces[index].iov_base), byteCount: pieces[index].iov_len))
+        let bytes = UnsafeRawBufferPointer(start: pieces[index].iov_base, count: pieces[index].iov_len)
+        return try body(bytes.bytes)
     }
 
     // For sockets.

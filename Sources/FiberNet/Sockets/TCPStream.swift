@@ -134,7 +134,8 @@ public final class TCPStream: Endpoint {
             return false
         }
         defer { driver.giveBack(buffer) }
-        try body(RawSpan(_unsafeStart: buffer, byteCount: count))
+        let bytes = UnsafeRawBufferPointer(start: buffer, count: count)
+        try body(bytes.bytes)
         return true
     }
 

@@ -75,7 +75,8 @@ extension UDPSocket {
         }
         guard let buffer, let info else { throw IOError(result, "receive") }
         defer { driver.giveBack(buffer) }
-        return try body(RawSpan(_unsafeStart: buffer, byteCount: info.byteCount), info)
+        let bytes = UnsafeRawBufferPointer(start: buffer, count: info.byteCount)
+        return try body(bytes.bytes, info)
     }
 
     /// 1 and what is known of the datagram, or an error.

@@ -226,7 +226,7 @@ struct Selection {
     /// Waits; nil when it has to be looked at anew.
     private func wait(_ worker: Worker?) throws -> ArmPointer? {
         var wait = Wait()
-        return try _withUnprotectedUnsafeMutablePointer(to: &wait) { wait in
+        return try withLocalPointer(to: &wait) { wait in
             wait.begin(isShared: isShared || worker == nil)
             var deadline = Int64.max
             var mayPark = true
@@ -301,7 +301,7 @@ extension UnsafeMutablePointer where Pointee == ArmRecord {
 
     @inline(__always)
     fileprivate func withChannel<Result>(_ body: (ChannelBase) -> Result) -> Result {
-        pointee.channel.unsafelyUnwrapped._withUnsafeGuaranteedRef(body)
+        pointee.channel.unsafelyUnwrapped.withObject(body)
     }
 
     /// The channel has ended: true when the arm is to be told, else it is out.

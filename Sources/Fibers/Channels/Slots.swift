@@ -18,7 +18,7 @@ func isLarge<Message: ~Copyable>(_: Message.Type) -> Bool { MemoryLayout<Message
 /// has, too, since a generic move may write all of it.
 @inlinable @inline(__always)
 func withSlot<Message: ~Copyable>(for _: Message.Type, _ body: (UnsafeMutablePointer<Message>) throws -> Void) rethrows {
-    try _withUnprotectedUnsafeTemporaryAllocation(byteCount: MemoryLayout<Message>.stride, alignment: 16) {
+    try withTemporaryMemory(byteCount: MemoryLayout<Message>.stride, alignment: 16) {
         try body($0.baseAddress.unsafelyUnwrapped.bindMemory(to: Message.self, capacity: 1))
     }
 }

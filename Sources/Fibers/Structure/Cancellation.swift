@@ -56,7 +56,7 @@ public func withCancellationShield<Result, Failure: Error>(_ body: () throws(Fai
 @inline(__always)
 private func withScope<Result>(_ scope: CancelScope, _ body: () throws -> Result) throws -> Result {
     var scope = scope
-    return try _withUnprotectedUnsafeMutablePointer(to: &scope) { scope in
+    return try withLocalPointer(to: &scope) { scope in
         scope.enter()
         defer { scope.leave() }
         do { return try body() } catch { throw scope.turned(error) }

@@ -256,7 +256,7 @@ package func withFiberGroup<Value, Result>(
     let worker = Worker.here("withFiberGroup")
     let ledger = GroupLedger(keepsResults: Value.self != Void.self)
     var record = GroupRecord(owner: worker.running, limit: limit, reason: reason, ledger: ledger)
-    return try _withUnprotectedUnsafeMutablePointer(to: &record) { record in
+    return try withLocalPointer(to: &record) { record in
         let group = FiberGroup<Value>(record, ledger)
         record.scope.enter()
         var result = Swift.Result { try body(group) }

@@ -56,7 +56,7 @@ public final class FiberCondition: Sendable {
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no signal is lost.
     /// - Note: parks
-    public func wait(_ mutex: borrowing FiberMutex<Void>) throws { try mutex.core._withUnsafeGuaranteedRef { try core.wait(givingUp: $0) } }
+    public func wait(_ mutex: borrowing FiberMutex<Void>) throws { try mutex.core.withObject { try core.wait(givingUp: $0) } }
 
     /// Waits until the predicate holds, which is called with the mutex taken; otherwise as ``wait(_:)``. Does not wait when it holds at once.
     ///
@@ -89,7 +89,7 @@ public final class LocalCondition {
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no signal is lost.
     /// - Note: parks
-    public func wait(_ mutex: borrowing LocalMutex<Void>) throws { try mutex.core._withUnsafeGuaranteedRef { try core.wait(givingUp: $0) } }
+    public func wait(_ mutex: borrowing LocalMutex<Void>) throws { try mutex.core.withObject { try core.wait(givingUp: $0) } }
 
     /// Waits until the predicate holds, which is called with the mutex taken; otherwise as ``wait(_:)``. Does not wait when it holds at once.
     ///

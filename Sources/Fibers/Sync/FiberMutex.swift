@@ -30,7 +30,7 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
     }
 
     /// Nobody waits, for tests.
-    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+    package borrowing func hasNoWaiters() -> Bool { core.withObject { $0.isLineEmpty } }
 
     /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
     ///
@@ -40,8 +40,8 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
     public borrowing func withLock<Result: ~Copyable, Failure: Error>(
         _ body: (inout sending Value) throws(Failure) -> sending Result
     ) throws -> sending Result {
-        try core._withUnsafeGuaranteedRef { try $0.acquire() }
-        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        try core.withObject { try $0.acquire() }
+        defer { core.withObject { $0.release() } }
         return try body(&value.pointee)
     }
 
@@ -52,8 +52,8 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
     public borrowing func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout sending Value) throws(Failure) -> sending Result
     ) throws(Failure) -> sending Result? {
-        guard core._withUnsafeGuaranteedRef({ $0.tryAcquire() }) else { return nil }
-        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        guard core.withObject({ $0.tryAcquire() }) else { return nil }
+        defer { core.withObject { $0.release() } }
         return try body(&value.pointee)
     }
 
@@ -70,9 +70,9 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
         waitingOn condition: FiberCondition, until predicate: (inout sending Value) throws -> Bool,
         _ body: (inout sending Value) throws -> sending Result
     ) throws -> sending Result {
-        try core._withUnsafeGuaranteedRef { try $0.acquire() }
-        defer { core._withUnsafeGuaranteedRef { $0.release() } }
-        while try !predicate(&value.pointee) { try core._withUnsafeGuaranteedRef { try condition.core.wait(givingUp: $0) } }
+        try core.withObject { try $0.acquire() }
+        defer { core.withObject { $0.release() } }
+        while try !predicate(&value.pointee) { try core.withObject { try condition.core.wait(givingUp: $0) } }
         return try body(&value.pointee)
     }
 }
@@ -89,15 +89,15 @@ extension FiberMutex where Value == Void {
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
     /// - Note: parks
     @inlinable
-    public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.lockOpenly() } }
+    public borrowing func lock() throws { try core.withObject { try $0.lockOpenly() } }
 
     /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryLockOpenly() } }
+    public borrowing func tryLock() -> Bool { core.withObject { $0.tryLockOpenly() } }
 
     /// Gives the mutex to the first in line. For the fiber or thread that has taken it; any other stops the program.
     @inlinable
-    public borrowing func unlock() { core._withUnsafeGuaranteedRef { $0.unlockOpenly() } }
+    public borrowing func unlock() { core.withObject { $0.unlockOpenly() } }
 }
 
 /// A value that one fiber at a time may use, of the fibers of one worker: for code that waits while it has the value. Code that does not wait needs no lock among the fibers of a worker.
@@ -123,7 +123,7 @@ public struct LocalMutex<Value: ~Copyable>: ~Copyable {
     }
 
     /// Nobody waits, for tests.
-    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+    package borrowing func hasNoWaiters() -> Bool { core.withObject { $0.isLineEmpty } }
 
     /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
     ///
@@ -131,8 +131,8 @@ public struct LocalMutex<Value: ~Copyable>: ~Copyable {
     /// - Note: parks
     @inlinable
     public borrowing func withLock<Result: ~Copyable, Failure: Error>(_ body: (inout Value) throws(Failure) -> Result) throws -> Result {
-        try core._withUnsafeGuaranteedRef { try $0.acquire() }
-        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        try core.withObject { try $0.acquire() }
+        defer { core.withObject { $0.release() } }
         return try body(&value.pointee)
     }
 
@@ -143,8 +143,8 @@ public struct LocalMutex<Value: ~Copyable>: ~Copyable {
     public borrowing func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core._withUnsafeGuaranteedRef({ $0.tryAcquire() }) else { return nil }
-        defer { core._withUnsafeGuaranteedRef { $0.release() } }
+        guard core.withObject({ $0.tryAcquire() }) else { return nil }
+        defer { core.withObject { $0.release() } }
         return try body(&value.pointee)
     }
 
@@ -157,9 +157,9 @@ public struct LocalMutex<Value: ~Copyable>: ~Copyable {
         waitingOn condition: LocalCondition, until predicate: (borrowing Value) throws -> Bool,
         _ body: (inout Value) throws -> Result
     ) throws -> Result {
-        try core._withUnsafeGuaranteedRef { try $0.acquire() }
-        defer { core._withUnsafeGuaranteedRef { $0.release() } }
-        while try !predicate(value.pointee) { try core._withUnsafeGuaranteedRef { try condition.core.wait(givingUp: $0) } }
+        try core.withObject { try $0.acquire() }
+        defer { core.withObject { $0.release() } }
+        while try !predicate(value.pointee) { try core.withObject { try condition.core.wait(givingUp: $0) } }
         return try body(&value.pointee)
     }
 }
@@ -177,13 +177,13 @@ extension LocalMutex where Value == Void {
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
     /// - Note: parks
     @inlinable
-    public borrowing func lock() throws { try core._withUnsafeGuaranteedRef { try $0.lockOpenly() } }
+    public borrowing func lock() throws { try core.withObject { try $0.lockOpenly() } }
 
     /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public borrowing func tryLock() -> Bool { core._withUnsafeGuaranteedRef { $0.tryLockOpenly() } }
+    public borrowing func tryLock() -> Bool { core.withObject { $0.tryLockOpenly() } }
 
     /// Gives the mutex to the first in line. For the fiber that has taken it; any other stops the program.
     @inlinable
-    public borrowing func unlock() { core._withUnsafeGuaranteedRef { $0.unlockOpenly() } }
+    public borrowing func unlock() { core.withObject { $0.unlockOpenly() } }
 }

@@ -95,7 +95,7 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     }
 
     /// Nobody waits, for tests.
-    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+    package borrowing func hasNoWaiters() -> Bool { core.withObject { $0.isLineEmpty } }
 
     /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
     ///
@@ -105,8 +105,8 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     public borrowing func withReadLock<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
     ) throws -> Result {
-        try core._withUnsafeGuaranteedRef { try $0.acquireToRead() }
-        defer { core._withUnsafeGuaranteedRef { $0.releaseReader() } }
+        try core.withObject { try $0.acquireToRead() }
+        defer { core.withObject { $0.releaseReader() } }
         return try body(value.pointee)
     }
 
@@ -118,8 +118,8 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     public borrowing func withWriteLock<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws -> Result {
-        try core._withUnsafeGuaranteedRef { try $0.acquireToWrite() }
-        defer { core._withUnsafeGuaranteedRef { $0.releaseWriter() } }
+        try core.withObject { try $0.acquireToWrite() }
+        defer { core.withObject { $0.releaseWriter() } }
         return try body(&value.pointee)
     }
 
@@ -130,8 +130,8 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     public borrowing func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core._withUnsafeGuaranteedRef({ $0.tryAcquireToRead() }) else { return nil }
-        defer { core._withUnsafeGuaranteedRef { $0.releaseReader() } }
+        guard core.withObject({ $0.tryAcquireToRead() }) else { return nil }
+        defer { core.withObject { $0.releaseReader() } }
         return try body(value.pointee)
     }
 
@@ -142,8 +142,8 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     public borrowing func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core._withUnsafeGuaranteedRef({ $0.tryAcquireToWrite() }) else { return nil }
-        defer { core._withUnsafeGuaranteedRef { $0.releaseWriter() } }
+        guard core.withObject({ $0.tryAcquireToWrite() }) else { return nil }
+        defer { core.withObject { $0.releaseWriter() } }
         return try body(&value.pointee)
     }
 }
@@ -172,7 +172,7 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
     }
 
     /// Nobody waits, for tests.
-    package borrowing func hasNoWaiters() -> Bool { core._withUnsafeGuaranteedRef { $0.isLineEmpty } }
+    package borrowing func hasNoWaiters() -> Bool { core.withObject { $0.isLineEmpty } }
 
     /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
     ///
@@ -182,8 +182,8 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
     public borrowing func withReadLock<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
     ) throws -> Result {
-        try core._withUnsafeGuaranteedRef { try $0.acquireToRead() }
-        defer { core._withUnsafeGuaranteedRef { $0.releaseReader() } }
+        try core.withObject { try $0.acquireToRead() }
+        defer { core.withObject { $0.releaseReader() } }
         return try body(value.pointee)
     }
 
@@ -195,8 +195,8 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
     public borrowing func withWriteLock<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws -> Result {
-        try core._withUnsafeGuaranteedRef { try $0.acquireToWrite() }
-        defer { core._withUnsafeGuaranteedRef { $0.releaseWriter() } }
+        try core.withObject { try $0.acquireToWrite() }
+        defer { core.withObject { $0.releaseWriter() } }
         return try body(&value.pointee)
     }
 
@@ -207,8 +207,8 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
     public borrowing func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core._withUnsafeGuaranteedRef({ $0.tryAcquireToRead() }) else { return nil }
-        defer { core._withUnsafeGuaranteedRef { $0.releaseReader() } }
+        guard core.withObject({ $0.tryAcquireToRead() }) else { return nil }
+        defer { core.withObject { $0.releaseReader() } }
         return try body(value.pointee)
     }
 
@@ -219,8 +219,8 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
     public borrowing func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core._withUnsafeGuaranteedRef({ $0.tryAcquireToWrite() }) else { return nil }
-        defer { core._withUnsafeGuaranteedRef { $0.releaseWriter() } }
+        guard core.withObject({ $0.tryAcquireToWrite() }) else { return nil }
+        defer { core.withObject { $0.releaseWriter() } }
         return try body(&value.pointee)
     }
 }

@@ -68,7 +68,7 @@ final class MutexCore: SyncCore, @unchecked Sendable {
             return
         }
         var shield = CancelScope(.shield, of: worker.running)
-        _withUnprotectedUnsafeMutablePointer(to: &shield) { shield in
+        withLocalPointer(to: &shield) { shield in
             shield.enter()
             // In a shield no wait ends but by its turn.
             _ = waitForTurn(me)

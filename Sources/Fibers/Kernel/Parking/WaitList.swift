@@ -102,7 +102,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     package func park(in list: UnsafeMutablePointer<WaitList>, _ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
         var node = WaitNode(beginPark())
-        return _withUnprotectedUnsafeMutablePointer(to: &node) { node in
+        return withLocalPointer(to: &node) { node in
             list.pointee.append(node)
             let outcome = park(reason, until: deadline)
             // Whoever wakes a waiter through the list has taken it out; a deadline leaves it in.

@@ -94,7 +94,7 @@ package final class FiberCore: @unchecked Sendable {
 
     @inlinable
     static func fitsAWord<Value>(_: Value.Type) -> Bool {
-        _isPOD(Value.self) && MemoryLayout<Value>.size <= MemoryLayout<UInt>.size
+        isTrivial(Value.self) && MemoryLayout<Value>.size <= MemoryLayout<UInt>.size
     }
 }
 

@@ -93,7 +93,7 @@ extension FiberCore {
 extension UnsafeMutablePointer where Pointee == FiberRecord {
     /// Remembers that the running fiber, which may be the root, has got the failure of another one.
     func noteHad(_ failure: UndeliveredError) {
-        core?._withUnsafeGuaranteedRef { core in
+        core?.withObject { core in
             // Not in the last moments of a life, whose result is there.
             guard core.record != nil, core.object == nil || core.object is FailuresHad else { return }
             let had = core.failuresHad ?? FailuresHad()
@@ -104,6 +104,6 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
 
     /// The failure by which the running fiber has got an error, if it has it from another one.
     func failureHad(_ error: any Error) -> UndeliveredError? {
-        core.flatMap { $0._withUnsafeGuaranteedRef { $0.failuresHad?.failure(with: error) } }
+        core.flatMap { $0.withObject { $0.failuresHad?.failure(with: error) } }
     }
 }

@@ -110,7 +110,7 @@ final class Inbox: @unchecked Sendable {
             fiber.next = FiberPointer(bitPattern: other)
             return link
         }
-        return message(word)._withUnsafeGuaranteedRef { message in
+        return message(word).withObject { message in
             let link = message.next
             message.next = other
             return link

@@ -89,7 +89,7 @@ let runLife: @convention(c) (UnsafeMutablePointer<cfiber_context>?) -> UnsafeMut
 
 @inline(__always)
 private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
-    let holdsResult = fiber.core.unsafelyUnwrapped._withUnsafeGuaranteedRef { core in
+    let holdsResult = fiber.core.unsafelyUnwrapped.withObject { core in
         fiber.pointee.runner(core, fiber.body)
         if _slowPath(fiber.pointee.locals != nil) { letGo(of: &fiber.pointee.locals) }
         core.record = nil

@@ -225,7 +225,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     func shielded<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
         var scope = CancelScope(.shield, of: running)
-        return try _withUnprotectedUnsafeMutablePointer(to: &scope) { scope throws(Failure) in
+        return try withLocalPointer(to: &scope) { scope throws(Failure) in
             scope.enter()
             defer { scope.leave() }
             return try body()

@@ -153,7 +153,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         if let next { next.pointee.previousSibling = previous } else { pointee.lastChild = previous }
         let isDaemon = child.base.pointee.kind == .daemon
         let cause = child.base.pointee.cause
-        let failed = pointee.ledger._withUnsafeGuaranteedRef {
+        let failed = pointee.ledger.withObject {
             $0.note(
                 child.pointee.core.unsafelyUnwrapped, isDaemon: isDaemon, wasCancelled: cause != nil,
                 // A runtime that shuts down cancels each fiber by itself, where a shield is around its group.
@@ -168,14 +168,14 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
 
     /// Makes a fiber on its way a child; a slot was taken. Tells what it must know.
     func adoptRemote(_ core: FiberCore, name: String?, locals: FiberLocalNode?) -> Departure {
-        pointee.ledger._withUnsafeGuaranteedRef { $0.remotes[core.id] = core }
+        pointee.ledger.withObject { $0.remotes[core.id] = core }
         return Departure(
             name: name, locals: locals, deadline: scope.pointee.effective, isCancelled: scope.pointee.cause != nil)
     }
 
     /// The scope has been cancelled: passes it on.
     func cancelRemoteChildren() {
-        pointee.ledger._withUnsafeGuaranteedRef { ledger in
+        pointee.ledger.withObject { ledger in
             for core in ledger.remotes.values { worker.cancel(core) }
         }
     }
@@ -185,7 +185,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         // It may have met the deadline first, and then nobody else tells the scope whose deadline that is.
         if scope.pointee.cause == nil && scope.pointee.effective <= worker.now { worker.cancel(scope.bound) }
         let cause = scope.pointee.cause
-        let failed = pointee.ledger._withUnsafeGuaranteedRef { ledger in
+        let failed = pointee.ledger.withObject { ledger in
             ledger.remotes[core.id] = nil
             return counts
                 && ledger.note(
