@@ -455,7 +455,7 @@ package final class Driver: EventSource {
         let backend = completion.unsafelyUnwrapped
         let slot = d.registration
         var completion = Completion(fiber: worker.running, makesDescriptor: makesDescriptor)
-        return _withUnprotectedUnsafeMutablePointer(to: &completion) { completion in
+        return withLocalPointer(to: &completion) { completion in
             if let result = backend.submit(request, completion) { return result }
             slot.pointee.requests += 1
             let reason = WaitReason(kind, slot.pointee.fd)
@@ -463,7 +463,7 @@ package final class Driver: EventSource {
             if !completion.pointee.isDone {
                 backend.cancel(completion)
                 var nobodyElse = WaitList()
-                _withUnprotectedUnsafeMutablePointer(to: &nobodyElse) { list in
+                withLocalPointer(to: &nobodyElse) { list in
                     while !completion.pointee.isDone { worker.parkShielded(in: list, reason) }
                 }
             }

@@ -82,7 +82,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Parks in a scope that nothing reaches from outside: for waits that must not end early since others rely on it.
     func parkShielded(in list: UnsafeMutablePointer<WaitList>, _ reason: WaitReason) {
         var shield = CancelScope(.shield, of: running)
-        _withUnprotectedUnsafeMutablePointer(to: &shield) { shield in
+        withLocalPointer(to: &shield) { shield in
             shield.enter()
             _ = park(in: list, reason)
             shield.leave()

@@ -41,7 +41,7 @@ func deliver(_ fiber: FiberPointer, _ outcome: Outcome) {
     // From the push on the fiber may run and end, and its worker with it; but a worker of the same runtime keeps all inboxes.
     if let worker = Worker.current, worker.pointee.home == home.pointee.home {
         if worker == home { return home.receive(fiber) }
-        home.pointee.lentInbox._withUnsafeGuaranteedRef { $0.push(fiber) }
+        home.pointee.lentInbox.withObject { $0.push(fiber) }
     } else {
         let inbox = home.pointee.inbox
         withExtendedLifetime(inbox) { inbox.push(fiber) }

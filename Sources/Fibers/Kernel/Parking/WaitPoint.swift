@@ -115,7 +115,7 @@ extension UnsafeMutablePointer where Pointee == Wait {
         while let place = pointee.last {
             pointee.last = place.pointee.previous
             // Whoever serves has taken it out.
-            if !place.pointee.isServed { place.pointee.point._withUnsafeGuaranteedRef { $0.leave(place) } }
+            if !place.pointee.isServed { place.pointee.point.withObject { $0.leave(place) } }
         }
     }
 
@@ -312,12 +312,12 @@ class WaitPoint {
         in line: Line, slot: UnsafeMutableRawPointer? = nil, amount: Int = 1, _ reason: WaitReason, until deadline: Int64 = .max
     ) -> Outcome {
         var wait = Wait()
-        return _withUnprotectedUnsafeMutablePointer(to: &wait) { wait in
+        return withLocalPointer(to: &wait) { wait in
             // The same as below for what is local, where a fiber is all that waits.
             if !isShared, let worker = Worker.current { return waitLocally(worker, wait, line, slot, amount, reason, deadline) }
             wait.begin(isShared: isShared)
             var place = Place(wait, self, line, slot, amount)
-            return _withUnprotectedUnsafeMutablePointer(to: &place) { place in
+            return withLocalPointer(to: &place) { place in
                 enter(place)
                 unlock()
                 let outcome = wait.park(reason, until: deadline)
@@ -331,7 +331,7 @@ class WaitPoint {
     @inline(__always)
     final func waitLocally(_ worker: Worker, in line: Line, _ slot: UnsafeMutableRawPointer?, _ reason: WaitReason) -> Outcome {
         var wait = Wait()
-        return _withUnprotectedUnsafeMutablePointer(to: &wait) { waitLocally(worker, $0, line, slot, 1, reason, .max) }
+        return withLocalPointer(to: &wait) { waitLocally(worker, $0, line, slot, 1, reason, .max) }
     }
 
     @inline(__always)
@@ -344,7 +344,7 @@ class WaitPoint {
         wait.pointee.waiter = waiter
         waiter.fiber.wait = wait
         var place = Place(wait, self, line, slot, amount)
-        return _withUnprotectedUnsafeMutablePointer(to: &place) { place in
+        return withLocalPointer(to: &place) { place in
             enter(place)
             let outcome = worker.park(reason, until: deadline)
             waiter.fiber.wait = nil
