@@ -20,6 +20,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let worker = self
         let settings = workers.settings
         let events = try settings.makeEvents(worker, index)
+        var isSetUp = false
+        // Nothing else gives back what it has from the system.
+        defer { if !isSetUp { events.stop() } }
         let inbox = Inbox(events.waker)
         let clock = events.clock
         guard let ready = ReadyQueue() else { throw .memory(ENOMEM, "making the ready queue", bytes: 512) }
@@ -39,6 +42,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 workers: workers, home: UnsafeRawPointer(Unmanaged.passUnretained(workers).toOpaque()), index: index,
                 number: Holders.takeWorkerNumber(), root: root,
                 overflowState: overflowState))
+        isSetUp = true
         require(
             UnsafeRawPointer(root) + FiberRecord.contextOffset == withUnsafePointer(to: &root.pointee.context) { UnsafeRawPointer($0) }
                 && UnsafeRawPointer(root) + FiberRecord.coreOffset == withUnsafePointer(to: &root.pointee.core) { UnsafeRawPointer($0) }
