@@ -414,8 +414,7 @@ package final class Driver: EventSource {
         if !readiness.isDisjoint(with: .endsReading) {
             slot.pointee.readable = true
             if !readiness.isDisjoint(with: .ended) { slot.pointee.flags.insert(.hungUp) }
-            // What is exact from the start needs no such care: a Unix socket's `recv` looks at no signal.
-            if readiness.contains(.urgent) && !slot.pointee.flags.contains(.exact) {
+            if _slowPath(readiness.contains(.urgent)) {
                 slot.pointee.flags.insert(.exact)
                 slot.pointee.marks.insert(.urgent)
             }
