@@ -7,7 +7,7 @@ import Glibc
 final class WakingThread: Sendable {
     private struct Entry: Sendable {
         let number: UInt64
-        let waiter: SharedWaiter
+        let waiter: WaitCell
     }
 
     private struct State {
@@ -27,7 +27,7 @@ final class WakingThread: Sendable {
             state.waiting.append(entry)
             return entry
         }
-        let outcome = worker.park(.other, until: deadline)
+        let outcome = worker.park(in: entry.waiter, .other, until: deadline)
         state.withLock { $0.waiting.removeAll { $0.number == entry.number } }
         return outcome == .ready
     }

@@ -2,6 +2,7 @@
 #include "cfiber_thread.h"
 #include "cfiber_context.h"
 #include <errno.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <signal.h>
 #include <stdio.h>
@@ -113,3 +114,5 @@ int cfiber_futex_wait(uint32_t *word, uint32_t expected, int64_t deadline) {
 }
 
 void cfiber_futex_wake(uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); }
+
+void cfiber_futex_wake_all(uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0); }

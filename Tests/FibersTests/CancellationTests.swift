@@ -190,7 +190,7 @@ extension KernelTests {
                     for _ in 0..<5 {
                         let waiter = worker.beginSharedPark()
                         mailbox.offer(waiter)
-                        _ = worker.park(.other)
+                        _ = worker.park(in: waiter, .other)
                         woken += 1
                     }
                 }
@@ -679,7 +679,7 @@ extension KernelTests {
                     let handle = try Fiber.spawnLocal {
                         let waiter = worker.beginSharedPark()
                         mailbox.offer(waiter)
-                        let outcome = worker.park(.other)
+                        let outcome = worker.park(in: waiter, .other)
                         counts[outcome, default: 0] += 1
                         // The thread may still be on its way to claim it.
                         while claims.load(ordering: .acquiring) < i {

@@ -132,8 +132,8 @@ enum Wait: CaseIterable, Sendable, CustomTestStringConvertible {
             if !list.pointee.isEmpty { throw TestError(number: 2) }
             try worker.check(outcome)
         case .sharedPark:
-            _ = worker.beginSharedPark()
-            try worker.check(worker.park(.other))
+            let cell = worker.beginSharedPark()
+            try worker.check(worker.park(in: cell, .other))
         }
     }
 

@@ -333,7 +333,7 @@ extension KernelTests {
                     let waiter = worker.beginSharedPark()
                     mailbox.offer(waiter)
                     // With and without a deadline of its own, which is far away.
-                    outcomes.append(worker.park(.other, until: i % 2 == 0 ? .max : Deadline.after(long)))
+                    outcomes.append(worker.park(in: waiter, .other, until: i % 2 == 0 ? .max : Deadline.after(long)))
                     if i % 3 == 0 {
                         fates.append(fate { try withTimeout(.microseconds(200)) { try Wait.park() } })
                     } else {

@@ -10,16 +10,16 @@ import Testing
 /// A place where a fiber leaves its waiter for other threads to take.
 final class Mailbox: Sendable {
     private let isFull = Atomic<Bool>(false)
-    private let slot = Box<SharedWaiter?>(nil)
+    private let slot = Box<WaitCell?>(nil)
 
     /// Owner fiber, between `beginPark` and `park`.
-    func offer(_ waiter: SharedWaiter) {
+    func offer(_ waiter: WaitCell) {
         slot.value = waiter
         isFull.store(true, ordering: .releasing)
     }
 
     /// Takes the waiter out; nil when there is none. One taker at a time.
-    func take() -> SharedWaiter? {
+    func take() -> WaitCell? {
         guard isFull.load(ordering: .acquiring) else { return nil }
         let waiter = slot.value
         isFull.store(false, ordering: .releasing)
@@ -59,7 +59,7 @@ extension KernelTests {
                     let waiter = worker.beginSharedPark()
                     mailbox.offer(waiter)
                     spin(Int.random(in: 0...7, using: &random) == 0 ? Int.random(in: 0...400, using: &random) : 0)
-                    outcomes.insert(worker.park(.other))
+                    outcomes.insert(worker.park(in: waiter, .other))
                     continued += 1
                 }
             }
@@ -93,7 +93,7 @@ extension KernelTests {
                 for _ in 0..<rounds {
                     let waiter = worker.beginSharedPark()
                     mailbox.offer(waiter)
-                    _ = worker.park(.other)
+                    _ = worker.park(in: waiter, .other)
                     continued += 1
                 }
                 slept = worker.pointee.statistics.sleeps - before
@@ -128,7 +128,7 @@ extension KernelTests {
                 for _ in 0..<rounds {
                     let waiter = worker.beginSharedPark()
                     mailbox.offer(waiter)
-                    _ = worker.park(.other)
+                    _ = worker.park(in: waiter, .other)
                     continued += 1
                 }
                 slept = worker.pointee.statistics.sleeps
@@ -143,7 +143,7 @@ extension KernelTests {
             let rounds = scaled(4_000, sanitized: 1_000)
             let round = Atomic<Int>(0)
             let arrived = Atomic<Int>(0)
-            let slot = Box<SharedWaiter?>(nil)
+            let slot = Box<WaitCell?>(nil)
             let wins = (0..<4).map { _ in Box(0) }
             var continued = 0
             try withRacers(4) { racer in
@@ -166,10 +166,11 @@ extension KernelTests {
                 try FiberRuntime.run {
                     let worker = Worker.current!
                     for i in 1...rounds {
-                        slot.value = worker.beginSharedPark()
+                        let waiter = worker.beginSharedPark()
+                        slot.value = waiter
                         arrived.store(0, ordering: .relaxed)
                         round.store(i, ordering: .releasing)
-                        _ = worker.park(.other)
+                        _ = worker.park(in: waiter, .other)
                         continued += 1
                         // The slower ones are still on their way to claim it.
                         while arrived.load(ordering: .acquiring) < 4 { sched_yield() }
@@ -205,7 +206,7 @@ extension KernelTests {
                 for i in 1...rounds {
                     let waiter = worker.beginSharedPark()
                     mailbox.offer(waiter)
-                    counts[worker.park(.other, until: cfiber_now() + 3_000), default: 0] += 1
+                    counts[worker.park(in: waiter, .other, until: cfiber_now() + 3_000), default: 0] += 1
                     while claims.load(ordering: .acquiring) < i { Fiber.yield() }
                 }
             }
@@ -252,18 +253,18 @@ extension KernelTests {
 
         @Test func sharedWaiter_claimsNothing_whenItsParkIsOver_orItsRuntime() throws {
             var results: [Bool] = []
-            var kept: [SharedWaiter] = []
+            var kept: [WaitCell] = []
             for byThread in [false, true] {
                 try FiberRuntime.run {
                     let worker = Worker.current!
-                    var waiter: SharedWaiter?
+                    var waiter: WaitCell?
                     let other = try Fiber.spawnLocal {
                         waiter = worker.beginSharedPark()
-                        _ = worker.park(.other)
+                        _ = worker.park(in: waiter!, .other)
                         let second = worker.beginSharedPark()
                         results.append(waiter!.unparkFromAnyThread(.ready))
                         results.append(second.unparkFromAnyThread(.ready))
-                        _ = worker.park(.other)
+                        _ = worker.park(in: second, .other)
                     }
                     Fiber.yield()
                     if byThread { results.append(waiter!.unparkFromAnyThread(.ready)) } else { other.cancel() }

@@ -4,10 +4,10 @@
 
    A few fibers, as if each had a thread of its own, send and receive, some with `select`, on one or two channels with room for CAPACITY messages (0 to 2); timers and
    cancellations end CANCELS of their waits, at any time; another thread closes the channels, at any time. SCENE says who there is: see `init`. Modelled, step by step, as in
-     Sources/Fibers/Kernel/Parking/WaitPoint.swift       the lines behind their locks: `wait`, `claimFirst`, `claimAll`, `resume`, `leave`, `takeBack`
-     Sources/Fibers/Kernel/Parking/SharedWaiter.swift    the claim word: the fiber that waits, or nothing; one compare-and-swap
-     Sources/Fibers/Channels/ChannelCore.swift           the quick ways, `look`, `isReady`, `close`
-     Sources/Fibers/Channels/Select.swift                `insert`, `chooseReady`, `attempt`, `wait`, `takePlaces`, `noteEnd`
+     Sources/Fibers/Kernel/Parking/WaitPoint.swift    the lines behind their locks: `wait`, `claimFirst`, `claimAll`, `resume`, `leave`, `takeBack`
+     Sources/Fibers/Kernel/Parking/Waiter.swift       the claim word: parked and unclaimed, or not; one compare-and-swap. Epochs are left out: with the locks held nobody has an old one
+     Sources/Fibers/Channels/ChannelCore.swift    the quick ways, `look`, `isReady`, `close`
+     Sources/Fibers/Channels/Select.swift         `insert`, `chooseReady`, `attempt`, `wait`, `takePlaces`, `noteEnd`
    How who was claimed comes back to his worker is in wake.pml; here he goes on at once. Memory is sequentially consistent. What only one may touch, since he has the lock or
    has claimed, he touches in one step as far as the next claim word; that it is only one is asserted. Each move of
    a message is asserted to go from a full slot to an empty one, so that messages can be lost or doubled only in the accounts of their owners, and those are checked.

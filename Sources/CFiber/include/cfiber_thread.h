@@ -45,4 +45,6 @@ int cfiber_cpu_quota_below(const char *root);
 int cfiber_futex_wait(uint32_t *word, uint32_t expected, int64_t deadline);
 /// Wakes one thread that sleeps on `word`. The word may be gone: then somebody else may wake early.
 void cfiber_futex_wake(uint32_t *word);
+/// Wakes all threads that sleep on `word`.
+void cfiber_futex_wake_all(uint32_t *word);
 #endif

@@ -211,10 +211,10 @@ public final class Resolver: Sendable {
 
     /// Parks until the look-up is over, or for another reason, and returns what is known by then.
     private func wait(for lookUp: LookUp, _ worker: Worker, until deadline: Int64) -> (NameAnswer?, Outcome) {
-        let ticket = state.withLock { _ in lookUp.enter(worker) }
-        let outcome = ticket == nil ? .ready : worker.park(.lookUp, until: deadline)
+        let place = state.withLock { _ in lookUp.enter(worker) }
+        let outcome = place.map { worker.park(in: $0.cell, .lookUp, until: deadline) } ?? .ready
         let answer = state.withLock { state in
-            lookUp.leave(ticket)
+            lookUp.leave(place?.index)
             if lookUp.isForNobody { state.takeBack(lookUp) }
             return lookUp.answer
         }
@@ -358,7 +358,7 @@ private final class LookUp: @unchecked Sendable {
     /// While it waits for a thread, or runs.
     var call: DetachedCall?
     /// In the order in which they came; nil where one has gone.
-    private var places: [SharedWaiter?] = []
+    private var places: [WaitCell?] = []
 
     init(_ query: NameQuery, at now: Int64) {
         self.query = query
@@ -368,15 +368,16 @@ private final class LookUp: @unchecked Sendable {
     var isForNobody: Bool { users == 0 && answer == nil }
 
     /// Begins the park of the calling fiber, which must then park; nil where the answer is there.
-    func enter(_ worker: Worker) -> Int? {
+    func enter(_ worker: Worker) -> (index: Int, cell: WaitCell)? {
         if answer != nil { return nil }
-        places.append(worker.beginSharedPark())
-        return places.count - 1
+        let cell = worker.beginSharedPark()
+        places.append(cell)
+        return (places.count - 1, cell)
     }
 
-    func leave(_ ticket: Int?) {
+    func leave(_ index: Int?) {
         users -= 1
-        if let ticket, ticket < places.count { places[ticket] = nil }
+        if let index, index < places.count { places[index] = nil }
     }
 
     func finish(_ answer: NameAnswer) {

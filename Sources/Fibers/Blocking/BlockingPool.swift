@@ -77,9 +77,9 @@ final class BlockingPool: @unchecked Sendable {
     /// Runs a job and parks the calling fiber until it is over. Throws when the fiber is cancelled: a job that waits is then taken back, one that runs is left to itself.
     func run(_ job: BlockingJob, for worker: Worker) throws {
         try worker.refuseIfCancelled()
-        worker.beginPark(sharing: job.waiter)
+        worker.beginPark(in: job.waiter)
         if enqueue(job) { startThread() }
-        let outcome = worker.park(.blocking)
+        let outcome = worker.park(in: job.waiter, .blocking)
         if outcome != .ready { _ = takeBack(job) } else if let refusal = job.refusal { throw refusal }
         try worker.check(outcome)
     }
@@ -234,7 +234,7 @@ final class BlockingJob: ListElement, @unchecked Sendable {
     fileprivate let isDetached: Bool
     /// Why it will not run. Set before the fiber is woken for that.
     fileprivate var refusal: ResourceError?
-    fileprivate let waiter = SharedWaiter()
+    fileprivate let waiter = WaitCell()
     fileprivate var queuedAt: Int64 = 0
     @exclusivity(unchecked) package var links = ListLinks<BlockingJob>()
 

@@ -1,4 +1,5 @@
-// The way to wake a fiber from anywhere. The state is in the waiter's word: nothing, a signal that nobody has had yet, or the fiber that waits.
+// The way to wake a fiber from anywhere. All of its state is the word of a `WaitCell`: empty, a signal that no wait has taken yet, or the fiber that waits. A signal that comes while another
+// one is busy with the fiber is noted beside that.
 
 import Synchronization
 
@@ -13,9 +14,8 @@ import Synchronization
 /// A signal is kept until somebody waits; several signals before that are one. One fiber waits at a time. Between fibers of one worker nothing is faster than a
 /// plain variable and a group or a handle; this is for threads.
 public final class FiberEvent: Sendable {
-    private let waiter = SharedWaiter()
-    private static var idle: UInt { 0 }
-    private static var signalled: UInt { 1 }
+    private let cell = WaitCell()
+    private static var signalled: UInt { WaitCell.ownersBit }
 
     public init() {}
 
@@ -23,15 +23,16 @@ public final class FiberEvent: Sendable {
     /// system's signal.
     public func signal() {
         // Without a look first, which would fetch the word twice from another processor: once to read it, once to write it.
-        var state = Self.idle
+        var state = WaitCell.empty
         while true {
-            // Also where a signal is there already: what the caller did before this call is seen by whoever has it.
-            let next = state == Self.idle ? Self.signalled : state == Self.signalled ? Self.signalled : Self.idle
-            let (done, now) = waiter.state.compareExchange(expected: state, desired: next, ordering: .acquiringAndReleasing)
+            // Also where a signal is there already: what the caller did before this call is seen by whoever takes that.
+            let next = WaitCell.holdsWaiter(state) ? WaitCell.busy : state | Self.signalled
+            let (done, now) = cell.state.compareExchange(expected: state, desired: next, ordering: .acquiringAndReleasing)
             if done { break }
             state = now
         }
-        if let fiber = FiberPointer(bitPattern: state > Self.signalled ? state : 0) { deliver(fiber, .ready) }
+        // Where something else has ended the wait, the signal is kept.
+        if WaitCell.holdsWaiter(state) { _ = cell.resume(state, .ready, orLeave: Self.signalled) }
     }
 
     /// Waits for a signal, and takes it.
@@ -44,16 +45,18 @@ public final class FiberEvent: Sendable {
         repeat {
             // Where another worker is about to signal, the fiber stays: to park it and to send it home takes longer than to wait.
             if takeUncounted()
-                || (worker.maySpin && worker.spin(until: { waiter.state.load(ordering: .relaxed) == Self.signalled }) && takeUncounted())
+                || (worker.maySpin && worker.spin(until: { cell.state.load(ordering: .relaxed) == Self.signalled }) && takeUncounted())
             {
                 return worker.chargeOperation()
             }
-            require(
-                waiter.state.load(ordering: .relaxed) <= Self.signalled,
-                "two fibers wait for one FiberEvent: give each its own, or let one wait and pass it on")
-            // Else a signal has come in between, which somebody else may have taken again.
-        } while !worker.beginPark(sharing: waiter, ifStill: Self.idle)
-        try worker.check(worker.park(.event))
+            if _slowPath(cell.state.load(ordering: .relaxed) > Self.signalled) {
+                require(
+                    cell.removeEndedWaiter(),
+                    "two fibers wait for one FiberEvent: give each its own, or let one wait and pass it on")
+            }
+            // Else a signal has come in between, which another taker may have had.
+        } while !worker.beginPark(in: cell, ifStill: WaitCell.empty)
+        try worker.check(worker.park(in: cell, .event))
     }
 
     /// True when there was a signal, which is taken. Any thread. Does not wait; a loop over it in a fiber lets others run now and then.
@@ -63,6 +66,14 @@ public final class FiberEvent: Sendable {
     }
 
     private func takeUncounted() -> Bool {
-        waiter.state.compareExchange(expected: Self.signalled, desired: Self.idle, ordering: .acquiringAndReleasing).exchanged
+        var state = Self.signalled
+        while true {
+            let (done, now) = cell.state.compareExchange(
+                expected: state, desired: state & ~Self.signalled, ordering: .acquiringAndReleasing)
+            if done { return true }
+            // Also one that has come while another is busy with the fiber.
+            guard !WaitCell.holdsWaiter(now), now & Self.signalled != 0 else { return false }
+            state = now
+        }
     }
 }

@@ -1,58 +1,28 @@
-// The kernel in two verbs. `park` is the only way in which a fiber stops running until something happens, `unpark` the only way in which it goes on.
+// The kernel in two verbs. `park` is the only way in which a fiber stops running until something happens, `unpark` the only way in which its worker lets it go on. How a park is
+// claimed, and how other threads resume a fiber, is in Waiter.swift.
 //
 // Invariants:
-//   * `parking` counts: even while running or claimed, odd while parked and unclaimed. `Waiter` remembers the odd value;
-//   * a park ends by exactly one claim, which moves that odd value to the next even one; every other claimant finds another value and does nothing;
-//   * whoever claims writes the outcome and makes the fiber ready, nobody else does;
-//   * `beginPark` comes before the waiter is put anywhere, `park` after, and nothing between them may run other fibers.
+//   * `beginPark` comes before the waiter is put anywhere, `park` after, and nothing between them may run other fibers;
+//   * whoever claims a park writes the outcome and makes the fiber ready, nobody else does.
 //
-// Owner worker only, without atomic operations. A park that other threads may end, too, is claimed in one place more: see SharedWaiter.swift.
+// Owner worker only.
 
 import CFiber
-
-/// A fiber in one of its parks. Worthless, and harmless, once that park is over; the record must still be mapped.
-package struct Waiter: BitwiseCopyable {
-    package let fiber: FiberPointer
-    let epoch: UInt64
-
-    /// The present park of a fiber.
-    @inline(__always)
-    package init(_ fiber: FiberPointer) {
-        self.fiber = fiber
-        epoch = fiber.pointee.parking
-    }
-
-    /// Of a thread, which has no parks: its epoch is never one.
-    init(thread: ()) {
-        fiber = FiberPointer(bitPattern: 64).unsafelyUnwrapped
-        epoch = 0
-    }
-
-    /// Ends the park unless somebody else did. True for exactly one claimant of each park.
-    @inline(__always)
-    func claim() -> Bool {
-        guard fiber.pointee.parking == epoch, epoch & 1 == 1 else { return false }
-        // The fiber does not run now, so what it waits for is there.
-        if _slowPath(fiber.pointee.isShared) {
-            guard fiber.claimShared() else { return false }
-            fiber.endShared()
-        }
-        fiber.pointee.parking = epoch &+ 1
-        return true
-    }
-}
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Announces that the running fiber will park: from here on it can be claimed.
     @inline(__always)
-    package func beginPark() -> Waiter {
+    package func beginPark() -> Waiter { beginPark(as: .localFiber) }
+
+    /// - Parameter kind: `sharedFiber` when other threads may end the park.
+    @inline(__always)
+    func beginPark(as kind: Waiter.Kind) -> Waiter {
         let fiber = running
         require(
             fiber != pointee.root,
             messageOutsideFibers(
                 "a waiting call was made outside a fiber, on the worker's own stack", "make it in a fiber (Fiber.spawnLocal { … })"))
-        fiber.pointee.parking = (fiber.pointee.parking &+ 1) | 1
-        return Waiter(fiber)
+        return Waiter.begin(fiber, as: kind)
     }
 
     /// Parks the running fiber until its park is claimed, by whatever it waits for, at `deadline` (monotonic nanoseconds), or by a scope around it that is
@@ -89,7 +59,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         }
     }
 
-    /// Ends a park on this worker and makes the fiber ready. False when it was claimed before.
+    /// Claims a park of a fiber of this worker and makes the fiber ready. False when it was claimed before.
     @inline(__always)
     package func unpark(_ waiter: Waiter, _ outcome: Outcome) -> Bool {
         guard waiter.claim() else { return false }

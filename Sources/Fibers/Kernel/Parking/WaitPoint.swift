@@ -6,7 +6,7 @@
 // Invariants:
 //   * a place is in a line only while its `Wait` has not ended: whoever waits takes it out, with the lock held, before he leaves the frame. So whoever finds one in a
 //     line, with the lock held, may touch it, and the record of its fiber;
-//   * a wait is claimed once: by its epoch where only one worker comes, else by one compare-and-swap of its word from who waits to 0;
+//   * a wait is claimed as any other (`Waiter`): the lock keeps its claim word there;
 //   * whoever has claimed it marks the place as served, fills or empties its slot, and then, best without the lock, lets it go on by `resume`, after which nothing of it
 //     may be touched. On one worker it may be let go on first, since it does not run before its worker comes to the next switch.
 //   * what is local remembers the worker whose fibers stand in its lines. Any other worker that comes to wait there, or to let a waiter go on, stops the program. While nobody waits it may come to
@@ -14,19 +14,15 @@
 // One worker, or, of what is shared, any thread.
 
 import CFiber
-import Synchronization
 
-typealias ClaimWord = UnsafeMutablePointer<Atomic<UInt>>
 @usableFromInline typealias PlacePointer = UnsafeMutablePointer<Place>
 typealias Line = UnsafeMutablePointer<WaitList>
 
 /// A fiber or a plain thread that waits, in one line or several.
 struct Wait: BitwiseCopyable {
+    /// Of a thread, where fibers have their record. First, so that a pointer to the wait is one to it.
+    fileprivate var thread = ThreadPark()
     fileprivate var waiter = Waiter.none
-    /// Of a thread, where fibers have the one in their record.
-    fileprivate var threadWord: UInt = 0
-    fileprivate var wake: UInt32 = 0
-    fileprivate var outcome = Outcome.ready
     /// The place that was taken last.
     fileprivate var last: PlacePointer?
 }
@@ -60,46 +56,22 @@ struct Place: BitwiseCopyable {
     }
 }
 
-extension Waiter {
-    /// Of a thread, which has none.
-    fileprivate static var none: Waiter { Waiter(thread: ()) }
-}
-
 extension UnsafeMutablePointer where Pointee == Wait {
-    private static var isThread: UInt { 1 }
-
-    private var wakeWord: UnsafeMutablePointer<UInt32> {
-        (UnsafeMutableRawPointer(self) + MemoryLayout<Wait>.offset(of: \Wait.wake).unsafelyUnwrapped).assumingMemoryBound(to: UInt32.self)
-    }
-    private var hasWoken: UnsafeMutablePointer<Atomic<UInt32>> {
-        UnsafeMutableRawPointer(wakeWord).assumingMemoryBound(to: Atomic<UInt32>.self)
-    }
-
-    fileprivate var isThread: Bool { pointee.waiter.epoch == 0 }
+    private var thread: ThreadParkPointer { UnsafeMutableRawPointer(self).assumingMemoryBound(to: ThreadPark.self) }
 
     @inline(__always)
-    private var word: ClaimWord {
-        if _fastPath(!isThread) { return pointee.waiter.fiber.claimWord }
-        return (UnsafeMutableRawPointer(self) + MemoryLayout<Wait>.offset(of: \Wait.threadWord).unsafelyUnwrapped)
-            .assumingMemoryBound(to: Atomic<UInt>.self)
-    }
-
-    @inline(__always)
-    private var claimant: UInt {
-        isThread ? UInt(bitPattern: self) | Self.isThread : UInt(bitPattern: pointee.waiter.fiber)
-    }
+    private var isThread: Bool { pointee.waiter.isOf(.thread) }
 
     /// Begins a wait of the calling fiber, or, of what is shared, of the calling thread: from here on it can be claimed.
     @inline(__always)
     func begin(isShared: Bool) {
         if let worker = Worker.current {
-            pointee.waiter = worker.beginPark()
-            if isShared { worker.shareOwn() }
+            pointee.waiter = worker.beginPark(as: isShared ? .sharedFiber : .localFiber)
             // A fiber that is left behind must be found in no line afterwards.
             pointee.waiter.fiber.wait = self
         } else {
             require(isShared, WaitPoint.noFibers)
-            word.pointee.store(claimant, ordering: .relaxed)
+            pointee.waiter = thread.begin()
         }
     }
 
@@ -120,45 +92,13 @@ extension UnsafeMutablePointer where Pointee == Wait {
     }
 
     /// Takes a wait back that has begun, before it parks; false when it has been claimed, and then it must park and will go on at once.
-    func takeBack() -> Bool {
-        if isThread { return claimShared() }
-        guard pointee.waiter.claim() else { return false }
-        return true
-    }
+    func takeBack() -> Bool { isThread ? pointee.waiter.claimShared() : pointee.waiter.claim() }
 
     /// Parks the fiber, or blocks the thread, until the wait is claimed.
     @inline(__always)
     func park(_ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
         if _fastPath(!isThread) { return pointee.waiter.fiber.pointee.worker.park(reason, until: deadline) }
-        return block(until: deadline)
-    }
-
-    @inline(never)
-    private func block(until deadline: Int64) -> Outcome {
-        var deadline = deadline
-        while hasWoken.pointee.load(ordering: .acquiring) == 0 {
-            if cfiber_futex_wait(wakeWord, 0, deadline) == -ETIMEDOUT {
-                if claimShared() { return .timedOut }
-                // Somebody else was faster, and is about to say so.
-                deadline = .max
-            }
-        }
-        return pointee.outcome
-    }
-
-    @inline(__always)
-    fileprivate func claimShared() -> Bool {
-        word.pointee.compareExchange(expected: claimant, desired: 0, ordering: .acquiringAndReleasing).exchanged
-    }
-
-    @inline(__always)
-    fileprivate func resumeShared(_ outcome: Outcome) {
-        if _fastPath(!isThread) { return deliver(pointee.waiter.fiber, outcome) }
-        pointee.outcome = outcome
-        let wakeWord = wakeWord
-        hasWoken.pointee.store(1, ordering: .releasing)
-        // The thread may have gone on already, and its frame with it.
-        cfiber_futex_wake(wakeWord)
+        return thread.block(pointee.waiter, until: deadline)
     }
 }
 
@@ -379,7 +319,8 @@ class WaitPoint {
     /// Ends the wait of a place, which has been taken out of its line; false when something else has. With the lock held.
     @inline(__always)
     final func claim(_ place: PlacePointer, isShared: Bool) -> Bool {
-        guard isShared ? place.pointee.wait.claimShared() : place.pointee.wait.pointee.waiter.claim() else { return false }
+        let waiter = place.pointee.node.waiter
+        guard isShared ? waiter.claimShared() : waiter.claim() else { return false }
         place.pointee.isServed = true
         return true
     }
@@ -422,7 +363,7 @@ class WaitPoint {
     /// Lets a claimed one go on.
     @inline(__always)
     final func resume(_ place: PlacePointer, _ outcome: Outcome = .ready) {
-        if isShared { return place.pointee.wait.resumeShared(outcome) }
+        if isShared { return place.pointee.node.waiter.resume(outcome) }
         resumeLocally(place, outcome)
     }
 
@@ -430,7 +371,7 @@ class WaitPoint {
     final func resumeLocally(_ place: PlacePointer, _ outcome: Outcome = .ready) {
         let worker = Worker.current
         if _slowPath(home != UInt(bitPattern: worker)) { stopForeignUse() }
-        let fiber = place.pointee.wait.pointee.waiter.fiber
+        let fiber = place.pointee.node.waiter.fiber
         fiber.pointee.outcome = outcome
         worker.unsafelyUnwrapped.makeReady(fiber)
     }

@@ -8,7 +8,7 @@
 //     half of `cfiber_context`. With many connections each line of a fiber that wakes is a miss;
 //   * the record is valid from the first use of its stack until the runtime ends or the stack is trimmed, and keeps counting epochs from
 //     life to life, so that a waiter of an earlier life can never be claimed;
-//   * owner worker only, except that whoever has claimed a shared park (`SharedWaiter`) writes `outcome` and the link by which the fiber stands in the inbox.
+//   * owner worker only, except the claim word, and that a thread that has claimed a shared park writes `outcome` and the link by which the fiber is in the inbox.
 
 package import CFiber
 import Synchronization
@@ -16,12 +16,10 @@ import Synchronization
 package typealias FiberPointer = UnsafeMutablePointer<FiberRecord>
 
 package struct FiberRecord: ~Copyable {
-    /// Twice the number of parks begun, plus one while parked and not yet claimed.
-    package var parking: UInt64 = 0
+    /// See `Waiter`. First, so that a pointer to it is one to the record.
+    fileprivate var parking: UInt64 = 0
     /// What ended the last park; written by whoever claimed it.
     package var outcome = Outcome.ready
-    /// True while other threads may claim the present park: through `shared`.
-    var isShared = false
     fileprivate var reasonKind = WaitReason.Kind.none
     /// What the next park must heed (`Attention`).
     var attention: UInt8 = 0
@@ -36,8 +34,6 @@ package struct FiberRecord: ~Copyable {
     var openLocks: UInt = 0
     /// When the present park ends, at a deadline; `Int64.max` for never. The timer queue may hold an earlier time, which is put right when it comes.
     var wakeAt = Int64.max
-    /// Where a shared park is claimed; nil for the fiber's own claim word.
-    var shared: SharedWaiter?
     /// The innermost scope.
     var scope: ScopePointer
     /// The values of fiber-locals that were set around the spawn or since; nil while there are none.
@@ -53,8 +49,6 @@ package struct FiberRecord: ~Copyable {
     /// Not optional: a closure inside an optional is of another representation, and converting it would allocate at each life.
     var runner: FiberBodyRunner = noBody
     // Others reach for these while the fiber is parked, by their offsets: they are the last.
-    /// Where a shared park is claimed that has no `shared`: the fiber's own address while it is parked and unclaimed, else 0. See `Wait`.
-    var claim: UInt = 0
     /// Fibers that wait in `join` for the end of this life.
     var joiners = WaitList()
     /// The outermost scope, the fiber's life. Between lives it is as it was made.
@@ -70,9 +64,8 @@ package struct FiberRecord: ~Copyable {
     /// Where the context lies in a record.
     @inline(__always) static var contextOffset: Int { 32 }
     @inline(__always) static var coreOffset: Int {
-        claimWordOffset - MemoryLayout<FiberBodyRunner>.size - MemoryLayout<(UInt, UInt)>.size - MemoryLayout<FiberCore?>.size
+        joinersOffset - MemoryLayout<FiberBodyRunner>.size - MemoryLayout<(UInt, UInt)>.size - MemoryLayout<FiberCore?>.size
     }
-    @inline(__always) static var claimWordOffset: Int { joinersOffset - MemoryLayout<UInt>.stride }
     @inline(__always) static var joinersOffset: Int { baseOffset - MemoryLayout<WaitList>.stride }
     @inline(__always) static var baseOffset: Int { MemoryLayout<FiberRecord>.size - MemoryLayout<CancelScope>.size }
 }
@@ -107,7 +100,7 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         }
     }
 
-    /// The wait in the frame of a fiber that stands in lines: marked by the lowest bit, on the line that every park touches.
+    /// The wait in the frame of a fiber that is in wait queues: marked by the lowest bit, on the line that every park touches.
     @inline(__always)
     var wait: UnsafeMutablePointer<Wait>? {
         get {
@@ -115,6 +108,16 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
             return word & 1 == 0 ? nil : UnsafeMutablePointer<Wait>(bitPattern: word & ~1)
         }
         nonmutating set { pointee.touches.0 = UnsafeRawPointer(bitPattern: newValue.map { UInt(bitPattern: $0) | 1 } ?? 0) }
+    }
+
+    /// The cell that a fiber waits in, which its waiting call retains: in the same place, marked by the next bit.
+    @inline(__always)
+    var cell: Unmanaged<WaitCell>? {
+        get {
+            let word = UInt(bitPattern: pointee.touches.0)
+            return word & 2 == 0 ? nil : UnsafeRawPointer(bitPattern: word & ~2).map { .fromOpaque($0) }
+        }
+        nonmutating set { pointee.touches.0 = UnsafeRawPointer(bitPattern: newValue.map { UInt(bitPattern: $0.toOpaque()) | 2 } ?? 0) }
     }
 
     /// The next fiber in the queue that this one stands in.
@@ -135,9 +138,13 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         (UnsafeMutableRawPointer(self) + FiberRecord.joinersOffset).assumingMemoryBound(to: WaitList.self)
     }
 
-    /// The fiber's own claim word, in the record; by its offset, too.
+    /// Where the fiber's parks are claimed.
     @inline(__always)
-    var claimWord: ClaimWord { (UnsafeMutableRawPointer(self) + FiberRecord.claimWordOffset).assumingMemoryBound(to: Atomic<UInt>.self) }
+    var claimWord: ClaimWord { UnsafeMutableRawPointer(self).assumingMemoryBound(to: Atomic<UInt64>.self) }
+
+    /// The fiber with a claim word.
+    @inline(__always)
+    init(claimWord: ClaimWord) { self = UnsafeMutableRawPointer(claimWord).assumingMemoryBound(to: FiberRecord.self) }
 
     /// The outermost scope, in the record; by its offset, too.
     @inline(__always)

@@ -88,7 +88,7 @@ struct StackPool {
         fiber.pointee.context.stack_size = UnsafeMutableRawPointer(fiber) - (slot + guardSize)
         fiber.pointee.context.guard_size = guardSize
         // Epochs of records that lay here before must not come back.
-        fiber.pointee.parking = worker.pointee.numbers.takeEpochs()
+        fiber.beginEpochs(at: worker.pointee.numbers.takeEpochs())
         cfiber_prepare(fiber.context, runLife)
         return fiber
     }

@@ -27,9 +27,9 @@ struct NumberSource: BitwiseCopyable {
         return id
     }
 
-    /// Epochs of a record that is made anew start where no earlier record's have been: 2^31 parks apart, which lasts for 2^32 records.
+    /// Epochs of a record that is made anew start where no earlier record's have been: 2^31 parks apart, which lasts for 2^30 records.
     mutating func takeEpochs() -> UInt64 {
-        epochBase &+= 1 << 32
+        epochBase &+= 1 << 34
         return epochBase
     }
 

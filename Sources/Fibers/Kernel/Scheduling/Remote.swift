@@ -11,7 +11,7 @@ import CFiber
 import Synchronization
 
 /// The wait of a fiber for the end of one on another worker. Many may give up at once, in any order, so each leaves the list without a search.
-private final class RemoteJoin: SharedWaiter, ListElement, @unchecked Sendable {
+private final class RemoteJoin: WaitCell, ListElement, @unchecked Sendable {
     /// Home worker of the joined fiber only.
     @exclusivity(unchecked) var links = ListLinks<RemoteJoin>()
 }
@@ -132,7 +132,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             "join() was called on a fiber of another runtime: join it in a fiber of its own, or after its FiberRuntime.run has returned")
         try refuseIfCancelled()
         let join = RemoteJoin()
-        beginPark(sharing: join)
+        beginPark(in: join)
         core.home.pointee.inbox.push(
             Message(about: core) { _, core in
                 let core = core.unsafelyUnwrapped
@@ -143,7 +143,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                     core.remote.unsafelyUnwrapped.joins.append(join)
                 }
             })
-        let outcome = park(.join(core.id))
+        let outcome = park(in: join, .join(core.id))
         if outcome != .ready {
             let message = Message(about: core) { _, core in core.unsafelyUnwrapped.remote?.joins.remove(join) }
             pointee.workers.send(message, to: core.home)

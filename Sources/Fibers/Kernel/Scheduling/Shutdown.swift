@@ -57,15 +57,17 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// Their stacks will be unmapped: takes them out of what they could be woken by. Another thread that is waking one in this moment still needs the record.
     private func keepOthersAway(_ fibers: [FiberPointer]) {
-        let claimed = fibers.filter { fiber in
-            fiber.pointee.isShared && !fiber.claimShared()
+        // Ends the parks, so that nothing else does.
+        for fiber in fibers { _ = Waiter(fiber).claim() }
+        // Those that others have claimed before are in the inbox, or will be.
+        for fiber in fibers {
+            while fiber.isOnItsWay { collectInbox() }
         }
-        for fiber in claimed {
-            while fiber.pointee.isShared { collectInbox() }
+        // From here on nobody finds their records any more.
+        for fiber in fibers {
+            fiber.wait?.leaveLines()
+            fiber.cell?.withObject { $0.leave(fiber) }
         }
-        // On this worker: ends the parks, so that nothing else does.
-        for fiber in fibers where !fiber.pointee.isShared { _ = Waiter(fiber).claim() }
-        for fiber in fibers { fiber.wait?.leaveLines() }
         pointee.ready.removeAll()
     }
 }

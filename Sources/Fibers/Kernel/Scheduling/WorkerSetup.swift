@@ -46,7 +46,6 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         require(
             UnsafeRawPointer(root) + FiberRecord.contextOffset == withUnsafePointer(to: &root.pointee.context) { UnsafeRawPointer($0) }
                 && UnsafeRawPointer(root) + FiberRecord.coreOffset == withUnsafePointer(to: &root.pointee.core) { UnsafeRawPointer($0) }
-                && UnsafeRawPointer(root.claimWord) == withUnsafePointer(to: &root.pointee.claim) { UnsafeRawPointer($0) }
                 && root.joiners == withUnsafeMutablePointer(to: &root.pointee.joiners) { $0 }
                 && root.base == withUnsafeMutablePointer(to: &root.pointee.base) { $0 },
             "the offsets in FiberRecord no longer say how it is laid out: correct them")

@@ -90,7 +90,7 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
     /// The scope is about to become a cause: notes what its own fiber is doing. The error that leaves the scope names that, and not the clean-up that follows.
     fileprivate func noteInterruption() {
         let fiber = pointee.fiber
-        guard fiber.pointee.parking & 1 == 1 else { return }
+        guard fiber.isParked else { return }
         pointee.interruptedKind = fiber.reason.kind
         pointee.interruptedSubject = fiber.reason.subject
     }
