@@ -175,21 +175,24 @@ func channel(_ capacity: ChannelCapacity, _ n: Int) throws {
     guard sum == n * (n - 1) / 2 else { fatalError("messages are missing: the sum is \(sum)") }
 }
 
-/// 503 fibers pass a token round.
-func ring(_ n: Int) throws {
-    let links = (0..<503).map { _ in makeLocalChannel(of: Int.self, .bounded(1)) }
+/// Fibers in a ring pass a token round. 503 of them fit with their channels into the second cache, 20,011 do not.
+func ring(fibers: Int, _ n: Int) throws {
+    let links = (0..<fibers).map { _ in makeLocalChannel(of: Int.self, .bounded(1)) }
     let (done, end) = makeLocalChannel(of: Int.self, .bounded(1))
-    for i in 0..<503 {
-        let (receiver, sender) = (links[i].1, links[(i + 1) % 503].0)
-        try Fiber.spawnLocal {
-            while let token = try receiver.receive() {
-                if token == 0 { try done.send(i) } else { try sender.send(token - 1) }
-            }
-        }
+    var handles: [FiberHandle<Void>] = []
+    for i in 0..<fibers {
+        let (receiver, sender) = (links[i].1, links[(i + 1) % fibers].0)
+        handles.append(
+            try Fiber.spawnLocal {
+                while let token = try receiver.receive() {
+                    if token == 0 { try done.send(i) } else { try sender.send(token - 1) }
+                }
+            })
     }
     try links[0].0.send(n)
-    guard try end.receive() == n % 503 else { fatalError("the token is not where it should be") }
+    guard try end.receive() == n % fibers else { fatalError("the token is not where it should be") }
     for link in links { link.0.close() }
+    for handle in handles { try handle.join() }
 }
 
 /// Ten children each, and a million leaves, which tell their numbers.
@@ -256,6 +259,7 @@ try FiberRuntime.run(.init(workers: ["xpong", "mpmc", "xspsc"].contains(workload
     switch workload {
     case "yield2": try timed(workload, flag("--n", 20_000_000)) { try yields(fibers: 2, $0) }
     case "yield1000": try timed(workload, flag("--n", 20_000_000)) { try yields(fibers: 1000, $0) }
+    case "yield20k": try timed(workload, flag("--n", 8_000_000)) { try yields(fibers: 20_000, $0) }
     case "yieldnest": try timed(workload, flag("--n", 20_000_000), nestedYields)
     case "spawn": try timed(workload, flag("--n", 5_000_000)) { for _ in 0..<$0 { try Fiber.spawnLocal {}.join() } }
     case "xpong": try timed(workload, flag("--n", 500_000), crossPong)
@@ -264,7 +268,8 @@ try FiberRuntime.run(.init(workers: ["xpong", "mpmc", "xspsc"].contains(workload
     case "chan0": try timed(workload, flag("--n", 5_000_000)) { try channel(.rendezvous, $0) }
     case "chan128": try timed(workload, flag("--n", 10_000_000)) { try channel(.bounded(128), $0) }
     case "chanU": try timed(workload, flag("--n", 10_000_000)) { try channel(.unbounded, $0) }
-    case "ring": try timed(workload, flag("--n", 10_000_000), ring)
+    case "ring": try timed(workload, flag("--n", 10_000_000)) { try ring(fibers: 503, $0) }
+    case "ring20k": try timed(workload, flag("--n", 4_000_000)) { try ring(fibers: 20_011, $0) }
     case "skynet":
         try skynet(leaves: 10_000)
         let start = wall()
