@@ -23,11 +23,30 @@ import Synchronization
 
 @usableFromInline
 class ChannelBase: WaitPoint {
-    /// How many messages the queue may hold: 0 for a rendezvous, `Int.max` without a limit.
-    @usableFromInline final let limit: Int
-    private final let queue: MessageQueue
     @exclusivity(unchecked) private final var isClosed = false
-    @exclusivity(unchecked) private final var receiverCount = 1
+    @exclusivity(unchecked) private final var receiverCount: Int32 = 1
+    private final let stride: UInt32
+    /// Of what is not divided; else it knows the limit alone.
+    @exclusivity(unchecked) private final var queue: MessageQueue
+    /// Behind the first word the places of a small ring.
+    private final var near: (UInt, UInt, UInt, UInt)
+
+    private static var offsetOfPlaces: Int { 128 }
+    private static var bytesOfPlaces: Int { 24 }
+
+    /// How many messages the queue may hold: 0 for a rendezvous, `Int.max` without a limit.
+    @usableFromInline final var limit: Int { queue.limit }
+    /// Of what is divided.
+    private final var ring: DividedRing {
+        @inline(__always) get { DividedRing(over: sides, limit: queue.limit, stride: Int(stride)) }
+    }
+    /// How many messages are there, for who may look at both ends, or as a hint.
+    private final var number: Int {
+        @inline(__always) get { isDivided ? ring.count : queue.count }
+    }
+    private final var hasRoom: Bool {
+        @inline(__always) get { number < limit }
+    }
 
     private final var senders: Line { first }
     private final var receivers: Line { second }
@@ -42,6 +61,8 @@ class ChannelBase: WaitPoint {
 
         fileprivate static var sent: UInt { 1 }
         fileprivate static var received: UInt { 2 }
+        /// Neither of both, but all is done except to give the one lock back.
+        fileprivate static var taken: UInt { 3 }
         /// Beside the address of a sender's place: there is room for its message now.
         fileprivate static var refill: UInt { 1 }
 
@@ -75,11 +96,18 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     init(limit: Int, stride: Int, isShared: Bool) {
         require(limit >= 0, "a channel has room for 0 messages or more, not \(limit)")
-        self.limit = limit
-        let isRing = MessageQueue.isRing(limit: limit, stride: stride, isShared: isShared)
-        let memory = WaitMemory(isShared: isShared, isDivided: isShared && isRing, hasSides: true)
-        queue = MessageQueue(limit: limit, stride: stride, isShared: isShared, ends: memory.sides)
-        super.init(memory)
+        self.stride = UInt32(stride)
+        queue = MessageQueue(limit: limit, stride: stride)
+        near = (0, 0, 0, 0)
+        if isShared && DividedRing.suits(limit: limit, stride: stride) {
+            super.init(DividedRing.makeSides(limit: limit, stride: stride))
+            return
+        }
+        super.init(isShared: isShared)
+        assert(
+            withUnsafeMutablePointer(to: &near) { UnsafeMutableRawPointer($0) } == at(Self.offsetOfPlaces - 8),
+            "the compiler has laid out the channel in another way")
+        queue.placeNear(UnsafeMutableRawBufferPointer(start: at(Self.offsetOfPlaces), count: Self.bytesOfPlaces))
     }
 
     override var kind: Kind { Kind(local: "channel of makeLocalChannel", shared: "channel of makeChannel") }
@@ -93,10 +121,9 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final func beginSend(_ own: UnsafeMutableRawPointer) -> Step {
         if isShared { return beginShared(isSend: true, own) }
-        guard let worker = Worker.current, receivers.pointee.isEmpty && queue.countOfOne < limit && queue.hasPlaceReady && !isClosed,
+        guard let worker = Worker.current, receivers.pointee.isEmpty && queue.count < queue.limit && queue.hasPlaceReady && !isClosed,
             spendsCall(worker)
         else { return beginLocally(isSend: true, own) }
-        queue.noteCome()
         return Step(queue.takeReadyPlace())
     }
 
@@ -104,11 +131,10 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final func beginReceive(_ own: UnsafeMutableRawPointer) -> Step {
         if isShared { return beginShared(isSend: false, own) }
-        guard let worker = Worker.current, queue.countOfOne > 0 && queue.hasMessageReady && senders.pointee.isEmpty, spendsCall(worker)
+        guard let worker = Worker.current, queue.count > 0 && queue.hasMessageReady && senders.pointee.isEmpty, spendsCall(worker)
         else {
             return beginLocally(isSend: false, own)
         }
-        queue.noteLeft()
         return Step(queue.takeReadyMessage())
     }
 
@@ -175,11 +201,12 @@ class ChannelBase: WaitPoint {
         if isSend {
             if _slowPath(isClosed) { return leaveClosed() }
             if let receiver = claimFirst(of: receivers, isShared: isShared) { return meet(receiver, isShared: isShared) }
-            return queue.count < limit ? takeSlot(isSend: true, isShared: isShared) : nil
+            return (isShared ? hasRoom : queue.count < queue.limit) ? takeSlot(isSend: true, isShared: isShared) : nil
         }
-        if queue.count > 0 {
+        if (isShared ? number : queue.count) > 0 {
             guard let sender = claimFirst(of: senders, isShared: isShared) else { return takeSlot(isSend: false, isShared: isShared) }
-            return Step(queue.takeFront(), UInt(bitPattern: sender) | Step.refill)
+            let slot = isShared && isDivided ? ring.take(isSend: false) : queue.takeFront()
+            return Step(slot, UInt(bitPattern: sender) | Step.refill)
         }
         if let sender = claimFirst(of: senders, isShared: isShared) { return meet(sender, isShared: isShared) }
         return isClosed ? leaveClosed() : nil
@@ -204,14 +231,14 @@ class ChannelBase: WaitPoint {
     /// A place in the queue, which others see when the move is over, and until then one lock is held. On one worker nobody looks before.
     @inline(__always)
     private final func takeSlot(isSend: Bool, isShared: Bool) -> Step {
-        let slot = isSend ? queue.takeBack() : queue.takeFront()
-        if isShared {
+        if isShared && isDivided {
+            let slot = ring.take(isSend: isSend)
             // From here on it is the quick way.
-            if isDivided { unlockSide(isSecond: isSend) }
+            unlockSide(isSecond: isSend)
             return Step(slot, isSend ? Step.sent : Step.received)
         }
-        if isSend { queue.noteCome() } else { queue.noteLeft() }
-        return Step(slot)
+        let slot = isSend ? queue.takeBack() : queue.takeFront()
+        return isShared ? Step(slot, Step.taken) : Step(slot)
     }
 
     /// The quick way with two locks; nil, and no lock, when it must be the other one: then, too, whether what is missing may come from the other side.
@@ -219,8 +246,8 @@ class ChannelBase: WaitPoint {
     private final func lookAside(isSend: Bool, _ mayCome: inout Bool) -> Step? {
         lockSide(isSecond: !isSend)
         let isQuick = isQuick(isSend: isSend)
-        if isQuick && (queue.isKnownReady(isSend: isSend, limit: limit) || askOtherSide(isSend: isSend)) {
-            return isSend ? Step(queue.takeBack(), Step.sent) : Step(queue.takeFront(), Step.received)
+        if isQuick && (ring.isKnownReady(isSend: isSend) || askOtherSide(isSend: isSend)) {
+            return Step(ring.take(isSend: isSend), isSend ? Step.sent : Step.received)
         }
         mayCome = isQuick && !isClosed
         unlockSide(isSecond: !isSend)
@@ -236,16 +263,16 @@ class ChannelBase: WaitPoint {
     /// had not to wait for them, leaves the other side alone for a moment, in which that gets ahead by dozens.
     @inline(never)
     private final func askOtherSide(isSend: Bool) -> Bool {
-        let end = isSend ? queue.back : queue.front
-        var number = queue.ask(isSend: isSend, limit: limit)
-        if number > 0 && number < min(16, limit / 8) && !end.pointee.wasInVain, let worker = Worker.current, worker.mayPause {
+        let ring = ring
+        var number = ring.ask(isSend: isSend)
+        if number > 0 && number < min(16, limit / 8) && !ring.wasInVain(isSend: isSend), let worker = Worker.current, worker.mayPause {
             unlockSide(isSecond: !isSend)
             for _ in 0..<pauses { cfiber_relax() }
             lockSide(isSecond: !isSend)
             guard isQuick(isSend: isSend) else { return false }
-            number = queue.ask(isSend: isSend, limit: limit)
+            number = ring.ask(isSend: isSend)
         }
-        end.pointee.wasInVain = number <= 0
+        ring.setInVain(number <= 0, isSend: isSend)
         return number > 0
     }
 
@@ -256,7 +283,7 @@ class ChannelBase: WaitPoint {
     @inline(__always)
     private final func watch(isSend: Bool) -> Bool {
         guard limit > 0, let worker = Worker.current, worker.maySpin else { return false }
-        return worker.spin(every: pauses) { isSend ? queue.count < limit : queue.count > 0 }
+        return worker.spin(every: pauses) { isSend ? hasRoom : number > 0 }
     }
 
     /// After the move: lets others see it, and lets the one go on who was met.
@@ -265,17 +292,23 @@ class ChannelBase: WaitPoint {
         switch step.rest {
         case 0: return
         case Step.sent:
-            queue.noteCome()
-            if isDivided { unlockSide(isSecond: false) } else { unlock() }
+            ring.noteDone(isSend: true)
+            unlockSide(isSecond: false)
         case Step.received:
-            queue.noteLeft()
-            if isDivided { unlockSide(isSecond: true) } else { unlock() }
+            ring.noteDone(isSend: false)
+            unlockSide(isSecond: true)
+        case Step.taken: unlock()
         default:
             let place = PlacePointer(bitPattern: step.rest & ~Step.refill).unsafelyUnwrapped
             if step.rest & Step.refill != 0 {
-                queue.noteLeft()
-                move(from: place.pointee.slot.unsafelyUnwrapped, to: queue.takeBack())
-                queue.noteCome()
+                let message = place.pointee.slot.unsafelyUnwrapped
+                if isDivided {
+                    ring.noteDone(isSend: false)
+                    move(from: message, to: ring.take(isSend: true))
+                    ring.noteDone(isSend: true)
+                } else {
+                    move(from: message, to: queue.takeBack())
+                }
                 unlock()
             }
             resume(place)
@@ -296,7 +329,7 @@ class ChannelBase: WaitPoint {
     /// With the lock held.
     final func isReady(isSend: Bool) -> Bool {
         if isClosed { return true }
-        return isSend ? queue.count < limit || !receivers.pointee.isEmpty : queue.count > 0 || !senders.pointee.isEmpty
+        return isSend ? hasRoom || !receivers.pointee.isEmpty : number > 0 || !senders.pointee.isEmpty
     }
 
     final func makePlace(_ wait: UnsafeMutablePointer<Wait>, isSend: Bool, _ slot: UnsafeMutableRawPointer) -> Place {
@@ -338,17 +371,18 @@ class ChannelBase: WaitPoint {
         guard isLast else { return 0 }
         close()
         return withLock {
-            let count = queue.count
-            queue.noteLeft(count)
+            guard isDivided else { return queue.forgetAll() }
+            let count = ring.count
+            ring.noteDone(isSend: false, count)
             return count
         }
     }
 
     /// Where one of those is.
     @usableFromInline
-    final func nextLeftover() -> UnsafeMutableRawPointer { queue.takeFront() }
+    final func nextLeftover() -> UnsafeMutableRawPointer { isDivided ? ring.take(isSend: false) : queue.takeForgotten() }
 
-    deinit { queue.freeBlocks() }
+    deinit { queue.freeBlocks(near: at(Self.offsetOfPlaces)) }
 
     /// How many stand in line, for tests and diagnostics; among them those whose wait has ended and that have not left yet.
     final var waiting: (senders: Int, receivers: Int) { withLock { (senders.pointee.count, receivers.pointee.count) } }
@@ -356,8 +390,8 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final var hasClosed: Bool { withLock { isClosed } }
     @usableFromInline
-    final var messageCount: Int { withLock { queue.count } }
-    final var spareBlocks: Int { Int(queue.front.pointee.spares) }
+    final var messageCount: Int { withLock { number } }
+    final var spareBlocks: Int { Int(queue.spares) }
 }
 
 // Its ends say where they may go.

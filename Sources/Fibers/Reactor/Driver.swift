@@ -341,7 +341,7 @@ package final class Driver: EventSource {
         if _slowPath(watched < 0) { return watched }
         let slot = d.registration
         // Even addresses: an odd one would be a `wait`.
-        worker.running.pointee.touches = (UnsafeRawPointer(slot), slot.pointee.user)
+        worker.running.noteTouches(UnsafeRawPointer(slot), slot.pointee.user)
         return code(worker.park(in: slot.waiters(direction), WaitReason(kind, slot.pointee.fd), until: deadline))
     }
 

@@ -113,62 +113,83 @@ extension UnsafeMutablePointer where Pointee == Place {
     var isInLine: Bool { node.pointee.isLinked }
 }
 
-/// The memory of a wait point.
+/// Memory for the two sides of a wait point that has a lock for each, on a pair of cache lines of its own, since CPUs fetch them in pairs.
 ///
-///     one lock:    lock, lines, side, side
-///     two locks:   lock, side | lock, side | lines            each part on a pair of cache lines of its own, since CPUs fetch them in pairs
-struct WaitMemory: BitwiseCopyable {
+///     lock, 48 bytes | lock, 48 bytes | what the two sides share
+struct WaitSides: BitwiseCopyable {
     static var bytesOfSide: Int { 48 }
+    private static var stride: Int { 128 }
     fileprivate let base: UnsafeMutableRawPointer
-    fileprivate let isShared: Bool
-    fileprivate let isDivided: Bool
 
-    /// - Parameters:
-    ///   - isDivided: two locks.
-    ///   - hasSides: space for each of two sides.
-    init(isShared: Bool, isDivided: Bool = false, hasSides: Bool = false) {
-        base = .allocate(
-            byteCount: isDivided ? 384 : hasSides ? 24 + 2 * Self.bytesOfSide : 64, alignment: isDivided ? 128 : isShared ? 64 : 16)
-        self.isShared = isShared
-        self.isDivided = isDivided
-        _ = BriefLock(at: base)
-        if isDivided { _ = BriefLock(at: base + 128) }
-        (base + (isDivided ? 256 : 8)).bindMemory(to: WaitList.self, capacity: 2).initialize(repeating: WaitList(), count: 2)
+    /// - Parameter extraBytes: for what the two sides share.
+    init(extraBytes: Int) {
+        base = .allocate(byteCount: 2 * Self.stride + extraBytes, alignment: Self.stride)
+        for i in 0..<2 { _ = BriefLock(at: base + i * Self.stride) }
     }
 
-    fileprivate var lines: Line { (base + (isDivided ? 256 : 8)).assumingMemoryBound(to: WaitList.self) }
-    var sides: (UnsafeMutableRawPointer, UnsafeMutableRawPointer) {
-        isDivided ? (base + 8, base + 136) : (base + 24, base + 24 + Self.bytesOfSide)
-    }
+    fileprivate init(_ base: UnsafeMutableRawPointer) { self.base = base }
+
+    fileprivate func lock(ofSecond isSecond: Bool) -> BriefLock { BriefLock(over: isSecond ? base + Self.stride : base) }
+    var first: UnsafeMutableRawPointer { base + 8 }
+    var second: UnsafeMutableRawPointer { base + Self.stride + 8 }
+    var extra: UnsafeMutableRawPointer { base + 2 * Self.stride }
 }
 
 /// Something that fibers wait for in lines.
 ///
 /// What has two sides that mostly do not meet may have a lock for each: the lines, and all else that both sides look at, are changed only with both, and may be looked at with either.
+///
+/// All of it lies in the object, and what every call of what is local looks at in 32 bytes of it:
+///
+///     16 lines │ 32 home or sides │ 40 lock │ 44 isShared, isDivided │ 46 what a subclass has
 @usableFromInline
 class WaitPoint {
-    private let memory: UnsafeMutableRawPointer
-    private let lines: Line
+    /// Used through their addresses, as those in line know them: see `lines`.
+    private final var waitLists = (WaitList(), WaitList())
+    /// Of what is local, the worker whose fibers stand in the lines, if there are any; of what is divided, its sides: by their addresses.
+    @exclusivity(unchecked) private final var home: UInt
+    /// Of what is not divided.
+    private final var lockWord: UInt32 = 0
     @usableFromInline final let isShared: Bool
     /// It has two locks.
     final let isDivided: Bool
-    /// Of what is local, the worker whose fibers stand in the lines, if there are any, by its address.
-    @exclusivity(unchecked) private final var home: UInt = 0
 
     init(isShared: Bool) {
-        let memory = WaitMemory(isShared: isShared)
-        (self.memory, lines) = (memory.base, memory.lines)
         self.isShared = isShared
         isDivided = false
+        home = 0
+        _ = BriefLock(at: at(Self.offsetOfLock))
+        assert(isLaidOut, "the compiler has laid out the wait point in another way")
     }
 
-    init(_ memory: WaitMemory) {
-        (self.memory, lines) = (memory.base, memory.lines)
-        isShared = memory.isShared
-        isDivided = memory.isDivided
+    /// Divided, and for all workers.
+    init(_ sides: WaitSides) {
+        isShared = true
+        isDivided = true
+        home = UInt(bitPattern: sides.base)
     }
 
-    deinit { memory.deallocate() }
+    deinit { if isDivided { sides.base.deallocate() } }
+
+    private static var offsetOfLines: Int { 16 }
+    private static var offsetOfLock: Int { 40 }
+
+    /// A part of the object by its distance from the start: behind Swift's header of two words the properties lie in the order of their declaration.
+    @inline(__always)
+    final func at(_ offset: Int) -> UnsafeMutableRawPointer { Unmanaged.passUnretained(self).toOpaque() + offset }
+
+    @inline(__always)
+    private final var lines: Line { at(Self.offsetOfLines).assumingMemoryBound(to: WaitList.self) }
+
+    /// The properties lie where their addresses are taken to be.
+    private final var isLaidOut: Bool {
+        withUnsafeMutablePointer(to: &waitLists) { UnsafeMutableRawPointer($0) } == at(Self.offsetOfLines)
+            && withUnsafeMutablePointer(to: &lockWord) { UnsafeMutableRawPointer($0) } == at(Self.offsetOfLock)
+    }
+
+    /// Of what is divided.
+    @inline(__always)
+    final var sides: WaitSides { WaitSides(UnsafeMutableRawPointer(bitPattern: home).unsafelyUnwrapped) }
 
     /// What messages call a wait point.
     struct Kind {
@@ -180,29 +201,30 @@ class WaitPoint {
     var kind: Kind { Kind(local: "Local… thing", shared: "the one without Local") }
     final var name: StaticString { isShared ? kind.shared : kind.local }
 
-    private final var mutex: BriefLock { BriefLock(over: memory) }
-    private final var secondMutex: BriefLock { BriefLock(over: memory + 128) }
+    private final var mutex: BriefLock { BriefLock(over: at(Self.offsetOfLock)) }
 
     @inline(__always)
     final func lock() {
         guard isShared else { return }
-        mutex.lock()
-        if isDivided { secondMutex.lock() }
+        if _fastPath(!isDivided) { return mutex.lock() }
+        lockSide(isSecond: false)
+        lockSide(isSecond: true)
     }
 
     @inline(__always)
     final func unlock() {
         guard isShared else { return }
-        if isDivided { secondMutex.unlock() }
-        mutex.unlock()
+        if _fastPath(!isDivided) { return mutex.unlock() }
+        unlockSide(isSecond: true)
+        unlockSide(isSecond: false)
     }
 
     /// One of the two locks.
     @inline(__always)
-    final func lockSide(isSecond: Bool) { (isSecond ? secondMutex : mutex).lock() }
+    final func lockSide(isSecond: Bool) { sides.lock(ofSecond: isSecond).lock() }
 
     @inline(__always)
-    final func unlockSide(isSecond: Bool) { (isSecond ? secondMutex : mutex).unlock() }
+    final func unlockSide(isSecond: Bool) { sides.lock(ofSecond: isSecond).unlock() }
 
     @inline(__always)
     final func withLock<Result>(_ body: () -> Result) -> Result {
@@ -373,7 +395,19 @@ class WaitPoint {
         if _slowPath(home != UInt(bitPattern: worker)) { stopForeignUse() }
         let fiber = place.pointee.node.waiter.fiber
         fiber.pointee.outcome = outcome
-        worker.unsafelyUnwrapped.makeReady(fiber)
+        let own = worker.unsafelyUnwrapped
+        if _slowPath(own.live > Self.fibersInCache) { fetchAhead(fiber, place, own) }
+        own.makeReady(fiber)
+    }
+
+    /// With so many fibers what they touch is mostly in the second cache, and to fetch it would only take instructions.
+    private static var fibersInCache: Int { 1024 }
+
+    /// Fetches what a fiber will touch that is about to be made ready, where nothing else is: `switchAway` fetches the frames of the fiber after the next, and this one is the next.
+    @inline(never)
+    private final func fetchAhead(_ fiber: FiberPointer, _ place: PlacePointer, _ worker: Worker) {
+        if worker.pointee.ready.isEmpty { fiber.prefetchFrames() }
+        worker.running.noteMeeting(UnsafeRawPointer(place), of: fiber)
     }
 
     /// Lets all in a list of claimed ones go on, in order.

@@ -149,9 +149,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     func switchAway() {
         endTickIfDue()
-        let next = pointee.ready.popFirst() ?? pointee.root
+        let next = pointee.ready.takeFirst() ?? pointee.root
         // A fiber that waited for the world has gone cold meanwhile: the one after the next is fetched while the next one works.
-        pointee.ready.first?.prefetchFrames()
+        if let second = pointee.ready.first {
+            second.prefetchFrames()
+            pointee.ready.prefetchSecond()
+        }
         // The end of the tick may have found what the fiber was about to wait for.
         if next != running { cfiber_switch(next.context) }
     }
