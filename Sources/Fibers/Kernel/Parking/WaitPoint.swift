@@ -206,15 +206,25 @@ class WaitPoint {
     @inline(__always)
     final func lock() {
         guard isShared else { return }
-        if _fastPath(!isDivided) { return mutex.lock() }
-        lockSide(isSecond: false)
-        lockSide(isSecond: true)
+        if _slowPath(isDivided) { return lockBoth() }
+        mutex.lock()
     }
 
     @inline(__always)
     final func unlock() {
         guard isShared else { return }
-        if _fastPath(!isDivided) { return mutex.unlock() }
+        if _slowPath(isDivided) { return unlockBoth() }
+        mutex.unlock()
+    }
+
+    @inline(never)
+    private final func lockBoth() {
+        lockSide(isSecond: false)
+        lockSide(isSecond: true)
+    }
+
+    @inline(never)
+    private final func unlockBoth() {
         unlockSide(isSecond: true)
         unlockSide(isSecond: false)
     }
