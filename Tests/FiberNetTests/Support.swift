@@ -105,6 +105,11 @@ enum TestBackend: String, Sendable, CaseIterable, CustomTestStringConvertible {
     }
 }
 
+extension Trait where Self == ConditionTrait {
+    /// For a test that is about what one backend does by its own means, or that uses sockets past the library.
+    static func onlyOn(_ backends: TestBackend..., because reason: Comment) -> Self { .enabled(if: backends.contains(.current), reason) }
+}
+
 // MARK: Runtimes
 
 /// The sockets of one test. All are closed when its main fiber ends, so that a test that fails leaves no fiber parked for ever.

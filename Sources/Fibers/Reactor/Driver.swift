@@ -432,30 +432,33 @@ package final class Driver: EventSource {
     private func submit<O: Operation>(_ operation: inout O, on d: Descriptor, _ worker: Worker, _ deadline: Int64) -> Int {
         while true {
             let request = operation.submission(d.registration.pointee.fd)
-            let code = result(of: request, on: d, O.direction, O.reason, makesDescriptor: O.makesDescriptor, worker, deadline)
-            if !d.isOpen || code == IOCode.cancelled || code == IOCode.timedOut || code == IOCode.closed {
-                // It gives back what it has borrowed.
-                _ = operation.complete(-Int(ECANCELED), d.registration)
-                return d.isOpen ? code : IOCode.closed
+            let (result, ending) = perform(request, on: d, O.direction, O.reason, makesDescriptor: O.makesDescriptor, worker, deadline)
+            guard d.isOpen else {
+                operation.noteLate(result)
+                return IOCode.closed
             }
-            let result = operation.complete(code, d.registration)
-            if result == IOCode.notReady { continue }
-            if result > IOCode.again { return result }
-            let next = goOn(after: result, &operation, d, worker, deadline)
+            // A result that came in spite of a deadline or a cancellation is not lost.
+            let isCancelled = ending != 0 && result == -Int(ECANCELED)
+            let outcome = operation.complete(result, d.registration)
+            if isCancelled { return ending }
+            if outcome != IOCode.notReady && outcome > IOCode.again { return outcome }
+            if ending != 0 { return ending }
+            if outcome == IOCode.notReady { continue }
+            let next = goOn(after: outcome, &operation, d, worker, deadline)
             if next != 0 { return next }
         }
     }
 
-    /// Has the backend perform a request: its result, or why there is none. Parks.
-    private func result(
-        of request: Submission, on d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, makesDescriptor: Bool, _ worker: Worker,
+    /// Has the backend perform a request: its result, and what ended the wait for it if that was something else, or 0. Parks.
+    private func perform(
+        _ request: Submission, on d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, makesDescriptor: Bool, _ worker: Worker,
         _ deadline: Int64
-    ) -> Int {
+    ) -> (result: Int, ending: Int) {
         let backend = completion.unsafelyUnwrapped
         let slot = d.registration
         var completion = Completion(fiber: worker.running, makesDescriptor: makesDescriptor)
         return withLocalPointer(to: &completion) { completion in
-            if let result = backend.submit(request, completion) { return result }
+            if let result = backend.submit(request, completion) { return (result, 0) }
             slot.pointee.requests += 1
             let reason = WaitReason(kind, slot.pointee.fd)
             let outcome = worker.park(in: slot.waiters(direction), reason, until: deadline)
@@ -470,8 +473,7 @@ package final class Driver: EventSource {
             noteCompleted(slot, isOpen: isOpen)
             let result = completion.pointee.result
             if !isOpen && makesDescriptor && result >= 0 { _ = backend.call(.close(Int32(result))) }
-            // A result that came in spite of a deadline or a cancellation is not lost.
-            return isOpen && (outcome == .ready || result != -Int(ECANCELED)) ? result : code(isOpen ? outcome : .closed)
+            return (result, code(outcome))
         }
     }
 

@@ -47,6 +47,8 @@ package protocol Operation {
     mutating func submission(_ fd: Int32) -> Submission
     /// What the result of that means, as in `attempt`.
     mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int
+    /// The descriptor was closed meanwhile, and this is what a backend had done by then: an operation that counts what went counts it.
+    mutating func noteLate(_ result: Int)
     /// How long the pause is that `IOCode.pause` asked for, in nanoseconds.
     mutating func nextPause() -> Int64
 }
@@ -57,6 +59,8 @@ extension Operation {
     @inline(__always) package static var makesDescriptor: Bool { false }
 
     package mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int { result }
+
+    package mutating func noteLate(_ result: Int) {}
 
     package mutating func nextPause() -> Int64 {
         var backoff = Backoff.brief

@@ -84,6 +84,8 @@ private struct ReceiveDatagramLent: Operation {
         return result == 0 ? IOCode.again : result
     }
 
+    mutating func noteLate(_ result: Int) { if hasBuffer { _ = keepIfReceived(-Int(ECANCELED)) } }
+
     private mutating func takeBuffer() -> Bool {
         guard let buffer = buffers.pointee.take() else { return false }
         datagram.pointee.header.msg_iov.pointee = iovec(iov_base: buffer, iov_len: buffers.pointee.size)
@@ -134,6 +136,7 @@ private struct SendDatagrams: Operation {
 
     mutating func submission(_ fd: Int32) -> Submission { .sendDatagrams(fd, datagrams + sent, count - sent) }
     mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int { note(result) }
+    mutating func noteLate(_ result: Int) { _ = note(result) }
 
     private mutating func note(_ n: Int) -> Int {
         guard n >= 0 else { return n }
@@ -158,6 +161,7 @@ private struct SendAddressedDatagrams: Operation {
     mutating func attempt(_ slot: RegistrationPointer) -> Int { note(base.attempt(slot)) }
     mutating func submission(_ fd: Int32) -> Submission { base.submission(fd) }
     mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int { note(base.complete(result, slot)) }
+    mutating func noteLate(_ result: Int) { base.noteLate(result) }
     mutating func nextPause() -> Int64 { backoff.next() }
 
     private mutating func note(_ result: Int) -> Int {

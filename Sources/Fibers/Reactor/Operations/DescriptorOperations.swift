@@ -131,6 +131,7 @@ private struct WriteBytes: Operation {
     mutating func attempt(_ slot: RegistrationPointer) -> Int { note(cfiber_write(slot.pointee.fd, memory + sent, count - sent, kind)) }
     mutating func submission(_ fd: Int32) -> Submission { .write(fd, memory + sent, count - sent, kind: kind) }
     mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int { note(result) }
+    mutating func noteLate(_ result: Int) { _ = note(result) }
 
     private mutating func note(_ n: Int) -> Int {
         guard n >= 0 else { return n }

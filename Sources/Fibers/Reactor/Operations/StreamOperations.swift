@@ -84,6 +84,11 @@ private struct ReceiveLent: Operation {
         isReady = true
         return result == 0 ? IOCode.again : result
     }
+
+    mutating func noteLate(_ result: Int) {
+        if let memory = buffer { buffers.pointee.put(memory) }
+        buffer = nil
+    }
 }
 
 extension UnsafeMutablePointer where Pointee == Registration {
@@ -118,6 +123,7 @@ private struct Send: Operation {
 
     mutating func submission(_ fd: Int32) -> Submission { .send(fd, memory + sent, count - sent) }
     mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int { note(result) }
+    mutating func noteLate(_ result: Int) { _ = note(result) }
 
     @inline(__always)
     private mutating func note(_ n: Int) -> Int {
@@ -150,6 +156,7 @@ private struct SendPieces: Operation {
     mutating func submission(_ fd: Int32) -> Submission { .sendPieces(fd, pieces.baseAddress! + first, offered) }
 
     mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int { note(result) }
+    mutating func noteLate(_ result: Int) { _ = note(result) }
 
     private mutating func skipEmpty() {
         while first < pieces.count && pieces[first].iov_len == 0 { first += 1 }
