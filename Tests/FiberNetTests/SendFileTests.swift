@@ -51,7 +51,9 @@ extension NetTests {
             }
         }
 
-        @Test(arguments: Transport.all, Ending.allCases)
+        @Test(
+            .onlyOn(.epoll, because: "others end a cancelled call some time later and not at once"), arguments: Transport.all,
+            Ending.allCases)
         func sending_saysHowFarItCame_whenItIsEnded(transport: Transport, ending: Ending) throws {
             let bytes = pattern(4 << 20)
             let path = try makeFile(bytes)

@@ -234,7 +234,8 @@ final class SimulatedNetwork {
     }
 
     private func isReadable(_ socket: Socket) -> Bool {
-        socket.isListening ? !socket.queue.isEmpty : !socket.input.isEmpty || socket.inputHasEnded || socket.wasReset || !socket.wasConnected
+        socket.isListening
+            ? !socket.queue.isEmpty : !socket.input.isEmpty || socket.inputHasEnded || socket.wasReset || !socket.wasConnected
     }
 
     private func receive(_ socket: Socket, _ memory: UnsafeMutableRawPointer, _ count: Int) -> Int? {

@@ -441,6 +441,8 @@ package final class Driver: EventSource {
             let isCancelled = ending != 0 && result == -Int(ECANCELED)
             let outcome = operation.complete(result, d.registration)
             if isCancelled { return ending }
+            // Something else has woken the fiber: the end of its half of the connection. The next request tells.
+            if outcome == -Int(ECANCELED) { continue }
             if outcome != IOCode.notReady && outcome > IOCode.again { return outcome }
             if ending != 0 { return ending }
             if outcome == IOCode.notReady { continue }

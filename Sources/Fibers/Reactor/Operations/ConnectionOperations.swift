@@ -56,7 +56,9 @@ private struct Accept: Operation {
     mutating func nextPause() -> Int64 { backoff.next() }
 
     @inline(__always)
-    private mutating func note(_ result: Int, _ slot: RegistrationPointer) -> Int { _fastPath(result >= 0) ? result : noteError(result, slot) }
+    private mutating func note(_ result: Int, _ slot: RegistrationPointer) -> Int {
+        _fastPath(result >= 0) ? result : noteError(result, slot)
+    }
 
     private mutating func noteError(_ result: Int, _ slot: RegistrationPointer) -> Int {
         switch Int32(-result) {

@@ -72,6 +72,9 @@ private struct WaitWritable: Operation {
         slot.pointee.marks.contains(.sendEnded) ? 0 : outcome(cfiber_is_ready(slot.pointee.fd, 1))
     }
     mutating func submission(_ fd: Int32) -> Submission { .ready(fd, .write) }
+    mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int {
+        slot.pointee.marks.contains(.sendEnded) ? 0 : result
+    }
 }
 
 private func outcome(_ ready: Int32) -> Int { ready == 0 ? IOCode.notReady : Int(min(ready, 0)) }
