@@ -51,7 +51,7 @@ static void add_number(line *l, uint64_t value) {
   add(l, digits + i);
 }
 
-static void explain(const cfiber_context *fiber) {
+static void explain(const cfiber_record *fiber) {
   line l = {.length = 0};
   size_t size = (fiber->stack_size + 4095) / 4096 * 4, guard = fiber->guard_size / 1024;
   add(&l, "\nfiber stack overflow: fiber #");
@@ -78,7 +78,7 @@ static void explain(const cfiber_context *fiber) {
 }
 
 static void explain_overflow(const siginfo_t *info) {
-  const cfiber_context *fiber = cfiber_this_thread.current;
+  const cfiber_record *fiber = cfiber_this_thread.current;
   uintptr_t address = (uintptr_t)info->si_addr;
   int overflow = info->si_code > 0 && fiber != NULL && fiber->guard_size != 0 && address < (uintptr_t)fiber->stack_low &&
                  address >= (uintptr_t)fiber->stack_low - fiber->guard_size;

@@ -35,7 +35,7 @@ void cfiber_distrust_access_list(void) {
   cfiber_this_thread.access_head = &cfiber_unknown_access_list;
 }
 
-void cfiber_thread_enter(cfiber_context *root, void *worker) {
+void cfiber_thread_enter(cfiber_record *root, void *worker) {
   cfiber_thread *thread = &cfiber_this_thread;
   thread->current = root;
   thread->worker = worker;
@@ -55,7 +55,7 @@ void cfiber_thread_enter(cfiber_context *root, void *worker) {
 #endif
 }
 
-void cfiber_thread_leave(cfiber_context *root) {
+void cfiber_thread_leave(cfiber_record *root) {
   (void)root;
   // The thread itself goes on, and may hold locks.
   cfiber_thread plain = {.holder = cfiber_this_thread.holder, .open_locks = cfiber_this_thread.open_locks};
@@ -68,13 +68,13 @@ static inline void look_at_accesses_again(void) {
   if (!cfiber_knows_access_list()) cfiber_this_thread.access_head = &cfiber_unknown_access_list;
 }
 
-static inline int is_between_lives(const cfiber_context *context) { return (context->life & CFIBER_BETWEEN_LIVES) != 0; }
+static inline int is_between_lives(const cfiber_record *context) { return (context->life & CFIBER_BETWEEN_LIVES) != 0; }
 
 // Runs one life, from its first turn to its last, and returns the context that runs next. CFIBER_BETWEEN_LIVES is set before and afterwards.
-CFIBER_NO_SANITIZE __attribute__((noinline)) static cfiber_context *live(cfiber_context *self) {
+CFIBER_NO_SANITIZE __attribute__((noinline)) static cfiber_record *live(cfiber_record *self) {
   self->life &= ~CFIBER_BETWEEN_LIVES;
   look_at_accesses_again();
-  cfiber_context *next = self->run(self);
+  cfiber_record *next = self->run(self);
   // A life must not inherit the rounding mode of the one before it.
   if (__builtin_expect(cfiber_control_words() != self->control_words, 0)) cfiber_set_control_words(self->control_words);
   self->life = CFIBER_BETWEEN_LIVES;
@@ -116,9 +116,9 @@ static inline cfiber_thread *this_thread_again(void) {
 }
 
 // Completes a switch on the side of the context that was entered, and returns it: a jump passes its destination along. `current` still names the context that left.
-CFIBER_NO_SANITIZE static inline cfiber_context *arrived(fiber_transfer transfer) {
+CFIBER_NO_SANITIZE static inline cfiber_record *arrived(fiber_transfer transfer) {
   cfiber_thread *thread = this_thread_again();
-  cfiber_context *self = transfer.data;
+  cfiber_record *self = transfer.data;
   thread->current->sp = transfer.context;
   // First of all: from here on frames are pushed onto this stack.
   thread->current = self;
@@ -134,9 +134,9 @@ CFIBER_NO_SANITIZE static inline cfiber_context *arrived(fiber_transfer transfer
 // The first frame of C on each stack.
 CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
 #if CFIBER_ASAN
-  ((cfiber_context *)transfer.data)->fake_stack = NULL;
+  ((cfiber_record *)transfer.data)->fake_stack = NULL;
 #endif
-  cfiber_context *self = arrived(transfer);
+  cfiber_record *self = arrived(transfer);
   self->control_words = cfiber_control_words();
   cfiber_switch(live(self));
   __builtin_unreachable();
@@ -144,13 +144,13 @@ CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
 
 #if CFIBER_ASAN
 // The stack and the record above it, which holds references too: up to the end of the page.
-static size_t root_size(const cfiber_context *self) {
+static size_t root_size(const cfiber_record *self) {
   uintptr_t end = ((uintptr_t)(self->stack_low + self->stack_size) + 4095) & ~(uintptr_t)4095;
   return end - (uintptr_t)self->stack_low;
 }
 #endif
 
-void cfiber_prepare(cfiber_context *self, cfiber_context *(*run)(cfiber_context *)) {
+void cfiber_prepare(cfiber_record *self, cfiber_record *(*run)(cfiber_record *)) {
   self->run = run;
 #if CFIBER_ASAN
   // The last owner of this memory may have left poison behind.
@@ -163,7 +163,7 @@ void cfiber_prepare(cfiber_context *self, cfiber_context *(*run)(cfiber_context 
   self->sp = fiber_context_make(self->stack_low + self->stack_size, self->stack_size, first_frame);
 }
 
-void cfiber_forget(cfiber_context *self) {
+void cfiber_forget(cfiber_record *self) {
 #if CFIBER_ASAN
   __asan_unpoison_memory_region(self->stack_low, self->stack_size);
   __lsan_unregister_root_region(self->stack_low, root_size(self));
@@ -181,8 +181,8 @@ void cfiber_forget(cfiber_context *self) {
 
 // For a fiber that leaves in the middle of accesses: they go with it. Apart, so that the switch proper has nothing to do afterwards and needs no register
 // that it would have to save.
-CFIBER_NO_SANITIZE __attribute__((noinline)) static void switch_with_accesses(cfiber_context *to) {
-  cfiber_context *self = cfiber_this_thread.current;
+CFIBER_NO_SANITIZE __attribute__((noinline)) static void switch_with_accesses(cfiber_record *to) {
+  cfiber_record *self = cfiber_this_thread.current;
   swift_task_exitThreadLocalContext((char *)self->access_set);
   // The list is empty now; where it cannot be seen, so it shall look for the length of the switch.
   if (!cfiber_knows_access_list()) cfiber_this_thread.access_head = &empty_access_list;
@@ -193,14 +193,14 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) static void switch_with_accesses(cf
 
 // A finished fiber stays parked in here, in a frame that owns nothing, and its stack's next life runs in here too: a life begins and ends without a return
 // that belongs to another call, which the CPU would predict wrongly.
-CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *to) {
+CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_record *to) {
   if (__builtin_expect(*cfiber_this_thread.access_head != NULL, 0)) {
     switch_with_accesses(to);
     return;
   }
   for (;;) {
 #if CFIBER_ASAN
-    cfiber_context *self = cfiber_this_thread.current;
+    cfiber_record *self = cfiber_this_thread.current;
     __sanitizer_start_switch_fiber(is_between_lives(self) ? NULL : (void **)&self->fake_stack, to->stack_low, to->stack_size);
     if (is_between_lives(self)) self->fake_stack = NULL;
 #endif
@@ -208,17 +208,23 @@ CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_context *
     hold_signals();
     __tsan_switch_to_fiber(to->tsan_fiber, 0);
 #endif
-    cfiber_context *here = arrived(fiber_context_jump(to->sp, to));
+    cfiber_record *here = arrived(fiber_context_jump(to->sp, to));
     if (__builtin_expect(!is_between_lives(here), 1)) return;
     to = live(here);
   }
 }
 
-void cfiber_set_name(cfiber_context *self, const char *utf8, size_t length) {
+void cfiber_set_name(cfiber_record *self, const char *utf8, size_t length) {
   if (length >= CFIBER_NAME_SIZE) {
     length = CFIBER_NAME_SIZE - 1;
     while (length > 0 && ((unsigned char)utf8[length] & 0xc0) == 0x80) length--;
   }
   memcpy(self->name, utf8, length);
   self->name[length] = 0;
+  self->is_named = length != 0;
+}
+
+void cfiber_clear_name(cfiber_record *self) {
+  self->name[0] = 0;
+  self->is_named = 0;
 }

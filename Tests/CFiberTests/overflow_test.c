@@ -25,32 +25,32 @@ void **cfiber_find_access_list(void) { return &no_accesses; }
 void swift_task_exitThreadLocalContext(char *state) { (void)state; }
 void swift_task_enterThreadLocalContext(char *state) { (void)state; }
 
-static cfiber_context root, leaving, entered;
+static cfiber_record root, leaving, entered;
 static size_t room;
 static int with_accesses;
 
 // Calls `cfiber_switch(to)` with the stack pointer at `sp`, and never returns.
-static void switch_at(char *sp, cfiber_context *to) {
+static void switch_at(char *sp, cfiber_record *to) {
 #if defined(__x86_64__)
   __asm__ volatile("movq %0, %%rsp\n\tcall *%1\n\tud2" : : "r"(sp), "r"(cfiber_switch), "D"(to) : "memory");
 #else
-  register cfiber_context *x0 __asm__("x0") = to;
+  register cfiber_record *x0 __asm__("x0") = to;
   __asm__ volatile("mov sp, %0\n\tblr %1\n\tbrk #1" : : "r"(sp), "r"(cfiber_switch), "r"(x0) : "memory");
 #endif
   __builtin_unreachable();
 }
 
-static cfiber_context *leave(cfiber_context *self) {
+static cfiber_record *leave(cfiber_record *self) {
   switch_at(self->stack_low + room, &entered);
   return NULL;
 }
 
-static cfiber_context *end(cfiber_context *self) {
+static cfiber_record *end(cfiber_record *self) {
   (void)self;
   _exit(SWITCHED);
 }
 
-static void make(cfiber_context *context, uint64_t id, const char *name, cfiber_context *(*run)(cfiber_context *)) {
+static void make(cfiber_record *context, uint64_t id, const char *name, cfiber_record *(*run)(cfiber_record *)) {
   char *memory = mmap(NULL, GUARD + USABLE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, GUARD, PROT_NONE) != 0) abort();
   context->stack_low = memory + GUARD;

@@ -9,7 +9,7 @@ import Testing
 /// The calling fiber's stack: its lowest usable byte and the byte after its highest.
 private func stackBounds() -> (low: UInt, high: UInt) {
     let fiber = Worker.current!.running
-    return (UInt(bitPattern: fiber.pointee.context.stack_low), UInt(bitPattern: fiber))
+    return (UInt(bitPattern: fiber.pointee.stack_low), UInt(bitPattern: fiber))
 }
 
 /// Recurses until less than `margin` bytes of the stack are left, and returns how many bytes lay between the top and there.

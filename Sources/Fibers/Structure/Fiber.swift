@@ -127,7 +127,7 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
             return core
         }
         let core = worker.makeCore(on: target, RemoteLife())
-        worker.send(core, Departure(name: name, locals: worker.running.pointee.locals), runner, body)
+        worker.send(core, Departure(name: name, locals: worker.running.locals), runner, body)
         return core
     }
 
@@ -173,10 +173,9 @@ public struct Fiber: Hashable, Identifiable, Sendable, CustomStringConvertible {
     /// It counts the pages that are in memory, which may be those of an earlier fiber on the same stack.
     /// - Complexity: a system call.
     public var stackHighWaterMark: Int {
-        guard let context = record?.context.pointee else { return 0 }
-        return StackPool.highWaterMark(context)
+        record.map { StackPool.highWaterMark($0) } ?? 0
     }
 
     /// The bytes of stack that a fiber of this runtime can use; 0 once it has finished, and on other workers.
-    public var stackSize: Int { record?.context.pointee.stack_size ?? 0 }
+    public var stackSize: Int { record?.pointee.stack_size ?? 0 }
 }

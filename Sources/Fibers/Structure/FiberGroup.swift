@@ -17,7 +17,7 @@ public final class FiberGroup<Value> {
             misuse("\(call) was called on a group that has ended: use it inside the body of its withFiberGroup { … } and in its fibers")
         }
         require(
-            record.scope.pointee.fiber.pointee.worker == Worker.current,
+            record.scope.pointee.fiber.worker == Worker.current,
             "\(call) was called on another worker's group: use it on the thread that runs it")
         return record
     }
@@ -138,7 +138,7 @@ public final class FiberGroup<Value> {
     ) -> FiberCore {
         let worker = Worker.here("FiberGroup.spawn")
         let core = worker.makeCore(on: target, RemoteLife(group: group, on: worker, mayBeRefused: mayBeRefused))
-        var departure = group.adoptRemote(core, name: name, locals: worker.running.pointee.locals)
+        var departure = group.adoptRemote(core, name: name, locals: worker.running.locals)
         departure.onRefusal = onRefusal
         worker.send(core, departure, runner, body)
         return core
@@ -184,7 +184,7 @@ public final class FiberGroup<Value> {
     /// Cancels all children, those that will be spawned included, and the group's body. See ``Fiber/cancel()``.
     public func cancel() {
         let group = group("FiberGroup.cancel()")
-        group.scope.pointee.fiber.pointee.worker.cancel(group.scope)
+        group.scope.pointee.fiber.worker.cancel(group.scope)
     }
 
     /// How many children run, daemons excepted.

@@ -24,7 +24,7 @@ public final class FiberLocal<Value: Sendable>: Sendable {
     /// The value in the calling fiber.
     /// - Complexity: linear in the number of settings around the call.
     public var value: Value {
-        var node = Worker.current?.running.pointee.locals
+        var node = Worker.current?.running.locals
         while let some = node {
             if some.key == ObjectIdentifier(self) { return unsafeDowncast(some, to: Setting<Value>.self).value }
             node = some.next
@@ -35,11 +35,11 @@ public final class FiberLocal<Value: Sendable>: Sendable {
     /// Runs `body` with another value, which fibers spawned meanwhile inherit, and restores the present one.
     public func withValue<Result, Failure: Error>(_ value: Value, _ body: () throws(Failure) -> Result) throws(Failure) -> Result {
         let fiber = Worker.here("FiberLocal.withValue").running
-        let outer = fiber.pointee.locals
+        let outer = fiber.locals
         let setting = Setting(self, value, next: outer)
-        fiber.pointee.locals = setting
+        fiber.locals = setting
         // Released when it is in the list no more: what it holds may look there in its deinit.
-        defer { withExtendedLifetime(setting) { fiber.pointee.locals = outer } }
+        defer { withExtendedLifetime(setting) { fiber.locals = outer } }
         return try body()
     }
 }

@@ -46,8 +46,8 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     /// Gives the mutex back, or to the first in line.
     @usableFromInline
     func release() {
-        guard let context = cfiber_current() else { return releaseFromThread() }
-        let me = UInt(context.pointee.life)
+        guard let fiber = cfiber_current() else { return releaseFromThread() }
+        let me = UInt(fiber.pointee.life)
         if isShared {
             if state.compareExchange(expected: me, desired: 0, ordering: .releasing).exchanged { return }
         } else if state.load(ordering: .relaxed) == me {
@@ -163,8 +163,8 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     @usableFromInline
     func lockOpenly() throws {
         guard spendsCall() else { return try lockOpenlySlowly() }
-        let fiber = FiberPointer(context: cfiber_current().unsafelyUnwrapped)
-        let me = UInt(fiber.pointee.context.life)
+        let fiber = cfiber_current().unsafelyUnwrapped
+        let me = UInt(fiber.pointee.life)
         if isShared {
             guard state.compareExchange(expected: 0, desired: me, ordering: .acquiring).exchanged else { return try lockOpenlySlowly() }
             fiber.pointee.openLocks &+= sharedToken
@@ -190,9 +190,8 @@ final class MutexCore: SyncCore, @unchecked Sendable {
 
     @usableFromInline
     func unlockOpenly() {
-        guard let context = cfiber_current() else { return unlockOpenlyFromThread() }
-        let fiber = FiberPointer(context: context)
-        let me = UInt(fiber.pointee.context.life)
+        guard let fiber = cfiber_current() else { return unlockOpenlyFromThread() }
+        let me = UInt(fiber.pointee.life)
         if isShared {
             fiber.pointee.openLocks &-= sharedToken
             if state.compareExchange(expected: me, desired: 0, ordering: .releasing).exchanged { return }
@@ -217,8 +216,7 @@ final class MutexCore: SyncCore, @unchecked Sendable {
 
     @inline(never)
     private func noteOpenLock(isTaken: Bool) {
-        guard let context = cfiber_current() else { return cfiber_count_open_lock(isTaken ? 1 : -1) }
-        let fiber = FiberPointer(context: context)
+        guard let fiber = cfiber_current() else { return cfiber_count_open_lock(isTaken ? 1 : -1) }
         let token = isShared ? sharedToken : token
         fiber.pointee.openLocks = isTaken ? fiber.pointee.openLocks &+ token : fiber.pointee.openLocks &- token
     }

@@ -189,7 +189,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 extension UnsafeMutablePointer where Pointee == FiberRecord {
     /// The number of the fiber that lives here; 0 between lives, and for the root.
     @inline(__always)
-    package var id: UInt64 { cfiber_id(context) }
+    package var id: UInt64 { cfiber_id(self) }
 
     /// For messages. Its own worker only.
     var numberAndName: String { "fiber #\(id)\(name.map { " \"\($0)\"" } ?? "")" }

@@ -1,6 +1,8 @@
 // Locks that a fiber has taken by `lock()` and not unlocked, as its record knows them: a sum of their addresses (`FiberRecord.openLocks`), which is odd where an odd number of them is shared
 // between workers. Owner worker only.
 
+import CFiber
+
 /// A fiber has ended with locks that it took by `lock()`: nobody could ever unlock them.
 @inline(never)
 func stopEndedWithLocks(_ fiber: FiberPointer) -> Never {

@@ -4,6 +4,8 @@
 // A call that never waits is not refused, and counts like one that did not have to wait, whether it finds something or not. So a loop over it lets the fibers run that could make it succeed.
 // One worker, or any thread: see `WaitPoint`.
 
+import CFiber
+
 extension WaitPoint {
     /// What a call that may wait does first: a cancelled fiber is refused, and one that has not had to wait for long lets others run. It does so now and not when the call has succeeded, so that
     /// those others find nothing taken by a fiber that only waits for its next turn.

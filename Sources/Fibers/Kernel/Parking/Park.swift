@@ -33,7 +33,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         fiber.reason = reason
         if _slowPath(fiber.pointee.attention != 0 || deadline != .max) { return parkWatched(fiber, deadline) }
         switchAway()
-        return fiber.pointee.outcome
+        return fiber.outcome
     }
 
     /// As `park`, for a fiber in a scope that has a deadline or was cancelled, or with a deadline of its own.
@@ -41,12 +41,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func parkWatched(_ fiber: FiberPointer, _ deadline: Int64) -> Outcome {
         if fiber.pointee.attention & Attention.cancelled != 0 {
             _ = unpark(Waiter(fiber), .cancelled)
-        } else if !pointee.timers.arm(fiber, Swift.min(deadline, fiber.pointee.scope.pointee.effective)) {
+        } else if !pointee.timers.arm(fiber, Swift.min(deadline, fiber.scope.pointee.effective)) {
             _ = unpark(Waiter(fiber), .noTimer)
         }
         switchAway()
         fiber.pointee.wakeAt = .max
-        return fiber.pointee.outcome
+        return fiber.outcome
     }
 
     /// Parks in a scope that nothing reaches from outside: for waits that must not end early since others rely on it.
@@ -63,7 +63,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     package func unpark(_ waiter: Waiter, _ outcome: Outcome) -> Bool {
         guard waiter.claim() else { return false }
-        waiter.fiber.pointee.outcome = outcome
+        waiter.fiber.outcome = outcome
         makeReady(waiter.fiber)
         return true
     }

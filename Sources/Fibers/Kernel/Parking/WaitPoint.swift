@@ -97,7 +97,7 @@ extension UnsafeMutablePointer where Pointee == Wait {
     /// Parks the fiber, or blocks the thread, until the wait is claimed.
     @inline(__always)
     func park(_ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
-        if _fastPath(!isThread) { return pointee.waiter.fiber.pointee.worker.park(reason, until: deadline) }
+        if _fastPath(!isThread) { return pointee.waiter.fiber.worker.park(reason, until: deadline) }
         return thread.block(pointee.waiter, until: deadline)
     }
 }
@@ -404,7 +404,7 @@ class WaitPoint {
         let worker = Worker.current
         if _slowPath(home != UInt(bitPattern: worker)) { stopForeignUse() }
         let fiber = place.pointee.node.waiter.fiber
-        fiber.pointee.outcome = outcome
+        fiber.outcome = outcome
         let own = worker.unsafelyUnwrapped
         if _slowPath(own.live > Self.fibersInCache) { fetchAhead(fiber, place, own) }
         own.makeReady(fiber)

@@ -19,7 +19,15 @@ import CFiber
 import Synchronization
 
 /// Where a wait is claimed: the first word of a fiber's record, or of the `ThreadPark` in the frame of a plain thread.
-typealias ClaimWord = UnsafeMutablePointer<Atomic<UInt64>>
+typealias ClaimWord = UnsafeMutablePointer<UInt64>
+
+extension ClaimWord {
+    /// For all accesses while other threads may come.
+    @inline(__always)
+    fileprivate var atomic: UnsafeMutablePointer<Atomic<UInt64>> {
+        UnsafeMutableRawPointer(self).assumingMemoryBound(to: Atomic<UInt64>.self)
+    }
+}
 
 /// A fiber or a thread in one of its waits. Worthless, and harmless, once that wait is over; the claim word must still be there.
 package struct Waiter: BitwiseCopyable {
@@ -47,7 +55,7 @@ package struct Waiter: BitwiseCopyable {
 
     /// The present wait of the owner of a claim word; one that can never be claimed if it does not wait.
     @inline(__always)
-    init(presentOf word: ClaimWord) { self.init(word, epoch: word.pointee.load(ordering: .relaxed)) }
+    init(presentOf word: ClaimWord) { self.init(word, epoch: word.atomic.pointee.load(ordering: .relaxed)) }
 
     /// The present park of a fiber.
     @inline(__always)
@@ -64,16 +72,17 @@ package struct Waiter: BitwiseCopyable {
     func isOf(_ kind: Kind) -> Bool { epoch & Self.kindBits == kind.rawValue }
 
     /// True while the wait has not been claimed. Any thread.
-    var isUnclaimed: Bool { epoch & 1 == 1 && word.pointee.load(ordering: .relaxed) == epoch }
+    var isUnclaimed: Bool { epoch & 1 == 1 && word.atomic.pointee.load(ordering: .relaxed) == epoch }
 
     // Beginning.
 
     /// Begins a wait of a fiber: the caller's, on its worker. From here on it can be claimed.
     @inline(__always)
     static func begin(_ fiber: FiberPointer, as kind: Kind) -> Waiter {
+        // Other threads find the waiter only once it is in a wait queue.
         let word = fiber.claimWord
-        let epoch = nextNumber(after: word.pointee.load(ordering: .relaxed)) &+ kind.rawValue
-        word.pointee.store(epoch, ordering: .relaxed)
+        let epoch = nextNumber(after: word.pointee) &+ kind.rawValue
+        word.pointee = epoch
         return Waiter(word, epoch: epoch)
     }
 
@@ -86,8 +95,8 @@ package struct Waiter: BitwiseCopyable {
     @inline(__always)
     func claim() -> Bool {
         if _fastPath(isOf(.localFiber)) {
-            guard word.pointee.load(ordering: .relaxed) == epoch else { return false }
-            word.pointee.store(epoch &+ 1, ordering: .relaxed)
+            guard word.pointee == epoch else { return false }
+            word.pointee = epoch &+ 1
             return true
         }
         return claimAmongThreads()
@@ -104,7 +113,8 @@ package struct Waiter: BitwiseCopyable {
     /// As `claim`, of a wait that threads compete for. Any thread; `resume` lets the waiter go on.
     @inline(__always)
     func claimShared() -> Bool {
-        epoch & 1 == 1 && word.pointee.compareExchange(expected: epoch, desired: epoch &+ 1, ordering: .acquiringAndReleasing).exchanged
+        epoch & 1 == 1
+            && word.atomic.pointee.compareExchange(expected: epoch, desired: epoch &+ 1, ordering: .acquiringAndReleasing).exchanged
     }
 
     /// Resumes a waiter that the caller has claimed by `claimShared`. Any thread. Nothing of the waiter may be touched afterwards: it may have gone on and ended.
@@ -117,18 +127,19 @@ package struct Waiter: BitwiseCopyable {
 
 extension UnsafeMutablePointer where Pointee == FiberRecord {
     /// Of a new record.
-    func beginEpochs(at base: UInt64) { claimWord.pointee.store(base, ordering: .relaxed) }
+    func beginEpochs(at base: UInt64) { claimWord.pointee = base }
 
     /// True while the fiber is parked and that park has not been claimed. Owner worker only.
-    var isParked: Bool { claimWord.pointee.load(ordering: .relaxed) & 1 == 1 }
+    var isParked: Bool { claimWord.atomic.pointee.load(ordering: .relaxed) & 1 == 1 }
 
     /// True while the fiber is on its way from the thread that has claimed its park to its worker. Owner worker only.
-    var isOnItsWay: Bool { claimWord.pointee.load(ordering: .relaxed) & Waiter.kindBits == Waiter.Kind.sharedFiber.rawValue &+ 1 }
+    var isOnItsWay: Bool { claimWord.atomic.pointee.load(ordering: .relaxed) & Waiter.kindBits == Waiter.Kind.sharedFiber.rawValue &+ 1 }
 
     /// A shared park was claimed, and the fiber is on its worker.
     @inline(__always)
     func noteArrival() {
-        let word = claimWord
+        // Another thread that has come too late may be looking.
+        let word = claimWord.atomic
         word.pointee.store(Waiter.nextNumber(after: word.pointee.load(ordering: .relaxed)), ordering: .relaxed)
     }
 }
@@ -136,8 +147,8 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
 /// Hands a fiber whose shared park was claimed to its worker. Any thread.
 @inline(__always)
 private func deliver(_ fiber: FiberPointer, _ outcome: Outcome) {
-    fiber.pointee.outcome = outcome
-    let home = fiber.pointee.worker
+    fiber.outcome = outcome
+    let home = fiber.worker
     // From the push on the fiber may run and end, and its worker with it; but a worker of the same runtime keeps all inboxes.
     if let worker = Worker.current, worker.pointee.home == home.pointee.home {
         if worker == home { return home.receive(fiber) }
@@ -179,8 +190,8 @@ extension UnsafeMutablePointer where Pointee == ThreadPark {
 
     /// Begins the one wait of this park. From here on it can be claimed.
     func begin() -> Waiter {
-        let word = UnsafeMutableRawPointer(self).assumingMemoryBound(to: Atomic<UInt64>.self)
-        word.pointee.store(Waiter.Kind.thread.rawValue, ordering: .relaxed)
+        let word = UnsafeMutableRawPointer(self).assumingMemoryBound(to: UInt64.self)
+        word.pointee = Waiter.Kind.thread.rawValue
         return Waiter(presentOf: word)
     }
 

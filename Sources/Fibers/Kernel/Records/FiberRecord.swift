@@ -1,105 +1,76 @@
-// The fiber record: everything the kernel knows of one fiber, lying at the top of that fiber's own stack.
+// The fiber record as Swift sees it. C declares the layout (cfiber_record.h); here are the types of the words that are opaque there.
 //
 //     slab slot │guard│ ......... usable stack ......... │record│colour│
 //               └ faults         ↑ frames grow down       ↑ FiberPointer
 //
 // Invariants:
-//   * the first cache line holds what every park and switch touches: the first half of the Swift side and, `contextOffset` behind the start, the first
-//     half of `cfiber_context`. With many connections each line of a fiber that wakes is a miss;
 //   * the record is valid from the first use of its stack until the runtime ends or the stack is trimmed, and keeps counting epochs from
 //     life to life, so that a waiter of an earlier life can never be claimed;
-//   * owner worker only, except the claim word, and that a thread that has claimed a shared park writes `outcome` and the link by which the fiber is in the inbox.
+//   * an accessor touches one field. A computed property of the record itself, `|=` on a field or `&fiber.pointee.field` would be an access to the whole record, while the thread that has
+//     claimed the fiber's park may be linking it into an inbox;
+//   * owner worker only, except the claim word, and that a thread that has claimed a shared park writes `outcome` and `next`.
 
 package import CFiber
-import Synchronization
 
 package typealias FiberPointer = UnsafeMutablePointer<FiberRecord>
+package typealias FiberRecord = cfiber_record
 
-package struct FiberRecord: ~Copyable {
-    /// See `Waiter`. First, so that a pointer to it is one to the record.
-    fileprivate var parking: UInt64 = 0
-    /// What ended the last park; written by whoever claimed it.
-    package var outcome = Outcome.ready
-    fileprivate var reasonKind = WaitReason.Kind.none
-    /// What the next park must heed (`Attention`).
-    var attention: UInt8 = 0
-    fileprivate var reasonSubject: Int32 = 0
-    /// What the fiber will touch first when it goes on: fetched in time, never followed, but for the first while it has the mark of a `wait`. The second has the distance of a second line in its upper
-    /// bits, in words.
-    var touches: (UnsafeRawPointer?, UnsafeRawPointer?) = (nil, nil)
-    package var context = cfiber_context()
-    package var worker: Worker
-    /// Position in the worker's timer queue, -1 outside.
-    var timerIndex: Int32 = -1
-    /// The locks that the fiber has taken by `lock()` and not unlocked, as the sum of their addresses: 0 where there is none, and of one its own.
-    var openLocks: UInt = 0
-    /// When the present park ends, at a deadline; `Int64.max` for never. The timer queue may hold an earlier time, which is put right when it comes.
-    var wakeAt = Int64.max
-    /// The innermost scope.
-    var scope: ScopePointer
-    /// The values of fiber-locals that were set around the spawn or since; nil while there are none.
-    var locals: FiberLocalNode?
-    /// The children of a group, linked in the order in which they were spawned.
-    var nextSibling: FiberPointer?
-    var previousSibling: FiberPointer?
-    /// The heap part of the present life. Afterwards it stays for the next one, if it holds nothing and nobody else holds it by then: a short life with a trivial
-    /// result then allocates nothing.
-    var core: FiberCore?
-    /// The closure of the present life, of a type that only `runner` knows, until it runs.
-    var body: (UInt, UInt) = (0, 0)
-    /// Not optional: a closure inside an optional is of another representation, and converting it would allocate at each life.
-    var runner: FiberBodyRunner = noBody
-    // Others reach for these while the fiber is parked, by their offsets: they are the last.
-    /// Fibers that wait in `join` for the end of this life.
-    var joiners = WaitList()
-    /// The outermost scope, the fiber's life. Between lives it is as it was made.
-    var base: CancelScope
-
-    fileprivate init(worker: Worker, at place: FiberPointer) {
-        self.worker = worker
-        base = CancelScope(.fiber, of: place)
-        // Known once the record lies there.
-        scope = ScopePointer(bitPattern: 64).unsafelyUnwrapped
-    }
-
-    /// Where the context lies in a record.
-    @inline(__always) static var contextOffset: Int { 32 }
-    @inline(__always) static var coreOffset: Int {
-        joinersOffset - MemoryLayout<FiberBodyRunner>.size - MemoryLayout<(UInt, UInt)>.size - MemoryLayout<FiberCore?>.size
-    }
-    @inline(__always) static var joinersOffset: Int { baseOffset - MemoryLayout<WaitList>.stride }
-    @inline(__always) static var baseOffset: Int { MemoryLayout<FiberRecord>.size - MemoryLayout<CancelScope>.size }
+/// Runs the body of a life. In a struct, since a pointer to a bare closure has it in the representation of generic code, and each assignment would allocate a thunk. For the same reason it is
+/// not optional.
+struct BodyRunner {
+    var run: FiberBodyRunner
 }
 
 private func noBody(_: FiberCore, _: UnsafeMutableRawPointer) {}
 
 extension UnsafeMutablePointer where Pointee == FiberRecord {
-    @inline(__always)
-    init(context: UnsafeMutablePointer<cfiber_context>) {
-        self = (UnsafeMutableRawPointer(context) - FiberRecord.contextOffset).assumingMemoryBound(to: FiberRecord.self)
-    }
-
     /// Lays a new record here.
     package func initialize(for worker: Worker) {
-        initialize(to: FiberRecord(worker: worker, at: self))
-        pointee.scope = base
+        require(
+            MemoryLayout<CancelScope>.size == CFIBER_SCOPE_SIZE && MemoryLayout<BodyRunner>.size == CFIBER_CLOSURE_SIZE,
+            "cfiber_record.h no longer says how large a scope and a closure are: correct it")
+        cfiber_record_begin(self)
+        pointee.worker = UnsafeMutableRawPointer(worker)
+        runner.initialize(to: BodyRunner(run: noBody))
+        base.initialize(to: CancelScope(.fiber, of: self))
+        scope = base
+    }
+
+    /// Releases what the record holds. It must not be used any more.
+    func destroy() {
+        _ = runner.move()
+        _ = localsField.move()
+        _ = coreField.move()
     }
 
     @inline(__always)
-    var context: UnsafeMutablePointer<cfiber_context> {
-        (UnsafeMutableRawPointer(self) + FiberRecord.contextOffset).assumingMemoryBound(to: cfiber_context.self)
+    package var worker: Worker { pointee.worker.unsafelyUnwrapped.assumingMemoryBound(to: WorkerState.self) }
+
+    /// What ended the last park.
+    @inline(__always)
+    package var outcome: Outcome {
+        get { unsafeBitCast(pointee.outcome, to: Outcome.self) }
+        nonmutating set { pointee.outcome = newValue.rawValue }
     }
 
     /// Why the fiber waits, for dumps; meaningful while parked.
-    ///
-    /// Here and not in the record: its setter would be an access to the whole record, while another thread claims the park.
     package var reason: WaitReason {
-        @inline(__always) get { WaitReason(pointee.reasonKind, pointee.reasonSubject) }
+        @inline(__always) get { WaitReason(unsafeBitCast(pointee.reason_kind, to: WaitReason.Kind.self), pointee.reason_subject) }
         @inline(__always) nonmutating set {
-            pointee.reasonKind = newValue.kind
-            pointee.reasonSubject = newValue.subject
+            pointee.reason_kind = newValue.kind.rawValue
+            pointee.reason_subject = newValue.subject
         }
     }
+
+    // Waiting.
+
+    /// Where the fiber's parks are claimed.
+    @inline(__always)
+    var claimWord: ClaimWord { UnsafeMutableRawPointer(self).assumingMemoryBound(to: UInt64.self) }
+
+    /// The fiber with a claim word.
+    @inline(__always)
+    init(claimWord: ClaimWord) { self = UnsafeMutableRawPointer(claimWord).assumingMemoryBound(to: FiberRecord.self) }
 
     /// The wait in the frame of a fiber that is in wait queues: marked by the lowest bit, on the line that every park touches.
     @inline(__always)
@@ -111,7 +82,7 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         nonmutating set { pointee.touches.0 = UnsafeRawPointer(bitPattern: newValue.map { UInt(bitPattern: $0) | 1 } ?? 0) }
     }
 
-    /// The cell that a fiber waits in, which its waiting call retains: in the same place, marked by the next bit.
+    /// The cell that a fiber waits in, which its waiting call retains: in the same word, marked by the next bit.
     @inline(__always)
     var cell: Unmanaged<WaitCell>? {
         get {
@@ -121,59 +92,13 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         nonmutating set { pointee.touches.0 = UnsafeRawPointer(bitPattern: newValue.map { UInt(bitPattern: $0.toOpaque()) | 2 } ?? 0) }
     }
 
-    /// The next fiber in the queue that this one stands in.
-    @inline(__always)
-    var next: FiberPointer? {
-        get { pointee.context.next.map { FiberPointer(context: $0) } }
-        nonmutating set { pointee.context.next = newValue?.context }
-    }
-
-    @inline(__always)
-    var body: UnsafeMutableRawPointer { withUnsafeMutablePointer(to: &pointee.body) { UnsafeMutableRawPointer($0) } }
-
-    /// The list itself, in the record: it stays where it is.
-    ///
-    /// By its offset: `&pointee.joiners` would be an access to the whole record, while another thread claims the park of its fiber.
-    @inline(__always)
-    var joiners: UnsafeMutablePointer<WaitList> {
-        (UnsafeMutableRawPointer(self) + FiberRecord.joinersOffset).assumingMemoryBound(to: WaitList.self)
-    }
-
-    /// Where the fiber's parks are claimed.
-    @inline(__always)
-    var claimWord: ClaimWord { UnsafeMutableRawPointer(self).assumingMemoryBound(to: Atomic<UInt64>.self) }
-
-    /// The fiber with a claim word.
-    @inline(__always)
-    init(claimWord: ClaimWord) { self = UnsafeMutableRawPointer(claimWord).assumingMemoryBound(to: FiberRecord.self) }
-
-    /// The outermost scope, in the record; by its offset, too.
-    @inline(__always)
-    var base: ScopePointer {
-        (UnsafeMutableRawPointer(self) + FiberRecord.baseOffset).assumingMemoryBound(to: CancelScope.self)
-    }
-
-    /// The core of the present life, borrowed from the record. Nil for the root.
-    ///
-    /// By its offset, too, and without counting a reference.
-    @inline(__always)
-    var core: Unmanaged<FiberCore>? {
-        (UnsafeRawPointer(self) + FiberRecord.coreOffset).load(as: Unmanaged<FiberCore>?.self)
-    }
-
-    /// Makes sure that there is a core for a new life.
-    @inline(__always)
-    func renewCore(for worker: Worker) {
-        if !isKnownUniquelyReferenced(&pointee.core) { pointee.core = FiberCore(home: worker) }
-    }
-
     /// Fetches what the fiber will touch when it goes on: its frames nearest to the switch. `sp` must be at hand.
     ///
     /// A call: within each of the places that switch it keeps the compiler from inlining those.
     @inline(never)
     func prefetchFrames() {
         // By numbers: a pointer that may be nil would be tested for each line.
-        let sp = UInt(bitPattern: pointee.context.sp)
+        let sp = UInt(bitPattern: pointee.sp)
         for line in 0..<8 { cfiber_prefetch(UnsafeRawPointer(bitPattern: sp &+ UInt(bitPattern: line &* 64))) }
         cfiber_prefetch(pointee.touches.0)
         let other = UInt(bitPattern: pointee.touches.1)
@@ -197,10 +122,63 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         pointee.touches = (first, UnsafeRawPointer(bitPattern: UInt(bitPattern: second) | (4 &<< 48)))
     }
 
-    package var name: String? {
-        // A copy: `&context.pointee.name` would be an exclusive access to the context, while the thread that has claimed the fiber's park may be linking it into an inbox.
-        withUnsafeBytes(of: context.pointee.name) { bytes in
-            bytes[0] == 0 ? nil : String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
-        }
+    /// The next fiber in the queue that this one is in.
+    @inline(__always)
+    var next: FiberPointer? {
+        get { pointee.next }
+        nonmutating set { pointee.next = newValue }
     }
+
+    // Scopes.
+
+    /// The innermost scope.
+    @inline(__always)
+    var scope: ScopePointer {
+        get { pointee.scope.unsafelyUnwrapped.assumingMemoryBound(to: CancelScope.self) }
+        nonmutating set { pointee.scope = UnsafeMutableRawPointer(newValue) }
+    }
+
+    /// The outermost scope, the fiber's life; in the record. Between lives it is as it was made.
+    @inline(__always)
+    var base: ScopePointer { cfiber_base(self).assumingMemoryBound(to: CancelScope.self) }
+
+    // Lives.
+
+    /// Fibers that wait in `join` for the end of this life: the list itself, in the record.
+    @inline(__always)
+    var joiners: UnsafeMutablePointer<WaitList> { cfiber_joiners(self).assumingMemoryBound(to: WaitList.self) }
+
+    /// Holds the heap part of the present life. Afterwards that stays for the next one, if it holds nothing and nobody else holds it by then: a short life with a trivial
+    /// result then allocates nothing.
+    @inline(__always)
+    var coreField: UnsafeMutablePointer<FiberCore?> { cfiber_core(self).assumingMemoryBound(to: FiberCore?.self) }
+
+    /// The core of the present life, borrowed from the record, without counting a reference. Nil for the root.
+    @inline(__always)
+    var core: Unmanaged<FiberCore>? { UnsafeRawPointer(cfiber_core(self)).load(as: Unmanaged<FiberCore>?.self) }
+
+    /// Makes sure that there is a core for a new life.
+    @inline(__always)
+    func renewCore(for worker: Worker) {
+        if !isKnownUniquelyReferenced(&coreField.pointee) { coreField.pointee = FiberCore(home: worker) }
+    }
+
+    /// Holds the values of fiber-locals that were set around the spawn or since; nil while there are none.
+    @inline(__always)
+    var localsField: UnsafeMutablePointer<FiberLocalNode?> { cfiber_locals(self).assumingMemoryBound(to: FiberLocalNode?.self) }
+
+    @inline(__always)
+    var locals: FiberLocalNode? {
+        get { localsField.pointee }
+        nonmutating set { localsField.pointee = newValue }
+    }
+
+    /// Where the body of the present life lies until it runs.
+    @inline(__always)
+    var body: UnsafeMutableRawPointer { cfiber_body(self) }
+
+    @inline(__always)
+    var runner: UnsafeMutablePointer<BodyRunner> { cfiber_runner(self).assumingMemoryBound(to: BodyRunner.self) }
+
+    package var name: String? { pointee.is_named == 0 ? nil : String(cString: cfiber_name(self)) }
 }

@@ -84,12 +84,12 @@ struct StackPool {
         let slot = try carveOrReuse()
         let fiber = recordPlace(slot)
         fiber.initialize(for: worker)
-        fiber.pointee.context.stack_low = (slot + guardSize).assumingMemoryBound(to: CChar.self)
-        fiber.pointee.context.stack_size = UnsafeMutableRawPointer(fiber) - (slot + guardSize)
-        fiber.pointee.context.guard_size = guardSize
+        fiber.pointee.stack_low = (slot + guardSize).assumingMemoryBound(to: CChar.self)
+        fiber.pointee.stack_size = UnsafeMutableRawPointer(fiber) - (slot + guardSize)
+        fiber.pointee.guard_size = guardSize
         // Epochs of records that lay here before must not come back.
         fiber.beginEpochs(at: worker.pointee.numbers.takeEpochs())
-        cfiber_prepare(fiber.context, runLife)
+        cfiber_prepare(fiber, runLife)
         return fiber
     }
 
@@ -208,7 +208,7 @@ struct StackPool {
             guard let fiber = warm else { break }
             warm = fiber.next
             warmCount -= 1
-            let low = UnsafeMutableRawPointer(fiber.pointee.context.stack_low!)
+            let low = UnsafeMutableRawPointer(fiber.pointee.stack_low!)
             end(fiber)
             cold.append(low - guardSize)
         }
@@ -220,12 +220,12 @@ struct StackPool {
 
     /// Forgets a record and its context.
     private func end(_ fiber: FiberPointer) {
-        cfiber_forget(fiber.context)
-        fiber.deinitialize(count: 1)
+        cfiber_forget(fiber)
+        fiber.destroy()
     }
 
     private func giveBackDeepPages(_ fiber: FiberPointer) {
-        let low = UnsafeMutableRawPointer(fiber.pointee.context.stack_low!)
+        let low = UnsafeMutableRawPointer(fiber.pointee.stack_low!)
         let size = stride - guardSize
         let kept = 2 * Int(getpagesize())
         guard cfiber_resident_depth(low, size) > kept else { return }
@@ -233,10 +233,10 @@ struct StackPool {
     }
 
     /// How deep a stack has been, in bytes from its top, to the page.
-    static func highWaterMark(_ context: cfiber_context) -> Int {
+    static func highWaterMark(_ fiber: FiberPointer) -> Int {
         let page = Int(getpagesize())
-        let end = (UInt(bitPattern: context.stack_low) + UInt(context.stack_size) + UInt(page) - 1) & ~UInt(page - 1)
-        return cfiber_resident_depth(context.stack_low, Int(end - UInt(bitPattern: context.stack_low)))
+        let end = (UInt(bitPattern: fiber.pointee.stack_low) + UInt(fiber.pointee.stack_size) + UInt(page) - 1) & ~UInt(page - 1)
+        return cfiber_resident_depth(fiber.pointee.stack_low, Int(end - UInt(bitPattern: fiber.pointee.stack_low)))
     }
 
     /// Calls `body` with each fiber that is alive. Looks at every stack there has been.

@@ -25,7 +25,7 @@ package final class UndeliveredError {
         isDelivered = Atomic(wasCancelled)
         id = core.id
         name = record.name
-        workers = record.pointee.worker.pointee.workers
+        workers = record.worker.pointee.workers
     }
 
     /// Of a life that could not begin.

@@ -12,7 +12,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         fiber.renewCore(for: self)
         let core = fiber.core.unsafelyUnwrapped.takeUnretainedValue()
         core.id = pointee.numbers.takeID()
-        begin(fiber, core, name: name, locals: running.pointee.locals, runner)
+        begin(fiber, core, name: name, locals: running.locals, runner)
         return (core, fiber.body)
     }
 
@@ -24,7 +24,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         guard pointee.tick.left > 0 || !isFrontDue, pointee.ready.removeLast(fiber) else { return yield() }
         if _slowPath(pointee.tick.left <= 0) { endTick() }
         pointee.ready.prepend(running)
-        cfiber_switch(fiber.context)
+        cfiber_switch(fiber)
     }
 
     /// Starts a life whose core another worker has made.
@@ -34,7 +34,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         -> UnsafeMutableRawPointer
     {
         let fiber = try takeStack()
-        fiber.pointee.core = core
+        fiber.coreField.pointee = core
         begin(fiber, core, name: name, locals: locals, runner)
         return fiber.body
     }
@@ -53,11 +53,11 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         _ fiber: FiberPointer, _ core: FiberCore, name: String?, locals: FiberLocalNode?, _ runner: @escaping FiberBodyRunner
     ) {
         // Until it runs, the stack is between lives.
-        fiber.pointee.context.life = UInt64(Holder(fiber: core.id)) | UInt64(CFIBER_BETWEEN_LIVES)
+        fiber.pointee.life = UInt64(Holder(fiber: core.id)) | UInt64(CFIBER_BETWEEN_LIVES)
         if let name { fiber.setName(name) }
         core.record = fiber
-        fiber.pointee.runner = runner
-        if let locals { fiber.pointee.locals = locals }
+        fiber.runner.pointee.run = runner
+        if let locals { fiber.locals = locals }
         live &+= 1
         pointee.ready.append(fiber)
         if _slowPath(pointee.ending.abandonAt != .max) { cancel(fiber.base) }
@@ -68,43 +68,43 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     @inline(never)
     fileprivate func setName(_ name: String) {
         var name = name
-        name.withUTF8 { $0.withMemoryRebound(to: CChar.self) { cfiber_set_name(context, $0.baseAddress, $0.count) } }
+        name.withUTF8 { $0.withMemoryRebound(to: CChar.self) { cfiber_set_name(self, $0.baseAddress, $0.count) } }
     }
 }
 
 /// One life of a fiber: runs its body, wakes those who wait for its end, puts its stack into the pool and says who comes next.
 ///
 /// When this returns, nothing on the stack owns anything: the frame below stays parked until the stack's next life, or is unmapped.
-let runLife: @convention(c) (UnsafeMutablePointer<cfiber_context>?) -> UnsafeMutablePointer<cfiber_context>? = { context in
-    let fiber = FiberPointer(context: context.unsafelyUnwrapped)
-    let worker = fiber.pointee.worker
+let runLife: @convention(c) (FiberPointer?) -> FiberPointer? = { fiber in
+    let fiber = fiber.unsafelyUnwrapped
+    let worker = fiber.worker
     runBody(fiber, worker)
     worker.endTickIfDue()
     worker.live &-= 1
     worker.pointee.pool.put(fiber)
     let next = worker.pointee.ready.popFirst() ?? worker.pointee.root
     if _slowPath(worker.pointee.ready.isLong) { worker.pointee.ready.first?.prefetchFrames() }
-    return next.context
+    return next
 }
 
 @inline(__always)
 private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
     let holdsResult = fiber.core.unsafelyUnwrapped.withObject { core in
-        fiber.pointee.runner(core, fiber.body)
-        if _slowPath(fiber.pointee.locals != nil) { letGo(of: &fiber.pointee.locals) }
+        fiber.runner.pointee.run(core, fiber.body)
+        if _slowPath(fiber.pointee.locals != nil) { letGo(of: fiber.localsField) }
         core.record = nil
         return core.object != nil || core.remote != nil
     }
-    if !fiber.pointee.joiners.isEmpty { worker.wakeAll(&fiber.pointee.joiners, .ready) }
+    if !fiber.joiners.pointee.isEmpty { worker.wakeAll(&fiber.joiners.pointee, .ready) }
     if _slowPath(holdsResult) { worker.endRemote(fiber) }
-    if _slowPath(fiber.pointee.attention != 0 || fiber.pointee.base.outer != nil) { fiber.endBase() }
+    if _slowPath(fiber.pointee.attention != 0 || fiber.pointee.is_child != 0) { fiber.endBase() }
     // Nobody can have the result any more but those with a handle, and it must not outlive them.
-    if holdsResult { letGo(of: &fiber.pointee.core) }
+    if holdsResult { letGo(of: fiber.coreField) }
     // Last, since what has just been let go of may have waited on its way: a handler of unhandled errors, a deinit.
     if _slowPath(fiber.pointee.timerIndex >= 0) { worker.pointee.timers.remove(fiber) }
     if _slowPath(fiber.pointee.openLocks != 0) { stopEndedWithLocks(fiber) }
-    fiber.pointee.context.life = 0
-    fiber.pointee.context.name.0 = 0
+    fiber.pointee.life = 0
+    if _slowPath(fiber.pointee.is_named != 0) { cfiber_clear_name(fiber) }
 }
 
 /// Empties a field of a record before what it held is released: an assignment releases first, and a deinit that looks at its own fiber would find itself.

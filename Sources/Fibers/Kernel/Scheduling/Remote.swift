@@ -103,7 +103,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// The life of a fiber that others may wait for elsewhere is over.
     func endRemote(_ fiber: FiberPointer) {
-        let core = fiber.pointee.core.unsafelyUnwrapped
+        let core = fiber.coreField.pointee.unsafelyUnwrapped
         guard core.remote != nil else { return }
         let cause = fiber.base.pointee.cause
         endRemote(

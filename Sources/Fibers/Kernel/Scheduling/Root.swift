@@ -14,7 +14,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             deliverMessages()
             if !pointee.mailbox.leftovers.isEmpty && pointee.pool.warmCount > 0 { releaseLeftovers() }
             if !pointee.ending.isAbandoned, let next = pointee.ready.popFirst() {
-                cfiber_switch(next.context)
+                cfiber_switch(next)
                 pointee.mailbox.isRootQueued = false
                 continue
             }
@@ -80,7 +80,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func expireTimers(now: Int64) {
         while let fiber = pointee.timers.popExpired(now: now) {
             // Not later than the deadline of the call itself: then it is the scope's.
-            if fiber.pointee.scope.pointee.effective <= fiber.pointee.wakeAt {
+            if fiber.scope.pointee.effective <= fiber.pointee.wakeAt {
                 cancelExpired(fiber)
             } else {
                 _ = unpark(Waiter(fiber), .timedOut)

@@ -43,7 +43,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         Holders.noteLeftBehind(fibers)
         keepOthersAway(fibers)
         for fiber in fibers {
-            guard let core = fiber.pointee.core, core.record != nil else { continue }
+            guard let core = fiber.coreField.pointee, core.record != nil else { continue }
             // A handle must not look for the record any more, and `join` has an answer.
             core.object = UndeliveredError(CancellationError(), of: core)
             core.record = nil

@@ -73,7 +73,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if isPollDue(at: counter) {
             poll(timeout: 0)
             // The fiber stays as it is, with all that it owns, and never goes on. One whose life is over only has to say so.
-            if _slowPath(pointee.ending.abandonAt != .max && isOverdue), running.id != 0 { cfiber_switch(pointee.root.context) }
+            if _slowPath(pointee.ending.abandonAt != .max && isOverdue), running.id != 0 { cfiber_switch(pointee.root) }
         }
     }
 

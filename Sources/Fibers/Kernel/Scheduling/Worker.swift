@@ -102,7 +102,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     /// The fiber on whose stack the thread runs, which may be the root.
     @inline(__always)
-    package var running: FiberPointer { FiberPointer(context: cfiber_current().unsafelyUnwrapped) }
+    package var running: FiberPointer { cfiber_current().unsafelyUnwrapped }
 
     // Switching.
 
@@ -132,7 +132,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func takeTurns() {
         guard let next = pointee.ready.popFirst() else { return takeTurnsWithTheWorld() }
         pointee.ready.append(running)
-        cfiber_switch(next.context)
+        cfiber_switch(next)
     }
 
     /// Nobody else is ready, as far as is known: a fiber that yields now and then may compute for long in between.
@@ -142,7 +142,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         endTick()
         guard let next = pointee.ready.popFirst() else { return }
         pointee.ready.append(running)
-        cfiber_switch(next.context)
+        cfiber_switch(next)
     }
 
     /// Leaves the running fiber for the next ready one, or for the root.
@@ -156,7 +156,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             pointee.ready.prefetchSecond()
         }
         // The end of the tick may have found what the fiber was about to wait for.
-        if next != running { cfiber_switch(next.context) }
+        if next != running { cfiber_switch(next) }
     }
 
     @inline(__always)

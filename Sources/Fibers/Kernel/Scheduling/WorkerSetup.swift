@@ -43,15 +43,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 number: Holders.takeWorkerNumber(), root: root,
                 overflowState: overflowState))
         isSetUp = true
-        require(
-            UnsafeRawPointer(root) + FiberRecord.contextOffset == withUnsafePointer(to: &root.pointee.context) { UnsafeRawPointer($0) }
-                && UnsafeRawPointer(root) + FiberRecord.coreOffset == withUnsafePointer(to: &root.pointee.core) { UnsafeRawPointer($0) }
-                && root.joiners == withUnsafeMutablePointer(to: &root.pointee.joiners) { $0 }
-                && root.base == withUnsafeMutablePointer(to: &root.pointee.base) { $0 },
-            "the offsets in FiberRecord no longer say how it is laid out: correct them")
         // What runs on the thread's own stack holds locks as that thread.
-        root.pointee.context.life = UInt64(Holder.caller)
-        cfiber_thread_enter(root.context, worker)
+        root.pointee.life = UInt64(Holder.caller)
+        cfiber_thread_enter(root, worker)
     }
 
     /// On its thread, when no fiber of the runtime is left.
@@ -61,11 +55,11 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.pool.destroy(abandoned: live > 0)
         pointee.timers.destroy()
         pointee.ready.destroy()
-        cfiber_thread_leave(root.context)
+        cfiber_thread_leave(root)
         cfiber_overflow_leave(pointee.overflowState)
         deinitialize(count: 1)
         deallocate()
-        root.deinitialize(count: 1)
+        root.destroy()
         root.deallocate()
     }
 }

@@ -58,14 +58,14 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
     @inline(__always)
     func enter() {
         let fiber = pointee.fiber
-        let outer = fiber.pointee.scope
+        let outer = fiber.scope
         outer.pointee.inner = self
         pointee.outer = outer
         if pointee.kind != .shield {
             pointee.cause = outer.pointee.cause
             pointee.effective = Swift.min(pointee.deadline, outer.pointee.effective)
         }
-        fiber.pointee.scope = self
+        fiber.scope = self
         fiber.noteScope()
     }
 
@@ -75,13 +75,14 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
         let fiber = pointee.fiber
         let outer = pointee.outer.unsafelyUnwrapped
         outer.pointee.inner = nil
-        fiber.pointee.scope = outer
+        fiber.scope = outer
         fiber.noteScope()
     }
 
     /// Puts the base of a new fiber into a group.
     func attach(to group: ScopePointer) {
         pointee.outer = group
+        pointee.fiber.pointee.is_child = 1
         pointee.cause = group.pointee.cause
         pointee.effective = group.pointee.effective
         pointee.fiber.noteScope()
@@ -121,23 +122,24 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     /// The life is over: tells the group, if there is one, and makes the base as it was.
     @inline(never)
     func endBase() {
-        if let group = pointee.base.outer { GroupPointer(group).childEnded(self) }
-        pointee.base = CancelScope(.fiber, of: self)
+        if let group = base.pointee.outer { GroupPointer(group).childEnded(self) }
+        base.pointee = CancelScope(.fiber, of: self)
+        pointee.is_child = 0
         pointee.attention = 0
     }
 
     /// Ends the life at a time at the latest: that of the scope on another worker in which it was spawned.
     func bound(by deadline: Int64) {
-        let wasCancelled = pointee.base.cause != nil
-        pointee.base = CancelScope(.fiber, of: self, deadline: deadline)
+        let wasCancelled = base.pointee.cause != nil
+        base.pointee = CancelScope(.fiber, of: self, deadline: deadline)
         noteScope()
         // Since the runtime shuts down.
-        if wasCancelled { pointee.worker.cancel(base) }
+        if wasCancelled { worker.cancel(base) }
     }
 
     @inline(__always)
     fileprivate func noteScope() {
-        let scope = pointee.scope
+        let scope = scope
         pointee.attention =
             (scope.pointee.cause != nil ? Attention.cancelled : 0) | (scope.pointee.effective != .max ? Attention.deadline : 0)
     }
@@ -145,7 +147,7 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     /// What a park of the fiber throws once it is cancelled: the deadline of the scope directly around it by name, any other as a `CancellationError`, which
     /// nobody between here and the scope that was cancelled mistakes for his own.
     package var cancellation: any Error {
-        let scope = pointee.scope
+        let scope = scope
         if scope.pointee.kind == .deadline && scope.pointee.cause == scope { return scope.timeoutError() }
         return CancellationError()
     }
@@ -200,7 +202,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     ///
     /// Nothing if that has been noticed: of many fibers in deep groups only the first may pay for the way out to the scope whose deadline it was.
     func cancelExpired(_ fiber: FiberPointer) {
-        let scope = fiber.pointee.scope
+        let scope = fiber.scope
         if let cause = scope.pointee.cause, cause.pointee.deadline == scope.pointee.effective { return }
         cancel(scope.bound)
     }
@@ -216,7 +218,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func isCancelled(_ attention: UInt8) -> Bool {
         if attention & Attention.cancelled != 0 { return true }
         let fiber = running
-        guard fiber.pointee.scope.pointee.effective <= now else { return false }
+        guard fiber.scope.pointee.effective <= now else { return false }
         cancelExpired(fiber)
         return true
     }

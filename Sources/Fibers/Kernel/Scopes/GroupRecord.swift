@@ -7,6 +7,8 @@
 //   * a child leaves when its life is over and nothing of its body is left.
 // Owner worker only.
 
+import CFiber
+
 typealias GroupPointer = UnsafeMutablePointer<GroupRecord>
 
 struct GroupRecord: BitwiseCopyable {
@@ -103,7 +105,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
     }
 
     var scope: ScopePointer { UnsafeMutableRawPointer(self).assumingMemoryBound(to: CancelScope.self) }
-    private var worker: Worker { scope.pointee.fiber.pointee.worker }
+    private var worker: Worker { scope.pointee.fiber.worker }
     private var room: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.room) { $0 } }
     private var changes: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.changes) { $0 } }
 
@@ -134,7 +136,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
     /// Makes a fiber that has not run yet a child; a slot was taken unless it is a daemon.
     func adopt(_ child: FiberPointer, isDaemon: Bool) {
         let wasCancelled = child.base.pointee.cause != nil
-        child.pointee.base = CancelScope(isDaemon ? .daemon : .fiber, of: child)
+        child.base.pointee = CancelScope(isDaemon ? .daemon : .fiber, of: child)
         child.base.attach(to: scope)
         // Since the runtime shuts down.
         if wasCancelled { worker.cancel(child.base) }
@@ -155,7 +157,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         let cause = child.base.pointee.cause
         let failed = pointee.ledger.withObject {
             $0.note(
-                child.pointee.core.unsafelyUnwrapped, isDaemon: isDaemon, wasCancelled: cause != nil,
+                child.coreField.pointee.unsafelyUnwrapped, isDaemon: isDaemon, wasCancelled: cause != nil,
                 // A runtime that shuts down cancels each fiber by itself, where a shield is around its group.
                 fromOutside: cause != scope && (cause != child.base || worker.pointee.ending.abandonAt != .max))
         }
