@@ -1,11 +1,6 @@
-// What has come to a worker from others, and what its root does with it: messages are delivered one after the other, and what they leave behind is released in a fiber.
-//
-// The inbox may be used by any thread; the rest is the owner worker's.
+// What the inbox has brought to a worker, and what its root does with it: messages are delivered one after the other, and what they leave behind is released in a fiber. Owner worker only.
 
 struct Mailbox {
-    let inbox: Inbox
-    /// The same, for those who need not keep it: counting references would be two more writes to memory that the owner looks at.
-    let borrowedInbox: Unmanaged<Inbox>
     /// Messages that have arrived and wait for the root, of which the first `delivered` have been delivered and are gone.
     var messages: [Message?] = []
     var delivered = 0
@@ -16,18 +11,13 @@ struct Mailbox {
 
     fileprivate static var messagesAtATime: Int32 { 64 }
 
-    init(_ inbox: Inbox) {
-        self.inbox = inbox
-        borrowedInbox = .passUnretained(inbox)
-    }
-
     @inline(__always) var hasMessages: Bool { delivered < messages.count }
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
     func collectInbox() {
-        if pointee.mailbox.inbox.isEmpty { return }
-        pointee.mailbox.inbox.drain(fiber: { receive($0) }, message: { pointee.mailbox.messages.append($0) })
+        if pointee.inbox.isEmpty { return }
+        pointee.inbox.drain(fiber: { receive($0) }, message: { pointee.mailbox.messages.append($0) })
     }
 
     /// Delivers some of the messages, in order; the others have to wait for fibers, timers and event source.

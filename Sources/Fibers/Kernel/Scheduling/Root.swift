@@ -47,7 +47,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if let deadline = pointee.timers.earliest(after: now) { wake = deadline }
         if !pointee.ending.isAbandoned { wake = Swift.min(wake, pointee.ending.abandonAt) }
         if let trim = pointee.pool.nextTrim { wake = Swift.min(wake, trim) }
-        guard pointee.mailbox.inbox.beginSleep() else {
+        guard pointee.inbox.beginSleep() else {
             // Something may come again and again.
             if isPollDue { poll(timeout: 0) }
             return
@@ -55,7 +55,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.statistics.sleeps &+= 1
         let begun = cfiber_counter()
         poll(timeout: wake == .max ? -1 : Swift.max(0, wake &- now))
-        let sent = pointee.mailbox.inbox.endSleep()
+        let sent = pointee.inbox.endSleep()
         pointee.tick.noteSleep()
         if pointee.workers.maySpin && sent != 0 { pointee.spinning.noteWake(sent: sent, after: Int64(bitPattern: sent &- begun)) }
     }

@@ -76,7 +76,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     func spin(every pause: Int = 1, until hasCome: () -> Bool = { false }) -> Bool {
         // What is there already says nothing of how long it would have been to wait.
-        if hasCome() || !pointee.mailbox.inbox.isEmpty { return true }
+        if hasCome() || !pointee.inbox.isEmpty { return true }
         let begun = cfiber_counter()
         let limit = UInt64(pointee.spinning.limit)
         var left = pause
@@ -84,7 +84,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             for _ in 0..<16 {
                 left -= 1
                 if left == 0 { left = pause }
-                if left == pause && hasCome() || !pointee.mailbox.inbox.isEmpty {
+                if left == pause && hasCome() || !pointee.inbox.isEmpty {
                     pointee.spinning.noteSuccess()
                     return true
                 }

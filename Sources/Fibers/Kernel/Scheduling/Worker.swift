@@ -20,7 +20,11 @@ package struct WorkerState: ~Copyable {
     var ready: ReadyQueue
     var tick = Tick()
     var budget = CallBudget()
-    var mailbox: Mailbox
+    /// For other threads, too, which find the worker by one of its fibers. Not in the mailbox, where reading it would be an access to all that the owner changes there.
+    let inbox: Inbox
+    /// The same, for those who need not keep it: counting references would be two more writes to memory that the owner looks at.
+    let lentInbox: Unmanaged<Inbox>
+    var mailbox = Mailbox()
     var timers = TimerQueue()
     let events: any EventSource
     /// The same, for what is done often: counting references would be two atomic operations.
@@ -44,10 +48,6 @@ package struct WorkerState: ~Copyable {
     let root: FiberPointer
     package var statistics = WorkerStatistics()
     var overflowState: UnsafeMutableRawPointer?
-
-    /// For other threads, which find the worker by one of its fibers.
-    @inline(__always) var inbox: Inbox { mailbox.inbox }
-    @inline(__always) var lentInbox: Unmanaged<Inbox> { mailbox.borrowedInbox }
 }
 
 /// How many fibers a worker has.

@@ -36,7 +36,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         root.initialize(for: worker)
         worker.initialize(
             to: WorkerState(
-                ready: ready, mailbox: Mailbox(inbox), events: events, lentEvents: events, clock: clock,
+                ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), events: events, lentEvents: events, clock: clock,
                 pool: StackPool(stackSize: settings.stackSize, guards: settings.guards, trimInterval: settings.trimInterval),
                 numbers: NumberSource(seed: settings.randomSeed.map { $0 &+ UInt64(index) }),
                 workers: workers, home: UnsafeRawPointer(Unmanaged.passUnretained(workers).toOpaque()), index: index,
