@@ -139,7 +139,9 @@ extension NetTests {
 
         // The other end goes (scenarios 6 and 8).
 
-        @Test(arguments: Transport.all)
+        @Test(
+            .onlyOn(.epoll, .simulated, because: "Linux resets a Unix connection in two steps, which another thread can see apart"),
+            arguments: Transport.all)
         func waitingReaderAndWriter_bothEnd_whenTheConnectionIsReset(transport: Transport) throws {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()

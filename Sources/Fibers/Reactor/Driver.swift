@@ -253,6 +253,15 @@ package final class Driver: EventSource {
         return IOCode.closed
     }
 
+    /// For an operation whose result, 0, is known without a system call.
+    @inline(never)
+    func refuseOrCharge() -> Int {
+        let worker = worker
+        if worker.refusesOperation() { return IOCode.cancelled }
+        worker.chargeOperation()
+        return 0
+    }
+
     /// Performs an operation. Parks.
     @inline(__always)
     func perform<O: Operation>(_ operation: inout O, on d: Descriptor, until deadline: Int64) -> Int {
