@@ -1,4 +1,4 @@
-// The fiber record: all that the kernel knows of one fiber, and what a switch saves of it. It lies at the top of the fiber's own stack; a thread's own stack has one, too, the root.
+// The fiber record: the kernel's state of one fiber, including the registers that a switch saves. It lies at the top of the fiber's own stack. A worker's thread has a record for its own stack, too: the root.
 //
 // Invariants:
 //   * the order is by what happens to a fiber, one cache line after the other, since each line of a fiber that has been parked for long is a miss:

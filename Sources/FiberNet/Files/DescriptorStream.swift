@@ -40,7 +40,7 @@ public final class DescriptorStream: Endpoint {
         var shortage: Int32 = 0
         if adopted.kind == CFIBER_KIND_FILE {
             // A job of the pool may run longer than the registration.
-            let second = cfiber_duplicate(adopted.fd)
+            let second = Int32(Worker.here("DescriptorStream").driver.call(.duplicate(adopted.fd)))
             if second < 0 { shortage = second } else { file = File(second, path: name) }
         }
         self.file = file
@@ -123,7 +123,7 @@ public final class DescriptorStream: Endpoint {
         // From here on a negative number is an error.
         if number < 0 { throw IOError(-Int(EBADF), "adopt", subject: name) }
         // The owner may close its own while a thread looks at it.
-        let fd = closing ? number : cfiber_duplicate(number)
+        let fd = closing ? number : Int32(Worker.here("DescriptorStream.adopt").driver.call(.duplicate(number)))
         if fd < 0 { throw IOError(Int(fd), "adopt", subject: name) }
         let isTaken = Adopted.Ownership(fd)
         let adopted: Adopted = try PoolCall.perform("adopt", name) { call in

@@ -249,7 +249,7 @@ public final class TCPServer: Sendable {
     }
 }
 
-/// What the connections of a server have in common. One object for all of them, so that each costs no more than a reference to it. Any thread.
+/// State that all connections of a server share. The fiber of a connection captures one reference to it instead of several closures. Any thread.
 private final class Service: Sendable {
     let report: @Sendable (any Error) -> Void
     private let workers: [TCPServer.WorkerPlace]

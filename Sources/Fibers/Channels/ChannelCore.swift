@@ -40,7 +40,7 @@ class ChannelBase: WaitPoint {
     private final var ring: DividedRing {
         @inline(__always) get { DividedRing(over: sides, limit: queue.limit, stride: Int(stride)) }
     }
-    /// How many messages are there, for who may look at both ends, or as a hint.
+    /// The number of messages: exact for a caller that may read both ends, a hint for any other.
     private final var number: Int {
         @inline(__always) get { isDivided ? ring.count : queue.count }
     }

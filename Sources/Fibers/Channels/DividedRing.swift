@@ -16,7 +16,7 @@ private struct RingEnd: ~Copyable {
     let ringEnd: UnsafeMutableRawPointer
     /// How many messages have gone through here. By a plain load and store of the lock's holder.
     let count = Atomic<Int>(0)
-    /// What was seen last of the other end's count, which only grows.
+    /// The other end's count when this end last read it. Counts only grow.
     var seen = 0
     /// The last look at the other end was in vain.
     var wasInVain = false
@@ -78,7 +78,7 @@ struct DividedRing: BitwiseCopyable {
         return slot
     }
 
-    /// Lets the other end see that messages have come, or left, with all that was done before.
+    /// Publishes this end's count with release semantics: the other end then sees the messages, or the room, and every write before.
     @inline(__always)
     func noteDone(isSend: Bool, _ number: Int = 1) {
         let end = end(isSend)
@@ -87,7 +87,7 @@ struct DividedRing: BitwiseCopyable {
 
     // What one end knows of the other, and may ask without its lock.
 
-    /// Whether there is room for a message, or a message, for all that the end knows.
+    /// Whether this end may go on by the count that it last read: the sender finds room, the receiver a message.
     @inline(__always)
     func isKnownReady(isSend: Bool) -> Bool {
         let end = end(isSend)

@@ -9,10 +9,10 @@
 //
 // Invariants:
 //   * messages lie from the front to the end of its block, in the blocks behind it, and in the last one up to the back; in a ring they may go on at its start;
-//   * it begins at the start of its block again when it has become empty: what is sent and received in turn stays in one cache line;
+//   * when the queue becomes empty it starts over at the beginning of its block, so that alternating sends and receives stay in one cache line;
 //   * at most `mostSpares` blocks are kept for later;
 //   * it takes no memory before the first message.
-// It knows places and not types: the caller moves a message there, or from there. The idea of recycled blocks is monoio's local-sync. One call at a time: the owner's worker, or whoever has the
+// It knows places and not types: the caller moves a message there, or from there. The idea of recycled blocks is monoio's local-sync. One call at a time: on the worker of a local channel, or with the
 // lock; only `count` may be looked at without.
 
 import Synchronization

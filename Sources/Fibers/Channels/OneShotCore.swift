@@ -1,4 +1,4 @@
-// What a one-shot does, for one worker or for all: one value from one side to the other, once. It is how a request gets its reply.
+// The core of a one-shot, local or shared: it carries one value from the sender to the receiver, once. Typically the value is the reply to a request.
 //
 // Invariants, whenever the lock is free:
 //   * the state goes from open to sent, or to dropped, and from sent to taken, and never back;
@@ -35,7 +35,7 @@ class OneShotBase: WaitPoint {
 
     override var kind: Kind { Kind(local: "one-shot of makeLocalOneShot", shared: "one-shot of makeOneShot") }
 
-    /// Begins to send: who waits for the value, if there is one, and is claimed. With the lock held until `finish`.
+    /// Begins to send: claims the receiver if one waits, and returns its place. The lock stays held until `finish`.
     @usableFromInline
     final func beginSend() -> PlacePointer? {
         lock()
@@ -116,7 +116,7 @@ class OneShotBase: WaitPoint {
         return outcome == .ready
     }
 
-    /// Lets go of the lock in a call that has not waited.
+    /// Releases the lock at the end of a call that did not wait.
     @usableFromInline
     final func finishReceive() {
         unlock()
@@ -149,7 +149,7 @@ final class OneShotCore<Value: ~Copyable>: OneShotBase, @unchecked Sendable {
     @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
     static func makeLarge(isShared: Bool) -> OneShotCore { OneShotCore(isShared: isShared) }
 
-    /// Sends what is in the slot, which is empty then, unless nobody wants it.
+    /// Sends the value in the slot and leaves the slot empty. If the receiver has gone, the value stays in the slot.
     @inlinable
     func send(_ slot: inout Value?, isWanted: Bool) {
         guard isWanted else { return sendToNobody() }

@@ -253,9 +253,9 @@ package final class Driver: EventSource {
         return IOCode.closed
     }
 
-    /// For an operation whose result, 0, is known without a system call.
+    /// Performs an operation that succeeds without a system call: 0, unless the fiber is cancelled.
     @inline(never)
-    func refuseOrCharge() -> Int {
+    func performNothing() -> Int {
         let worker = worker
         if worker.refusesOperation() { return IOCode.cancelled }
         worker.chargeOperation()

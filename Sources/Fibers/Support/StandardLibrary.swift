@@ -1,5 +1,5 @@
-// The calls of the standard library that are not part of its public interface, each behind a plain name with the reason for it. No other file makes one, so a toolchain that changes them
-// is met here. (`_fastPath` and `_slowPath` are used everywhere.) Any thread.
+// The calls of the standard library that are not part of its public interface, each behind a plain name with the reason for it. No other file makes one, but for the first frame of a fiber
+// (Life.swift), so a toolchain that changes them is met here. (`_fastPath` and `_slowPath` are used everywhere.) Any thread.
 
 /// Calls a body with a pointer to a local variable, as `withUnsafeMutablePointer` does, but without the stack protector. That writes a canary into each frame that gives such a pointer
 /// away, and compares it at the end: in each park, for a node of a few words that nobody indexes.

@@ -18,7 +18,7 @@ extension Driver {
             var operation = WaitReadable()
             return perform(&operation, on: d, until: deadline)
         case .write:
-            if d.registration.pointee.marks.contains(.sendEnded) { return refuseOrCharge() }
+            if d.registration.pointee.marks.contains(.sendEnded) { return performNothing() }
             var operation = WaitWritable()
             return perform(&operation, on: d, until: deadline)
         }
