@@ -105,7 +105,7 @@ public class ChannelSender<Message: ~Copyable> {
 
     /// True when nothing can be sent any more. A loop that waits for it lets other fibers run now and then.
     @inlinable
-    public final var isClosed: Bool { core.hasClosed || core.notYet() }
+    public final var isClosed: Bool { core.hasClosed || WaitPoint.notYet() }
 
     /// How many messages have been sent and not yet received.
     @inlinable
@@ -207,7 +207,7 @@ public class ChannelReceiver<Message: ~Copyable> {
 
     /// True when nothing can be sent any more; there may be messages yet. A loop that waits for it lets other fibers run now and then.
     @inlinable
-    public final var isClosed: Bool { core.hasClosed || core.notYet() }
+    public final var isClosed: Bool { core.hasClosed || WaitPoint.notYet() }
 
     /// How many messages have been sent and not yet received.
     @inlinable

@@ -13,9 +13,20 @@ public class OneShotSendingEnd<Value: ~Copyable> {
     @usableFromInline final let core: OneShotCore<Value>
 
     @inlinable
-    init(_ core: OneShotCore<Value>) { self.core = core }
+    init(_ core: OneShotCore<Value>) {
+        self.core = core
+        assert(
+            wordOfCore.toOpaque() == Unmanaged.passUnretained(core).toOpaque(),
+            "the compiler has laid out the end of a one-shot in another way")
+    }
 
     deinit { core.dropSender() }
+
+    /// The reference as it stands here, not a copy that is counted: behind Swift's header of two words.
+    @inlinable
+    final var wordOfCore: Unmanaged<OneShotCore<Value>> {
+        (Unmanaged.passUnretained(self).toOpaque() + 16).load(as: Unmanaged<OneShotCore<Value>>.self)
+    }
 
     /// Sends the value; never waits, and lets nobody else run. Once: a second time is misuse.
     ///
@@ -41,12 +52,13 @@ public class OneShotSendingEnd<Value: ~Copyable> {
 
     /// True when nobody will receive what is sent: the receiver has gone. For whoever works long for a reply; a loop that waits for it lets other fibers run now and then.
     @inlinable
-    public final var isClosed: Bool { hasNoReceiver || core.notYet() }
+    public final var isClosed: Bool { hasNoReceiver || WaitPoint.notYet() }
 
     @inlinable
     final var hasNoReceiver: Bool {
-        // Asked of a copy of the reference that is not counted: `&core` would be an exclusive access, and several threads may ask at the same time.
-        var reference = Unmanaged.passUnretained(core)
+        // Several threads may ask at the same time. So it is asked of a copy of the reference: `&core` would be an exclusive access. And the copy is not counted, not even for the moment that it takes
+        // unoptimised code to make an `Unmanaged` of `core`: another thread would find a receiver in that moment.
+        var reference = wordOfCore
         return withUnsafeMutablePointer(to: &reference) { reference in
             reference.withMemoryRebound(to: OneShotCore<Value>.self, capacity: 1) { isKnownUniquelyReferenced(&$0.pointee) }
         }

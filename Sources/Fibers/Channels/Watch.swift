@@ -58,7 +58,7 @@ public class WatchReceivingEnd<Value> {
 
     /// True when there is a value that this receiver has not seen. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public final var hasChanged: Bool { core.isNewer(than: seen) || core.notYet() }
+    public final var hasChanged: Bool { core.isNewer(than: seen) || WaitPoint.notYet() }
 
     /// The latest value if this receiver has not seen it yet; otherwise waits for a change. Nil when the sender has gone and its last value has been seen.
     ///

@@ -146,7 +146,7 @@ public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
 
     /// The value if it was made already. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade || core.notYet()) }
+    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade || WaitPoint.notYet()) }
 
     /// Nobody waits, for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
@@ -181,7 +181,7 @@ public final class LocalOnce<Value> {
 
     /// The value if it was made already. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade || core.notYet()) }
+    public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade || WaitPoint.notYet()) }
 
     /// Nobody waits, for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }

@@ -47,7 +47,7 @@ extension WaitPoint {
 
     /// Counts a question whose answer is "not yet", and returns that answer, false. Without the lock.
     @usableFromInline
-    final func notYet() -> Bool {
+    static func notYet() -> Bool {
         Worker.current?.countTry()
         return false
     }
