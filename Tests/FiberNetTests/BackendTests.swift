@@ -174,16 +174,18 @@ extension NetTests {
             let warnings = Box<[String]>([])
             var configuration = backend.configure(.init(workers: 1, shutdownLimit: .milliseconds(1)))
             configuration.onWarning = { warnings.value.append($0) }
-            try inRuntime(configuration) {
-                let (a, b) = try TCPStream.pair()
-                let listener = try TCPListener.bind(to: .loopback(port: 0))
-                for _ in 0..<3 {
-                    try Fiber.spawnLocal(name: "reader") { withCancellationShield { _ = try? a.read(upTo: 100) } }
-                    try Fiber.spawnLocal(name: "accepter") { withCancellationShield { _ = try? listener.accept() } }
+            try toleratingLeaks {
+                try inRuntime(configuration) {
+                    let (a, b) = try TCPStream.pair()
+                    let listener = try TCPListener.bind(to: .loopback(port: 0))
+                    for _ in 0..<3 {
+                        try Fiber.spawnLocal(name: "reader") { withCancellationShield { _ = try? a.read(upTo: 100) } }
+                        try Fiber.spawnLocal(name: "accepter") { withCancellationShield { _ = try? listener.accept() } }
+                    }
+                    letOthersRun()
+                    FiberRuntime.shutDown()
+                    _ = b
                 }
-                letOthersRun()
-                FiberRuntime.shutDown()
-                _ = b
             }
             #expect(warnings.value.count == 1)
         }

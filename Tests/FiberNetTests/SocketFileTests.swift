@@ -50,10 +50,10 @@ extension NetTests {
             var info = stat()
             return (path + [0]).withUnsafeBytes { lstat($0.baseAddress!.assumingMemoryBound(to: CChar.self), &info) } == 0
         }
-        /// In nanoseconds; it moves on every few milliseconds.
-        private static var clockOfFiles: Int {
+        /// In nanoseconds.
+        private static func time(of clock: clockid_t) -> Int {
             var time = timespec()
-            clock_gettime(CLOCK_REALTIME_COARSE, &time)
+            clock_gettime(clock, &time)
             return time.tv_sec * 1_000_000_000 + time.tv_nsec
         }
 
@@ -178,9 +178,10 @@ extension NetTests {
             let path = freshPath()
             defer { unlink(path) }
             var listener: TCPListener? = try inRuntime { try TCPListener.bind(to: .unix(path: path)) }
-            // The runtime has closed the socket, so the file system may give its inode's number to the next file. What is made in the same tick of its clock has the same time.
-            let made = Self.clockOfFiles
-            while Self.clockOfFiles == made { usleep(100) }
+            // The runtime has closed the socket, so the file system may give its inode's number to the next file. What is made in the same tick of its clock has the same time. That
+            // clock is the coarse one, or the last time that a file got from the finer one: only when the coarse one is later than now has every file from here on another time.
+            let made = Self.time(of: CLOCK_REALTIME)
+            while Self.time(of: CLOCK_REALTIME_COARSE) <= made { usleep(100) }
             unlink(path)
             let address = try SocketAddress.unix(path: path)
             let successor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
