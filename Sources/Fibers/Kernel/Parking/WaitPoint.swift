@@ -57,6 +57,9 @@ struct Place: BitwiseCopyable {
 }
 
 extension UnsafeMutablePointer where Pointee == Wait {
+    /// What it waits for, for prefetching; nil when it stands in no line.
+    var point: UnsafeMutableRawPointer? { pointee.last?.pointee.point.toOpaque() }
+
     private var thread: ThreadParkPointer { UnsafeMutableRawPointer(self).assumingMemoryBound(to: ThreadPark.self) }
 
     @inline(__always)
@@ -405,19 +408,7 @@ class WaitPoint {
         if _slowPath(home != UInt(bitPattern: worker)) { stopForeignUse() }
         let fiber = place.pointee.node.waiter.fiber
         fiber.outcome = outcome
-        let own = worker.unsafelyUnwrapped
-        if _slowPath(own.live > Self.fibersInCache) { fetchAhead(fiber, place, own) }
-        own.makeReady(fiber)
-    }
-
-    /// With so many fibers what they touch is mostly in the second cache, and to fetch it would only take instructions.
-    private static var fibersInCache: Int { 1024 }
-
-    /// Fetches what a fiber will touch that is about to be made ready, where nothing else is: `switchAway` fetches the frames of the fiber after the next, and this one is the next.
-    @inline(never)
-    private final func fetchAhead(_ fiber: FiberPointer, _ place: PlacePointer, _ worker: Worker) {
-        if worker.pointee.ready.isEmpty { fiber.prefetchFrames() }
-        worker.running.noteMeeting(UnsafeRawPointer(place), of: fiber)
+        worker.unsafelyUnwrapped.makeReady(fiber)
     }
 
     /// Lets all in a list of claimed ones go on, in order.

@@ -92,6 +92,14 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         nonmutating set { pointee.touches.0 = UnsafeRawPointer(bitPattern: newValue.map { UInt(bitPattern: $0.toOpaque()) | 2 } ?? 0) }
     }
 
+    /// Fetches the registers and the frame nearest to them, and what the end of the life touches: for the next of many fibers, each of which does little.
+    @inline(__always)
+    func prefetchEnds() {
+        let sp = UInt(bitPattern: pointee.sp)
+        for line in 0..<3 { cfiber_prefetch(UnsafeRawPointer(bitPattern: sp &+ UInt(bitPattern: line &* 64))) }
+        cfiber_prefetch(UnsafeRawPointer(self) + 64)
+    }
+
     /// Fetches what the fiber will touch when it goes on: its frames nearest to the switch. `sp` must be at hand.
     ///
     /// A call: within each of the places that switch it keeps the compiler from inlining those.
@@ -102,25 +110,29 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         for line in 0..<8 { cfiber_prefetch(UnsafeRawPointer(bitPattern: sp &+ UInt(bitPattern: line &* 64))) }
         cfiber_prefetch(pointee.touches.0)
         let other = UInt(bitPattern: pointee.touches.1)
-        let near = other & Self.addressMask
-        cfiber_prefetch(UnsafeRawPointer(bitPattern: near))
-        cfiber_prefetch(UnsafeRawPointer(bitPattern: near &+ ((other &>> 48) &<< 3)))
+        // Another fiber's stack: its time comes later.
+        if other & Self.isFiber != 0 { return }
+        cfiber_prefetch(UnsafeRawPointer(bitPattern: other))
+        cfiber_prefetch(UnsafeRawPointer(bitPattern: other &+ 32))
     }
 
-    private static var addressMask: UInt { 0xffff_ffff_ffff }
+    /// Notes memory that the fiber will touch when it goes on: something that it waits for without a `Wait`, and what lies in two lines.
+    func noteTouches(_ first: UnsafeRawPointer, _ second: UnsafeRawPointer?) { pointee.touches = (first, second) }
 
-    /// Notes which fiber this one has let go on, and where that waited in its frames. In a ring or a pipeline it will be the same fiber in the same place the next time, and there is nothing in the
-    /// caches that leads to it: with 20,000 fibers the walk through the page tables to its stack is the longest part of a hop. A wrong guess fetches two lines in vain.
-    @inline(__always)
-    func noteMeeting(_ place: UnsafeRawPointer, of other: FiberPointer) {
-        let distance = UInt(bitPattern: UnsafeRawPointer(other) - place) &>> 3
-        pointee.touches.1 = UnsafeRawPointer(bitPattern: UInt(bitPattern: place) | (distance &<< 48))
+    /// The fiber that will probably go on a while after this one: a hint, which may name any fiber of the worker's stacks, also between lives. What the fiber waits for without a `Wait` takes its place.
+    var foreseen: FiberPointer? {
+        @inline(__always) get {
+            let word = UInt(bitPattern: pointee.touches.1)
+            return word & Self.isFiber == 0 ? nil : FiberPointer(bitPattern: word & ~Self.isFiber)
+        }
+        @inline(__always) nonmutating set {
+            guard wait != nil || pointee.touches.0 == nil else { return }
+            pointee.touches.1 = UnsafeRawPointer(bitPattern: UInt(bitPattern: newValue) | Self.isFiber)
+        }
     }
 
-    /// Notes memory that the fiber will touch when it goes on, and which lies in two lines.
-    func noteTouches(_ first: UnsafeRawPointer, _ second: UnsafeRawPointer?) {
-        pointee.touches = (first, UnsafeRawPointer(bitPattern: UInt(bitPattern: second) | (4 &<< 48)))
-    }
+    /// In `touches.1`, whose addresses are even.
+    private static var isFiber: UInt { 1 }
 
     /// The next fiber in the queue that this one is in.
     @inline(__always)

@@ -36,6 +36,7 @@ package struct WorkerState: ~Copyable {
     let load = WorkerLoad()
     var ending = Ending()
     var spinning = Spinning()
+    package var foresight: Foresight
     var numbers: NumberSource
     let workers: WorkerSet
     /// The set of workers by its address.
@@ -130,6 +131,14 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     @inline(__always)
     private func takeTurns() {
+        if _slowPath(pointee.ready.isAtBatch) { return takeTurnsWithABatch() }
+        guard let next = pointee.ready.takeFirst() else { return takeTurnsWithTheWorld() }
+        pointee.ready.append(running)
+        cfiber_switch(next)
+    }
+
+    @inline(never)
+    private func takeTurnsWithABatch() {
         guard let next = pointee.ready.popFirst() else { return takeTurnsWithTheWorld() }
         pointee.ready.append(running)
         cfiber_switch(next)
@@ -149,11 +158,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     func switchAway() {
         endTickIfDue()
-        let next = pointee.ready.takeFirst() ?? pointee.root
+        let next = pointee.ready.popFirst() ?? pointee.root
         // A fiber that waited for the world has gone cold meanwhile: the one after the next is fetched while the next one works.
         if let second = pointee.ready.first {
             second.prefetchFrames()
-            pointee.ready.prefetchSecond()
+        } else if _slowPath(live > Foresight.fibersInCache) {
+            foresee(next)
         }
         // The end of the tick may have found what the fiber was about to wait for.
         if next != running { cfiber_switch(next) }

@@ -38,7 +38,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             to: WorkerState(
                 ready: ready, inbox: inbox, lentInbox: .passUnretained(inbox), events: events, lentEvents: events, clock: clock,
                 pool: StackPool(stackSize: settings.stackSize, guards: settings.guards, trimInterval: settings.trimInterval),
-                numbers: NumberSource(seed: settings.randomSeed.map { $0 &+ UInt64(index) }),
+                foresight: Foresight(root), numbers: NumberSource(seed: settings.randomSeed.map { $0 &+ UInt64(index) }),
                 workers: workers, home: UnsafeRawPointer(Unmanaged.passUnretained(workers).toOpaque()), index: index,
                 number: Holders.takeWorkerNumber(), root: root,
                 overflowState: overflowState))
@@ -55,6 +55,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.pool.destroy(abandoned: live > 0)
         pointee.timers.destroy()
         pointee.ready.destroy()
+        pointee.foresight.destroy()
         cfiber_thread_leave(root)
         cfiber_overflow_leave(pointee.overflowState)
         deinitialize(count: 1)
