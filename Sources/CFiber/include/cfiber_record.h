@@ -39,7 +39,7 @@ typedef struct cfiber_record {
   uint8_t reason_kind;       // why the fiber waits, for dumps
   uint8_t unused;
   int32_t reason_subject;
-  const void *touches[2];    // what the fiber will touch first when it goes on: prefetched, and followed only if marked as a `Wait` or a `WaitCell`
+  const void *touches[2];    // what the fiber will touch first when it goes on, and by a mark the fiber that will go on a while later: prefetched, and followed only if marked as such
   void *sp;                  // saved context
   void *access_set[2];       // accesses parked with the fiber; layout owned by libswiftCore
   uint64_t life;             // what lives here, as locks know it (`Holder` on the Swift side), 0 for nothing; and CFIBER_BETWEEN_LIVES

@@ -126,7 +126,8 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
             return word & Self.isFiber == 0 ? nil : FiberPointer(bitPattern: word & ~Self.isFiber)
         }
         @inline(__always) nonmutating set {
-            guard wait != nil || pointee.touches.0 == nil else { return }
+            // To write to a stack that was given back would take a page.
+            guard (wait != nil || pointee.touches.0 == nil) && pointee.life != 0 else { return }
             pointee.touches.1 = UnsafeRawPointer(bitPattern: UInt(bitPattern: newValue) | Self.isFiber)
         }
     }

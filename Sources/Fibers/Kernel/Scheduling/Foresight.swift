@@ -6,8 +6,8 @@
 // fetched two switches ahead, and what the next one waits for one switch ahead. A token in a ring of 20,011 fibers takes 345 ns a hop instead of 600 where memory is slow; a wrong guess fetches in vain.
 //
 // Invariants:
-//   * `recent` names fibers of this worker, whose records stay mapped until the worker ends; what the guess names is read, and never changed;
-//   * a record that was given back to the system reads as zeros, which lead nowhere.
+//   * `recent` and the guesses name records of this worker, which stay mapped until the worker ends, whoever lives there by then;
+//   * a record that was given back to the system reads as zeros, which lead nowhere, and is not written.
 // Owner worker only.
 
 import CFiber
