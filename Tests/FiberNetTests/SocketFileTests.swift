@@ -178,8 +178,8 @@ extension NetTests {
             let path = freshPath()
             defer { unlink(path) }
             var listener: TCPListener? = try inRuntime { try TCPListener.bind(to: .unix(path: path)) }
-            // The runtime has closed the socket, so the file system may give its inode's number to the next file. What is made in the same tick of its clock has the same time. That
-            // clock is the coarse one, or the last time that a file got from the finer one: only when the coarse one is later than now has every file from here on another time.
+            // The runtime has closed the socket, so the file system may give its inode's number to the next file. Only their birth times tell the two
+            // files apart. Those come from the coarse clock, or from the fine one if it has stamped a file since, so wait until the coarse clock has passed the present time of the fine one.
             let made = Self.time(of: CLOCK_REALTIME)
             while Self.time(of: CLOCK_REALTIME_COARSE) <= made { usleep(100) }
             unlink(path)

@@ -18,7 +18,7 @@ extension KernelTests {
                     try Fiber.spawnLocal {
                         records[i] = worker.running
                         while let hopsLeft = try links[i].1.receive() {
-                            // In the third lap each has seen who comes a while after it, and one who has seen it has gone on.
+                            // By the third lap every record names a successor.
                             if hopsLeft < count, worker.pointee.foresight.guess(0) == records[(i + 1) % count] { hits += 1 }
                             if hopsLeft > 0 { try links[(i + 1) % count].0.send(hopsLeft - 1) } else { links.forEach { $0.0.close() } }
                         }

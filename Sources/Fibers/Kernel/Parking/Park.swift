@@ -71,13 +71,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// Ends the parks of all waiters in a list, in order.
     @inline(__always)
     package func wakeAll(_ list: inout WaitList, _ outcome: Outcome) {
-        while !list.isLong, let node = list.popFirst() { _ = unpark(node.pointee.waiter, outcome) }
-        if _slowPath(!list.isEmpty) { wakeMany(&list, outcome) }
-    }
-
-    @inline(never)
-    private func wakeMany(_ list: inout WaitList, _ outcome: Outcome) {
-        while !list.isEmpty { list.popBatch().forEach { _ = unpark($0.pointee.waiter, outcome) } }
+        while let node = list.popFirstOfAll() { _ = unpark(node.pointee.waiter, outcome) }
     }
 }
 

@@ -92,12 +92,11 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         nonmutating set { pointee.touches.0 = UnsafeRawPointer(bitPattern: newValue.map { UInt(bitPattern: $0.toOpaque()) | 2 } ?? 0) }
     }
 
-    /// Fetches the registers and the frame nearest to them, and what the end of the life touches: for the next of many fibers, each of which does little.
+    /// Fetches the saved registers and the frame next to them: for one of many fibers, each of which does little in its turn.
     @inline(__always)
-    func prefetchEnds() {
+    func prefetchContext() {
         let sp = UInt(bitPattern: pointee.sp)
         for line in 0..<3 { cfiber_prefetch(UnsafeRawPointer(bitPattern: sp &+ UInt(bitPattern: line &* 64))) }
-        cfiber_prefetch(UnsafeRawPointer(self) + 64)
     }
 
     /// Fetches what the fiber will touch when it goes on: its frames nearest to the switch. `sp` must be at hand.
@@ -116,10 +115,10 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         cfiber_prefetch(UnsafeRawPointer(bitPattern: other &+ 32))
     }
 
-    /// Notes memory that the fiber will touch when it goes on: something that it waits for without a `Wait`, and what lies in two lines.
+    /// Notes two pieces of memory that the fiber will touch when it resumes: for a fiber that waits without a `Wait`.
     func noteTouches(_ first: UnsafeRawPointer, _ second: UnsafeRawPointer?) { pointee.touches = (first, second) }
 
-    /// The fiber that will probably go on a while after this one: a hint, which may name any fiber of the worker's stacks, also between lives. What the fiber waits for without a `Wait` takes its place.
+    /// The fiber that will probably go on a while after this one: a hint, which may name any fiber of the worker's stacks, also between lives. `noteTouches` overwrites it.
     var foreseen: FiberPointer? {
         @inline(__always) get {
             let word = UInt(bitPattern: pointee.touches.1)

@@ -16,7 +16,7 @@ package struct Foresight {
     /// With so many fibers what they touch is mostly in the second cache, and to fetch it would only take instructions.
     static var fibersInCache: Int { 1024 }
 
-    /// Those that went on last, in a ring: `count` places have been taken.
+    /// The fibers that resumed last, as a ring buffer; `count` have been noted so far.
     private let recent: UnsafeMutablePointer<FiberPointer>
     private var count: UInt32 = 0
 
@@ -44,7 +44,7 @@ package struct Foresight {
         for i in 0..<Int(Self.batch) { cfiber_prefetch(batch[i].foreseen) }
     }
 
-    /// Who goes on after so many others, 0 for the next.
+    /// The fiber that will probably resume after `others` more switches: 0 asks for the next one.
     package func guess(_ others: UInt32) -> FiberPointer? { recent[Int((count &+ others) % Self.distance)].foreseen }
 }
 

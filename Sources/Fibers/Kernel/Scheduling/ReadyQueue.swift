@@ -83,14 +83,14 @@ struct ReadyQueue {
         return first
     }
 
-    /// Each record lies in a page of its own. A prefetch that misses in the TLB holds up all that comes after it until the page tables have been walked, so the walks are done at once for so many fibers.
+    /// How many records are fetched together. Each lies in a page of its own, and a prefetch that misses the TLB stalls the CPU until its page walk ends; walks that start together overlap.
     /// A power of two, and a divisor of the ring's size.
     private static var batch: UInt32 { 8 }
 
     /// Before the next fiber is taken, `prefetchBatch` is due.
     @inline(__always) var isAtBatch: Bool { head & (Self.batch - 1) == 0 }
 
-    /// Fetches the records of the fibers that come a batch later, and where there are many the frames of those that come now, whose records are there.
+    /// Fetches the records of the batch after the next. With a long queue, it also fetches the frames of the next batch, whose records have arrived by now.
     @inline(never)
     func prefetchBatch() {
         let count = tail &- head
@@ -99,7 +99,7 @@ struct ReadyQueue {
         let later = ring + Int((head &+ Self.batch) & mask)
         for i in 0..<Int(Self.batch) { cfiber_prefetch(later[i]) }
         guard isLong else { return }
-        for i in 0..<Int(Self.batch) { now[i].unsafelyUnwrapped.prefetchEnds() }
+        for i in 0..<Int(Self.batch) { now[i].unsafelyUnwrapped.prefetchContext() }
     }
 
     /// The fiber whose turn is next, for prefetching.
