@@ -99,14 +99,14 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         for line in 0..<3 { cfiber_prefetch(UnsafeRawPointer(bitPattern: sp &+ UInt(bitPattern: line &* 64))) }
     }
 
-    /// Fetches what the fiber will touch when it goes on: its frames nearest to the switch. `sp` must be at hand.
+    /// Fetches what the fiber will touch when it goes on: its frames nearest to the switch, as far as those of `serve` and `withTimeout` around a read. `sp` must be at hand.
     ///
     /// A call: within each of the places that switch it keeps the compiler from inlining those.
     @inline(never)
     func prefetchFrames() {
         // By numbers: a pointer that may be nil would be tested for each line.
         let sp = UInt(bitPattern: pointee.sp)
-        for line in 0..<8 { cfiber_prefetch(UnsafeRawPointer(bitPattern: sp &+ UInt(bitPattern: line &* 64))) }
+        for line in 0..<11 { cfiber_prefetch(UnsafeRawPointer(bitPattern: sp &+ UInt(bitPattern: line &* 64))) }
         cfiber_prefetch(pointee.touches.0)
         let other = UInt(bitPattern: pointee.touches.1)
         // Another fiber's stack: its time comes later.
