@@ -273,14 +273,14 @@ import Testing
         return Int(clamping: limit.rlim_cur)
     }
 
-    /// Memory of this process that is in memory.
+    /// Memory of this process's own that is in memory. Pages of code do not count: the kernel reads many of them at once, when one is first needed.
     private var residentBytes: Int {
         let fd = open("/proc/self/statm", O_RDONLY | O_CLOEXEC)
         guard fd >= 0 else { return 0 }
         defer { close(fd) }
         var text = [UInt8](repeating: 0, count: 200)
         let count = read(fd, &text, text.count)
-        let fields = String(decoding: text.prefix(max(0, count)), as: UTF8.self).split(separator: " ")
-        return fields.count > 1 ? (Int(fields[1]) ?? 0) * sysconf(Int32(_SC_PAGESIZE)) : 0
+        let pages = String(decoding: text.prefix(max(0, count)), as: UTF8.self).split(separator: " ").compactMap { Int($0) }
+        return pages.count > 2 ? (pages[1] - pages[2]) * sysconf(Int32(_SC_PAGESIZE)) : 0
     }
 #endif

@@ -70,7 +70,8 @@ enum Process {
         return -1
     }
 
-    static var residentBytes: Int { status("VmRSS") }
+    /// Memory of the process's own that is in memory. Pages of code do not count: how many of those the kernel reads at once is not the program's doing.
+    static var residentBytes: Int { status("RssAnon") }
     static var pageTableBytes: Int { status("VmPTE") }
     static var threads: Int { status("Threads") }
     /// Memory that the machine could still give out.

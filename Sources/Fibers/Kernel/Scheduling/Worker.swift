@@ -61,7 +61,6 @@ struct WorkerLoad: ~Copyable {
 
 /// Counters of one worker, for tests and diagnostics.
 package struct WorkerStatistics: BitwiseCopyable, Sendable {
-    package var spawned = 0
     package var polls = 0
     package var sleeps = 0
     package var staleEvents = 0
