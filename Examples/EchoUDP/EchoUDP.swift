@@ -45,8 +45,7 @@ struct EchoUDP {
         while first < batch.count {
             do {
                 return try socket.sendBatch(batch, from: first)
-            } catch {
-                if error.code == .closed || error.code == .cancelled { throw error }
+            } catch let error as IOError where error.code != .closed {
                 printNow("an answer was not sent: \(error)")
                 first += error.datagramsTransferred + 1
             }

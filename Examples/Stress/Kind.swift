@@ -103,8 +103,8 @@ final class Job {
     // Sockets, each counted when it is opened and when it is closed.
 
     /// Connects to one of the round's servers.
-    func connect(to address: SocketAddress, timeout: Duration? = nil) throws -> TCPStream {
-        let stream = try opened { try TCPStream.connect(to: address, timeout: timeout) }
+    func connect(to address: SocketAddress) throws -> TCPStream {
+        let stream = try opened { try TCPStream.connect(to: address) }
         Account.connections.left += 1
         return stream
     }

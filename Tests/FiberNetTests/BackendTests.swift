@@ -63,7 +63,7 @@ extension NetTests {
         func waits_endAtTheirDeadline_andWhenTheyAreCancelled(backend: TestBackend) throws {
             try inRuntime(backend.configure()) {
                 let (a, b) = try TCPStream.pair()
-                expect(.timedOut) { _ = try a.read(upTo: 1, timeout: .milliseconds(2)) }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(2)) { try a.read(upTo: 1) } }
                 let reader = try Fiber.spawnLocal { failure { _ = try a.read(upTo: 1) } }
                 letOthersRun()
                 reader.cancel()
@@ -92,10 +92,10 @@ extension NetTests {
                 var received: [UInt8] = []
                 while true {
                     do {
-                        let bytes = try a.read(upTo: 64, timeout: .microseconds(30))
+                        let bytes = try withTimeout(.microseconds(30)) { try a.read(upTo: 64) }
                         if bytes.isEmpty { break }
                         received += bytes
-                    } catch let error as IOError where error.code == .timedOut {}
+                    } catch is TimeoutError {}
                 }
                 try writer.join()
                 expect(same(received, sent))
@@ -159,7 +159,7 @@ extension NetTests {
                     // By the time the fiber runs it has a connection, or the backend has one that nobody wants.
                     listener.close()
                     if try server.join()?.code == .closed {
-                        do { expect(try client.read(upTo: 1, timeout: .seconds(10)).isEmpty) } catch let error as IOError {
+                        do { expect(try withTimeout(.seconds(10)) { try client.read(upTo: 1) }.isEmpty) } catch let error as IOError {
                             expect(error.code == .reset, "\(error)")
                         }
                     }
@@ -204,7 +204,7 @@ extension NetTests {
                             order.append(hours)
                         }
                     }
-                    try group.spawnLocal { expect(.timedOut) { _ = try a.read(upTo: 1, timeout: .seconds(9000)) } }
+                    try group.spawnLocal { expect(.timedOut) { _ = try withTimeout(.seconds(9000)) { try a.read(upTo: 1) } } }
                 }
                 b.close()
                 return order

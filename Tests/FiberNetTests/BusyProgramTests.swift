@@ -70,7 +70,7 @@ extension NetTests {
                 do {
                     try starting.join()
                     expect(false, "it was started")
-                } catch { expect(isCancellation(error), "\(error)") }
+                } catch { expect(error is CancellationError, "\(error)") }
                 gate.open()
                 try letPoolSettle()
                 expect(pauses.value == 1, "\(pauses.value)")

@@ -26,7 +26,7 @@ extension NetTests {
                 for limit in [Duration.zero, .microseconds(50)] {
                     let clock = ContinuousClock()
                     let start = clock.now
-                    var inner: IOError?
+                    var inner: Failure?
                     var reads = 0
                     let outside = thrown {
                         try withTimeout(limit) {
@@ -36,8 +36,8 @@ extension NetTests {
                                     received += try way.read(server, upTo: 1)
                                     reads += 1
                                 }
-                            } catch let error as IOError {
-                                inner = error
+                            } catch {
+                                inner = Failure(error: error)
                                 throw error
                             }
                         }
@@ -216,8 +216,8 @@ extension NetTests {
                 client.cancel()
                 expect(try client.join()?.code == .cancelled)
                 expect(connected <= 2 * budget + 1, "\(connected) connected")
-                for _ in 0..<connected { _ = net.keep(try listener.accept(timeout: .zero)) }
-                expect(.timedOut) { _ = try listener.accept(timeout: .zero) }
+                for _ in 0..<connected { _ = net.keep(try withTimeout(.zero) { try listener.accept() }) }
+                expect(.timedOut) { _ = try withTimeout(.zero) { try listener.accept() } }
             }
         }
 
@@ -393,7 +393,9 @@ extension NetTests {
                     while isOpen {
                         switch bound {
                         case .timeout:
-                            isOpen = try server.readAvailable(timeout: .seconds(60)) { try server.writeAll($0, timeout: .seconds(60)) }
+                            isOpen = try withTimeout(.seconds(60)) {
+                                try server.readAvailable { bytes in try withTimeout(.seconds(60)) { try server.writeAll(bytes) } }
+                            }
                         case .scope, .scopeAroundAll:
                             isOpen = try withTimeout(.seconds(60)) { try server.readAvailable { try server.writeAll($0) } }
                         case .nestedScopes:
@@ -407,7 +409,7 @@ extension NetTests {
 
                 func receive() throws -> Bool {
                     switch bound {
-                    case .timeout: try client.readAvailable(timeout: .seconds(60)) { _ in }
+                    case .timeout: try withTimeout(.seconds(60)) { try client.readAvailable { _ in } }
                     default: try withTimeout(.seconds(60)) { try client.readAvailable { _ in } }
                     }
                 }
@@ -435,7 +437,7 @@ private func expectEnded(_ name: String, _ call: @escaping () throws -> Void, so
     func callOften() throws {
         while true {
             do { try call() } catch {
-                if isCancellation(error) { throw error }
+                if error is CancellationError || error is TimeoutError { throw error }
             }
             count += 1
         }
@@ -453,7 +455,9 @@ private func expectEnded(_ name: String, _ call: @escaping () throws -> Void, so
 /// Writes as many letters as the connection holds, and returns them when all have arrived.
 private func fill(_ client: TCPStream, _ server: TCPStream) throws -> [UInt8] {
     let letters = letters(1_000_000)
-    let count = failure { try client.writeAll(letters, timeout: .zero) }?.bytesTransferred ?? letters.count
+    let count =
+        failure(writing: { written in try withTimeout(.zero) { try client.writeAll(letters, written: &written) } })?.written
+        ?? letters.count
     expect(count > 100_000, "\(count) bytes are too few")
     return Array(letters.prefix(count))
 }

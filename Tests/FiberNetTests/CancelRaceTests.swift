@@ -38,7 +38,7 @@ extension NetTests {
                         ended += 1
                     }
                     // What it did not take is there for the next.
-                    while counter.missing > 0 { counter.take(try server.read(upTo: 100, timeout: .seconds(10))) }
+                    while counter.missing > 0 { counter.take(try withTimeout(.seconds(10)) { try server.read(upTo: 100) }) }
                 }
                 counter.expectInOrder()
                 client.close()
@@ -80,7 +80,7 @@ extension NetTests {
                     expect(taken.count >= readers.count - gone.count)
                     // Which of them was served first is another test's business.
                     counter.take(sorted: taken)
-                    while counter.missing > 0 { counter.take(try server.read(upTo: 100, timeout: .seconds(10))) }
+                    while counter.missing > 0 { counter.take(try withTimeout(.seconds(10)) { try server.read(upTo: 100) }) }
                 }
                 counter.expectInOrder()
             }
@@ -105,8 +105,9 @@ extension NetTests {
                     let size = round % 4 == 3 ? Int.random(in: 1...10_000, using: &random) : .random(in: 40_000...300_000, using: &random)
                     let sent = letters(size, seed: UInt64(round))
                     var received: [UInt8] = []
+                    var written = 0
                     let outcome = try moment.race {
-                        try way.write(sent, to: client)
+                        try way.write(sent, to: client, written: &written)
                         return []
                     } against: {
                         received += takeAll(try server.fd)
@@ -118,7 +119,7 @@ extension NetTests {
                         whole += 1
                     case .failure(let error):
                         moment.expectEnd(error, "round \(round)")
-                        count = (error as? IOError)?.bytesTransferred ?? -1
+                        count = written
                         ended += 1
                     }
                     // Then another fiber's, in order.
@@ -159,10 +160,10 @@ extension NetTests {
                     } else {
                         accepted += 1
                     }
-                    if stream == nil && !clients.isEmpty { stream = try listener.accept(timeout: .seconds(10)) }
+                    if stream == nil && !clients.isEmpty { stream = try withTimeout(.seconds(10)) { try listener.accept() } }
                     expect(try stream?.readExactly(1) == (clients.isEmpty ? nil : [UInt8(round % 251)]), "round \(round)")
                     clients.forEach { close($0) }
-                    expect(.timedOut) { _ = try listener.accept(timeout: .zero) }
+                    expect(.timedOut) { _ = try withTimeout(.zero) { try listener.accept() } }
                 }
             }
             #expect(accepted > rounds / 10 && ended > rounds / 10, "\(accepted) accepted, \(ended) ended")
@@ -198,7 +199,11 @@ extension NetTests {
                     } else {
                         ready += 1
                     }
-                    if isForeign { try waitReadable(input, timeout: .seconds(10)) } else { try b.waitReadable(timeout: .seconds(10)) }
+                    if isForeign {
+                        try withTimeout(.seconds(10)) { try waitReadable(input) }
+                    } else {
+                        try withTimeout(.seconds(10)) { try b.waitReadable() }
+                    }
                     try other?.join()
                     var byte: UInt8 = 0
                     expect(try read(isForeign ? fds[0] : b.fd, &byte, 1) == 1)
@@ -217,7 +222,7 @@ extension NetTests {
                 let limit = Duration.milliseconds(1)
                 for way in ReadWay.allCases {
                     var bytes: [UInt8] = []
-                    var second: IOError?
+                    var second: Failure?
                     var outside: (any Error)?
                     var isCancelled = (inside: false, outside: true)
                     let reader = try Fiber.spawnLocal {
@@ -256,7 +261,7 @@ extension NetTests {
                 for way in ReadWay.allCases {
                     var bytes: [UInt8] = []
                     let reader = try Fiber.spawnLocal {
-                        bytes = try way.read(server, timeout: .milliseconds(1))
+                        bytes = try withTimeout(.milliseconds(1)) { try way.read(server) }
                         expect(!Fiber.isCancelled)
                         return try way.read(server)
                     }
@@ -409,9 +414,8 @@ private final class Moment {
 
     /// The error is the right one for the way in which the last call was ended.
     func expectEnd(_ error: any Error, _ place: String = "") {
-        let error = error as? IOError
-        expect(error?.code == (limit == nil ? .cancelled : .timedOut), "\(place): \(String(describing: error))")
-        expect(error?.timeout?.limit == limit, "\(place): \(String(describing: error))")
+        let failure = Failure(error: error)
+        expect(failure.code == (limit == nil ? .cancelled : .timedOut) && failure.timeout?.limit == limit, "\(place): \(error)")
     }
 }
 

@@ -38,7 +38,16 @@ enum Ending: Sendable, CaseIterable, CustomTestStringConvertible {
 func end(
     _ ending: Ending, after limit: Duration = .milliseconds(4), meanwhile: () throws -> Void = {},
     sourceLocation: SourceLocation = #_sourceLocation, _ call: @escaping () throws -> Void
-) throws -> IOError? {
+) throws -> Failure? {
+    try end(ending, after: limit, meanwhile: meanwhile, sourceLocation: sourceLocation, writing: { _ in try call() })
+}
+
+/// The same for a write, which says how much of it went.
+@discardableResult
+func end(
+    _ ending: Ending, after limit: Duration = .milliseconds(4), meanwhile: () throws -> Void = {},
+    sourceLocation: SourceLocation = #_sourceLocation, writing call: @escaping (inout Int) throws -> Void
+) throws -> Failure? {
     let subject = Subject(call)
     let clock = ContinuousClock()
     let start = clock.now
@@ -86,7 +95,7 @@ func end(
             outside = thrown { try handle.join() }
             expect(outside is CancellationError, "\(String(describing: outside))", sourceLocation: sourceLocation)
         }
-        expect((first.error as? IOError) == (subject.error as? IOError), sourceLocation: sourceLocation)
+        expect(first.error is CancellationError && subject.error is CancellationError, sourceLocation: sourceLocation)
         try meanwhile()
     case .deadline:
         let handle = try Fiber.spawnLocal { try withTimeout(limit) { try subject.run() } }
@@ -110,7 +119,7 @@ func end(
         try meanwhile()
         outside = thrown { try handle.join() }
         expectTimeout(outside)
-        expect((between as? IOError)?.code == .cancelled, "\(String(describing: between))", sourceLocation: sourceLocation)
+        expect(between is CancellationError, "\(String(describing: between))", sourceLocation: sourceLocation)
     case .group:
         outside = thrown {
             try withFiberGroup { group in
@@ -153,27 +162,30 @@ func end(
         expectTimeout(outside)
     }
 
-    let error = subject.error as? IOError
+    let failure = subject.error.map { Failure(error: $0, written: subject.written) }
     expect(
-        error?.code == (ending == .deadline ? .timedOut : .cancelled) && error?.errno == nil,
-        "\(ending): \(String(describing: subject.error)) was thrown", sourceLocation: sourceLocation)
-    expect(
-        error?.timeout == (ending == .deadline ? outside as? TimeoutError : nil), "\(ending): \(String(describing: error?.timeout))",
+        failure?.code == (ending == .deadline ? .timedOut : .cancelled), "\(ending): \(String(describing: subject.error)) was thrown",
         sourceLocation: sourceLocation)
-    return error
+    if ending == .deadline { expect(failure?.timeout == outside as? TimeoutError, sourceLocation: sourceLocation) }
+    return failure
 }
 
 /// A call and what became of it.
 private final class Subject {
-    private let call: () throws -> Void
+    private let call: (inout Int) throws -> Void
     private(set) var error: (any Error)?
+    private(set) var written = 0
     private(set) var isDone = false
 
-    init(_ call: @escaping () throws -> Void) { self.call = call }
+    init(_ call: @escaping (inout Int) throws -> Void) { self.call = call }
 
     func run() throws {
-        defer { isDone = true }
-        do { try call() } catch {
+        var written = 0
+        defer {
+            self.written = written
+            isDone = true
+        }
+        do { try call(&written) } catch {
             self.error = error
             throw error
         }
@@ -192,24 +204,24 @@ enum ReadWay: Sendable, CaseIterable {
     case intoSpan, intoMemory, upTo, lent
 
     /// At most `limit` bytes; `lent` may give more.
-    func read(_ stream: TCPStream, upTo limit: Int = 100, timeout: Duration? = nil) throws -> [UInt8] {
+    func read(_ stream: TCPStream, upTo limit: Int = 100) throws -> [UInt8] {
         switch self {
         case .intoSpan:
             var array = [UInt8](repeating: 0, count: limit)
             var span = array.mutableSpan
             var bytes = span.mutableBytes
-            let count = try stream.read(into: &bytes, timeout: timeout)
+            let count = try stream.read(into: &bytes)
             return Array(array.prefix(count))
         case .intoMemory:
             let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: limit, alignment: 1)
             defer { memory.deallocate() }
-            let count = try stream.read(into: memory, timeout: timeout)
+            let count = try stream.read(into: memory)
             return Array(memory.prefix(count))
         case .upTo:
-            return try stream.read(upTo: limit, timeout: timeout)
+            return try stream.read(upTo: limit)
         case .lent:
             var bytes: [UInt8] = []
-            _ = try stream.readAvailable(timeout: timeout) { span in span.withUnsafeBytes { bytes += $0 } }
+            _ = try stream.readAvailable { span in span.withUnsafeBytes { bytes += $0 } }
             return bytes
         }
     }
@@ -219,15 +231,28 @@ enum WriteWay: Sendable, CaseIterable {
     case span, array, string, pieces, twoSpans
 
     /// Writes bytes, which are ASCII, all at once.
-    func write(_ bytes: [UInt8], to stream: TCPStream, timeout: Duration? = nil) throws {
+    func write(_ bytes: [UInt8], to stream: TCPStream, written: inout Int) throws {
         switch self {
-        case .span: try stream.writeAll(bytes.span.bytes, timeout: timeout)
-        case .array: try stream.writeAll(bytes, timeout: timeout)
-        case .string: try stream.writeAll(String(decoding: bytes, as: UTF8.self), timeout: timeout)
-        case .pieces: try stream.writeAll(pieces: pieces(bytes), timeout: timeout)
+        case .span: try stream.writeAll(bytes.span.bytes, written: &written)
+        case .array: try stream.writeAll(bytes, written: &written)
+        case .string: try stream.writeAll(String(decoding: bytes, as: UTF8.self), written: &written)
+        case .pieces: try stream.writeAll(pieces: pieces(bytes), written: &written)
         case .twoSpans:
             let head = Array(bytes.prefix(bytes.count / 3)), tail = Array(bytes.dropFirst(bytes.count / 3))
-            try stream.writeAll(head.span.bytes, tail.span.bytes, timeout: timeout)
+            try stream.writeAll(head.span.bytes, tail.span.bytes, written: &written)
+        }
+    }
+
+    /// The same by the forms that do not say how much was written.
+    func write(_ bytes: [UInt8], to stream: TCPStream) throws {
+        switch self {
+        case .span: try stream.writeAll(bytes.span.bytes)
+        case .array: try stream.writeAll(bytes)
+        case .string: try stream.writeAll(String(decoding: bytes, as: UTF8.self))
+        case .pieces: try stream.writeAll(pieces: pieces(bytes))
+        case .twoSpans:
+            let head = Array(bytes.prefix(bytes.count / 3)), tail = Array(bytes.dropFirst(bytes.count / 3))
+            try stream.writeAll(head.span.bytes, tail.span.bytes)
         }
     }
 
@@ -281,8 +306,10 @@ func fillUp(_ stream: TCPStream) throws -> Int {
     var sent = 0
     let block = pattern(1_000_000)
     for _ in 0..<100 {
-        sent += failure { try stream.writeAll(block, timeout: .milliseconds(5)) }?.bytesTransferred ?? block.count
-        if failure({ try stream.waitWritable(timeout: .milliseconds(250)) })?.code == .timedOut { return sent }
+        sent +=
+            failure(writing: { written in try withTimeout(.milliseconds(5)) { try stream.writeAll(block, written: &written) } })?.written
+            ?? block.count
+        if failure({ try withTimeout(.milliseconds(250)) { try stream.waitWritable() } })?.code == .timedOut { return sent }
     }
     throw TestError(text: "there was always room again, after \(sent) bytes")
 }

@@ -19,7 +19,7 @@ extension NetTests {
                 defer { raw.deallocate() }
                 let waits: [() throws -> Void] = [
                     { _ = try server.read(upTo: 10) }, { _ = try server.read(into: raw) }, { _ = try server.readAvailable { _ in } },
-                    { try server.waitReadable() }, { _ = try server.read(upTo: 10, timeout: .seconds(60)) },
+                    { try server.waitReadable() }, { _ = try withTimeout(.seconds(60)) { try server.read(upTo: 10) } },
                 ]
                 let readers = try waits.map { wait in try Fiber.spawnLocal { failure(wait) } }
                 letOthersRun()
@@ -256,7 +256,7 @@ extension NetTests {
                 var replacement: (TCPStream, TCPStream)?
                 var first: Int?
                 let readers = try (0..<2).map { i in
-                    try Fiber.spawnLocal { () -> IOError? in
+                    try Fiber.spawnLocal { () -> Failure? in
                         if let error = failure({ try pairs[i].server.waitReadable() }) { return error }
                         first = i
                         let other = pairs[1 - i].server

@@ -57,7 +57,7 @@ extension NetTests {
                             let ofListener = failure { _ = try TCPListener.bind(to: .loopback(port: 9)) }
                             limit.rlim_cur = usual
                             setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                            for error in [error, ofHost?.attempts.first?.error, ofListener] {
+                            for error in [error?.io, ofHost?.attempts.first?.error, ofListener?.io] {
                                 #expect(error?.code == .resources && error?.subject == "127.0.0.1:9")
                             }
                             #expect(ofHost?.description.contains("socket for 127.0.0.1:9") == true)
@@ -93,7 +93,7 @@ extension NetTests {
             // TCP to a multicast address: the kernel refuses it before a packet leaves.
             try inRuntime {
                 let address = try SocketAddress(host: "224.0.0.1", port: 9)
-                let error = expect(.unreachable) { _ = try TCPStream.connect(to: address, timeout: .seconds(5)) }
+                let error = expect(.unreachable) { _ = try withTimeout(.seconds(5)) { try TCPStream.connect(to: address) } }
                 expect(error?.subject == "224.0.0.1:9")
             }
         }
@@ -104,9 +104,9 @@ extension NetTests {
                 let (listener, _) = try fullListener(net)
                 let clock = ContinuousClock()
                 let start = clock.now
-                expect(.timedOut) { _ = try TCPStream.connect(to: listener.address, timeout: .milliseconds(30)) }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(30)) { try TCPStream.connect(to: listener.address) } }
                 expect(clock.now - start >= .milliseconds(30))
-                expect(.timedOut) { _ = try TCPStream.connect(to: listener.address, timeout: .zero) }
+                expect(.timedOut) { _ = try withTimeout(.zero) { try TCPStream.connect(to: listener.address) } }
             }
         }
 
@@ -116,7 +116,7 @@ extension NetTests {
                 let (listener, _) = try fullListener(net)
                 var turns = 0
                 let waiting = try Fiber.spawnLocal {
-                    failure { _ = try TCPStream.connect(to: listener.address, timeout: .milliseconds(30)) }
+                    failure { _ = try withTimeout(.milliseconds(30)) { try TCPStream.connect(to: listener.address) } }
                 }
                 while !waiting.fiber.isFinished {
                     turns += 1
@@ -171,7 +171,7 @@ extension NetTests {
                                 gone.close()
                                 let before = openSockets
                                 for _ in 0..<20 {
-                                    _ = failure { _ = try TCPStream.connect(to: listener.address, timeout: .milliseconds(1)) }
+                                    _ = failure { _ = try withTimeout(.milliseconds(1)) { try TCPStream.connect(to: listener.address) } }
                                     _ = failure { _ = try TCPStream.connect(to: address) }
                                 }
                                 expect(openSockets == before)
@@ -208,9 +208,9 @@ func fullListener(_ net: Net) throws -> (TCPListener, [TCPStream]) {
     var queued: [TCPStream] = []
     while queued.count < 20 {
         var stream: TCPStream?
-        let error = failure { stream = net.keep(try TCPStream.connect(to: listener.address, timeout: .milliseconds(20))) }
+        let error = failure { stream = net.keep(try withTimeout(.milliseconds(20)) { try TCPStream.connect(to: listener.address) }) }
         if error?.code == .timedOut { return (listener, queued) }
-        if let error { throw error }
+        if let error { throw error.error }
         queued.append(stream!)
     }
     throw TestError(text: "a listener with a backlog of 0 took 20 connections")

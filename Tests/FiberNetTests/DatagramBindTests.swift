@@ -102,7 +102,7 @@ extension NetTests {
                 let error = expect(.addressInUse) { try member.join(group, interface: loopback) }
                 expect(error?.operation == "join" && error?.subject == group.description)
                 try sender.send("to the group", to: group)
-                let received = try member.receive(upTo: 100, timeout: .seconds(20))
+                let received = try withTimeout(.seconds(20)) { try member.receive(upTo: 100) }
                 expect(received.bytes == Array("to the group".utf8) && received.sender == sender.address)
                 try member.leave(group, interface: loopback)
                 try sender.send("without it", to: group)

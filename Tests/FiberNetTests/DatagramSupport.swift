@@ -43,14 +43,14 @@ final class FullReceiver {
 
     func send(_ text: String, timeout: Duration? = nil) throws {
         if isConnected {
-            try sender.send(text, timeout: timeout)
+            try withTimeout(timeout) { try sender.send(text) }
         } else {
-            try sender.send(text, to: receiver.address, timeout: timeout)
+            try withTimeout(timeout) { try sender.send(text, to: receiver.address) }
         }
     }
 
     func fits(_ text: String) throws -> Bool {
-        let error = failure { try send(text, timeout: .zero) }
+        let error = failure { try withTimeout(.zero) { try send(text) } }
         expect(error == nil || error?.code == .timedOut, "\(String(describing: error))")
         return error == nil
     }
@@ -91,22 +91,24 @@ enum ReceiveWay: Sendable, CaseIterable {
             var array = [UInt8](repeating: 0, count: limit)
             var span = array.mutableSpan
             var bytes = span.mutableBytes
-            let info = try socket.receive(into: &bytes, timeout: timeout)
+            let info = try withTimeout(timeout) { try socket.receive(into: &bytes) }
             return Received(Array(array.prefix(info.byteCount)), info)
         case .intoMemory:
             let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: limit, alignment: 1)
             defer { memory.deallocate() }
-            let info = try socket.receive(into: memory, timeout: timeout)
+            let info = try withTimeout(timeout) { try socket.receive(into: memory) }
             return Received(Array(memory.prefix(info.byteCount)), info)
         case .upTo:
-            return Received(try socket.receive(upTo: limit, timeout: timeout))
+            return Received(try withTimeout(timeout) { try socket.receive(upTo: limit) })
         case .lent:
-            return try socket.receiveAvailable(timeout: timeout) { span, info in
-                Received(span.withUnsafeBytes { Array($0) }, info)
+            return try withTimeout(timeout) {
+                try socket.receiveAvailable { span, info in
+                    Received(span.withUnsafeBytes { Array($0) }, info)
+                }
             }
         case .batch:
             let batch = DatagramBatch(capacity: 3, datagramSize: limit)
-            let count = try socket.receiveBatch(into: batch, max: 1, timeout: timeout)
+            let count = try withTimeout(timeout) { try socket.receiveBatch(into: batch, max: 1) }
             expect(count == 1 && batch.count == 1)
             return Received(batch[0])
         }
@@ -119,16 +121,16 @@ enum SendWay: Sendable, CaseIterable {
     /// Sends bytes, which are ASCII, to an address, or to the peer for nil.
     func send(_ bytes: [UInt8], _ socket: UDPSocket, to address: SocketAddress? = nil, timeout: Duration? = nil) throws {
         switch (self, address) {
-        case (.span, let address?): try socket.send(bytes.span.bytes, to: address, timeout: timeout)
-        case (.span, nil): try socket.send(bytes.span.bytes, timeout: timeout)
-        case (.array, let address?): try socket.send(bytes, to: address, timeout: timeout)
-        case (.array, nil): try socket.send(bytes, timeout: timeout)
-        case (.string, let address?): try socket.send(String(decoding: bytes, as: UTF8.self), to: address, timeout: timeout)
-        case (.string, nil): try socket.send(String(decoding: bytes, as: UTF8.self), timeout: timeout)
+        case (.span, let address?): try withTimeout(timeout) { try socket.send(bytes.span.bytes, to: address) }
+        case (.span, nil): try withTimeout(timeout) { try socket.send(bytes.span.bytes) }
+        case (.array, let address?): try withTimeout(timeout) { try socket.send(bytes, to: address) }
+        case (.array, nil): try withTimeout(timeout) { try socket.send(bytes) }
+        case (.string, let address?): try withTimeout(timeout) { try socket.send(String(decoding: bytes, as: UTF8.self), to: address) }
+        case (.string, nil): try withTimeout(timeout) { try socket.send(String(decoding: bytes, as: UTF8.self)) }
         case (.batch, _):
             let batch = DatagramBatch(capacity: 2, datagramSize: max(1, bytes.count))
             try batch.append(bytes, to: address)
-            try socket.sendBatch(batch, timeout: timeout)
+            try withTimeout(timeout) { try socket.sendBatch(batch) }
         }
     }
 }

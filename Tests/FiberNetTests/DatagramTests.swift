@@ -244,14 +244,14 @@ extension NetTests {
                 let gone = try net.receiver(), client = try net.client(of: gone)
                 gone.close()
                 var calls: [(String, () throws -> Void)] = []
-                for way in ReceiveWay.allCases { calls.append(("receive", { _ = try way.receive(client, timeout: .zero) })) }
+                for way in ReceiveWay.allCases { calls.append(("receive", { _ = try withTimeout(.zero) { try way.receive(client) } })) }
                 for way in SendWay.allCases { calls.append(("send", { try way.send([1], client) })) }
                 for (name, call) in calls {
                     try client.send("nobody there")
                     // Of the datagram before; the next call knows nothing of it.
                     let error = expect(.refused, call)
                     expect(error?.operation == name && error?.errno == .connectionRefused, "\(String(describing: error))")
-                    expect(.timedOut) { _ = try client.receive(upTo: 1, timeout: .zero) }
+                    expect(.timedOut) { _ = try withTimeout(.zero) { try client.receive(upTo: 1) } }
                 }
                 let back = net.keep(try UDPSocket.bind(to: gone.address))
                 try client.send("somebody there")
@@ -283,7 +283,7 @@ extension NetTests {
                 let gone = try net.receiver(), client = try net.receiver()
                 gone.close()
                 for _ in 0..<3 { try client.send("nobody there", to: gone.address) }
-                expect(.timedOut) { _ = try client.receive(upTo: 1, timeout: .zero) }
+                expect(.timedOut) { _ = try withTimeout(.zero) { try client.receive(upTo: 1) } }
             }
         }
 

@@ -31,10 +31,9 @@ extension NetTests {
             try withNet(transport) { net in
                 let server = try net.receiver(), client = try net.client(of: server)
                 for way in ReceiveWay.allCases {
-                    let error = try end(ending) { _ = try way.receive(server) }
-                    expect(error?.operation == "receive", "\(way): \(String(describing: error))")
+                    try end(ending) { _ = try way.receive(server) }
                     try client.send("all of it")
-                    expect(try way.receive(server, timeout: .seconds(10)).bytes == Array("all of it".utf8), "\(way)")
+                    expect(try withTimeout(.seconds(10)) { try way.receive(server) }.bytes == Array("all of it".utf8), "\(way)")
                 }
                 expect(server.isOpen)
             }
@@ -48,7 +47,7 @@ extension NetTests {
                     try client.send("there")
                     let error = try end(.cancelledBefore) { _ = try way.receive(server) }
                     expect(error?.code == .cancelled)
-                    expect(try way.receive(server, timeout: .zero).bytes == Array("there".utf8), "\(way)")
+                    expect(try withTimeout(.zero) { try way.receive(server) }.bytes == Array("there".utf8), "\(way)")
                 }
             }
         }
@@ -60,8 +59,8 @@ extension NetTests {
                 let clock = ContinuousClock()
                 for way in ReceiveWay.allCases {
                     let start = clock.now
-                    let error = expect(.timedOut) { _ = try way.receive(server, timeout: .milliseconds(3)) }
-                    expect(clock.now - start >= .milliseconds(3) && error?.timeout == nil && error?.operation == "receive")
+                    expect(.timedOut) { _ = try withTimeout(.milliseconds(3)) { try way.receive(server) } }
+                    expect(clock.now - start >= .milliseconds(3))
                 }
             }
         }
@@ -127,7 +126,7 @@ extension NetTests {
                 let (first, second) = try UDPSocket.pair()
                 try first.setOption(.sendBufferSize, to: 8192)
                 var count = 0
-                while failure({ try first.send(letters(1000), timeout: .zero) }) == nil { count += 1 }
+                while failure({ try withTimeout(.zero) { try first.send(letters(1000)) } }) == nil { count += 1 }
                 expect(count > 0)
                 let sender = try Fiber.spawnLocal { try first.send("late") }
                 letOthersRun()
@@ -143,13 +142,10 @@ extension NetTests {
             try withNet(.unix) { net in
                 let full = try FullReceiver(net, isConnected: isConnected)
                 for way in SendWay.allCases {
-                    let error = try end(ending) {
-                        try way.send(Array("never".utf8), full.sender, to: isConnected ? nil : full.receiver.address)
-                    }
-                    expect(error?.operation == (isConnected ? "send" : "send to") && error?.datagramsTransferred == 0, "\(way)")
+                    try end(ending) { try way.send(Array("never".utf8), full.sender, to: isConnected ? nil : full.receiver.address) }
                 }
                 try full.receiveAll()
-                expect(.timedOut) { _ = try full.receiver.receive(upTo: 1, timeout: .zero) }
+                expect(.timedOut) { _ = try withTimeout(.zero) { try full.receiver.receive(upTo: 1) } }
                 try full.send("works")
                 expect(try full.receiver.receive(upTo: 100).bytes == Array("works".utf8))
             }
@@ -161,12 +157,11 @@ extension NetTests {
                 let server = try net.receiver(), client = try net.client(of: server)
                 for way in SendWay.allCases {
                     for address in [nil, server.address] {
-                        let error = try end(.cancelledBefore) { try way.send([1], client, to: address) }
-                        expect(error?.subject == address?.description)
+                        try end(.cancelledBefore) { try way.send([1], client, to: address) }
                     }
                 }
                 try end(.cancelledBefore) { try client.connect(to: server.address) }
-                expect(.timedOut) { _ = try server.receive(upTo: 1, timeout: .zero) }
+                expect(.timedOut) { _ = try withTimeout(.zero) { try server.receive(upTo: 1) } }
             }
         }
 
@@ -180,7 +175,7 @@ extension NetTests {
                 full.sender.close()
                 for sender in senders { expect(try sender.join()?.code == .closed) }
                 try full.receiveAll()
-                expect(.timedOut) { _ = try full.receiver.receive(upTo: 1, timeout: .zero) }
+                expect(.timedOut) { _ = try withTimeout(.zero) { try full.receiver.receive(upTo: 1) } }
             }
         }
 
@@ -219,7 +214,7 @@ extension NetTests {
                 let full = try FullReceiver(net, isConnected: false), other = try net.receiver()
                 let waiting = try (0..<3).map { _ in try Fiber.spawnLocal { try full.send("late") } }
                 letOthersRun()
-                for i in 0..<5 { try full.sender.send([UInt8(i)], to: other.address, timeout: .zero) }
+                for i in 0..<5 { try withTimeout(.zero) { try full.sender.send([UInt8(i)], to: other.address) } }
                 for i in 0..<5 { expect(try other.receive(upTo: 1).bytes == [UInt8(i)]) }
                 expect(!waiting.contains { $0.fiber.isFinished })
                 try full.receiveAll()

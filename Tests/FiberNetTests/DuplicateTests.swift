@@ -47,7 +47,7 @@ extension NetTests {
                     defer { close(duplicate) }
                     // Its second descriptor is likely to have the number under which the stream was known.
                     let foreign = FileDescriptor(rawValue: duplicate)
-                    expect(.timedOut) { try waitReadable(foreign, timeout: .zero) }
+                    expect(.timedOut) { try withTimeout(.zero) { try waitReadable(foreign) } }
                     let waiter = try Fiber.spawnLocal { try waitReadable(foreign) }
                     letOthersRun()
                     try client.writeAll("for the duplicate")
@@ -102,7 +102,7 @@ extension NetTests {
         @Test func closedListener_wakesNobody_whileItsDuplicateListens() throws {
             try withNet(.ipv4) { net in
                 let listener = try net.listener()
-                expect(.timedOut) { _ = try listener.accept(timeout: .milliseconds(1)) }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(1)) { try listener.accept() } }
                 let duplicate = try listener.withFileDescriptor { fcntl($0.rawValue, F_DUPFD_CLOEXEC, 500) }
                 defer { close(duplicate) }
                 listener.close()
@@ -127,7 +127,7 @@ extension NetTests {
             try withNet(transport) { net in
                 let socket = net.keep(try UDPSocket.bind(to: transport.freshAddress))
                 let sender = net.keep(try UDPSocket.connect(to: socket.address))
-                expect(.timedOut) { _ = try socket.receive(upTo: 1, timeout: .milliseconds(1)) }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(1)) { try socket.receive(upTo: 1) } }
                 let duplicate = try socket.withFileDescriptor { fcntl($0.rawValue, F_DUPFD_CLOEXEC, 0) }
                 defer { close(duplicate) }
                 socket.close()

@@ -53,7 +53,7 @@ extension NetTests {
                             starting.cancel()
                             _ = try? starting.join()
                             let child = try Subprocess.spawn(.init("sleep", ["100"]))
-                            expect(.timedOut) { try child.wait(timeout: .milliseconds(1)) }
+                            expect(.timedOut) { _ = try withTimeout(.milliseconds(1)) { try child.wait() } }
                             try child.kill()
                             expect(try child.wait() == (endsAreRemembered ? .signalled(.kill) : .unknown))
                             expect(try child.wait() == child.status)

@@ -159,10 +159,10 @@ extension NetTests {
         func accept_timesOut_whenNobodyConnects(transport: Transport) throws {
             try withNet(transport) { net in
                 let listener = try net.listener()
-                expect(.timedOut) { _ = try listener.accept(timeout: .milliseconds(2)) }
-                expect(.timedOut) { _ = try listener.accept(timeout: .zero) }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(2)) { try listener.accept() } }
+                expect(.timedOut) { _ = try withTimeout(.zero) { try listener.accept() } }
                 _ = net.keep(try TCPStream.connect(to: listener.address))
-                _ = net.keep(try listener.accept(timeout: .zero))
+                _ = net.keep(try withTimeout(.zero) { try listener.accept() })
             }
         }
 
@@ -183,10 +183,10 @@ extension NetTests {
         func waitReadable_onAListener_waitsForAClient(transport: Transport) throws {
             try withNet(transport) { net in
                 let listener = try net.listener()
-                expect(.timedOut) { try listener.waitReadable(timeout: .milliseconds(1)) }
+                expect(.timedOut) { try withTimeout(.milliseconds(1)) { try listener.waitReadable() } }
                 _ = net.keep(try TCPStream.connect(to: listener.address))
                 try listener.waitReadable()
-                _ = net.keep(try listener.accept(timeout: .zero))
+                _ = net.keep(try withTimeout(.zero) { try listener.accept() })
             }
         }
 
@@ -212,7 +212,7 @@ extension NetTests {
                 // Linux hands the dead connection out; what matters is that the listener goes on.
                 var found: [[UInt8]] = []
                 while found.last != Array("second".utf8) {
-                    let stream = net.keep(try listener.accept(timeout: .seconds(5)))
+                    let stream: TCPStream = net.keep(try withTimeout(.seconds(5)) { try listener.accept() })
                     found.append((try? stream.read(upTo: 10)) ?? [])
                 }
                 expect(found.count <= 2)
@@ -272,7 +272,7 @@ extension NetTests {
                             let listener = try net.listener()
                             _ = net.keep(try TCPStream.connect(to: listener.address))
                             let taken = takeAllDescriptors()
-                            expect(.timedOut) { _ = try listener.accept(timeout: .milliseconds(20)) }
+                            expect(.timedOut) { _ = try withTimeout(.milliseconds(20)) { try listener.accept() } }
                             let waiting = try Fiber.spawnLocal { failure { _ = try listener.accept() } }
                             letOthersRun()
                             listener.close()

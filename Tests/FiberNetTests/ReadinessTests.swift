@@ -25,9 +25,9 @@ extension NetTests {
                 expect(!ready)
                 try client.writeAll("x")
                 try waiter.join()
-                try server.waitReadable(timeout: .zero)
-                expect(try server.read(upTo: 10, timeout: .zero) == Array("x".utf8))
-                expect(.timedOut) { try server.waitReadable(timeout: .milliseconds(1)) }
+                try withTimeout(.zero) { try server.waitReadable() }
+                expect(try withTimeout(.zero) { try server.read(upTo: 10) } == Array("x".utf8))
+                expect(.timedOut) { try withTimeout(.milliseconds(1)) { try server.waitReadable() } }
             }
         }
 
@@ -48,7 +48,7 @@ extension NetTests {
         func waitWritable_waits_whileTheBufferIsFull(transport: Transport) throws {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
-                try client.waitWritable(timeout: .zero)
+                try withTimeout(.zero) { try client.waitWritable() }
                 let sent = try fillUp(client)
                 let waiter = try Fiber.spawnLocal { try client.waitWritable() }
                 letOthersRun()
@@ -70,7 +70,7 @@ extension NetTests {
                         return recv(fd.rawValue, &buffer, buffer.count, 0)
                     }
                     expect(read == "\(i)".utf8.count)
-                    expect(.timedOut) { try server.waitReadable(timeout: .zero) }
+                    expect(.timedOut) { try withTimeout(.zero) { try server.waitReadable() } }
                 }
                 let reader = try Fiber.spawnLocal { try server.read(upTo: 10) }
                 letOthersRun()
@@ -100,7 +100,7 @@ extension NetTests {
                 let fds = try makePipe(nonBlocking: true)
                 defer { fds.forEach { close($0) } }
                 let (input, output) = (FileDescriptor(rawValue: fds[0]), FileDescriptor(rawValue: fds[1]))
-                expect(.timedOut) { try waitReadable(input, timeout: .milliseconds(1)) }
+                expect(.timedOut) { try withTimeout(.milliseconds(1)) { try waitReadable(input) } }
                 try waitWritable(output)
                 let waiter = try Fiber.spawnLocal { try waitReadable(input) }
                 letOthersRun()
@@ -110,7 +110,7 @@ extension NetTests {
                 // Full: writing waits until somebody reads.
                 let block = [UInt8](repeating: 0, count: 65_536)
                 while write(fds[1], block, block.count) > 0 {}
-                expect(.timedOut) { try waitWritable(output, timeout: .milliseconds(1)) }
+                expect(.timedOut) { try withTimeout(.milliseconds(1)) { try waitWritable(output) } }
                 let writer = try Fiber.spawnLocal { try waitWritable(output) }
                 letOthersRun()
                 var sink = block
@@ -150,7 +150,7 @@ extension NetTests {
             try inRuntime {
                 let fds = try makePipe()
                 defer { fds.forEach { close($0) } }
-                expect(.timedOut) { try waitReadable(FileDescriptor(rawValue: fds[0]), timeout: .milliseconds(1)) }
+                expect(.timedOut) { try withTimeout(.milliseconds(1)) { try waitReadable(FileDescriptor(rawValue: fds[0])) } }
                 expect(fcntl(fds[0], F_GETFL) & O_NONBLOCK == 0)
                 expect(write(fds[1], "x", 1) == 1)
                 try waitReadable(FileDescriptor(rawValue: fds[0]))
@@ -209,7 +209,7 @@ extension NetTests {
 
         @Test func wait_throws_forANumberThatIsNotOpen() throws {
             try inRuntime {
-                let error = expect(.system) { try waitReadable(FileDescriptor(rawValue: 9_999), timeout: .milliseconds(1)) }
+                let error = expect(.system) { try withTimeout(.milliseconds(1)) { try waitReadable(FileDescriptor(rawValue: 9_999)) } }
                 expect(error?.errno == .badFileDescriptor)
             }
         }
@@ -220,7 +220,7 @@ extension NetTests {
                 defer { close(fd) }
                 let waiters = try (0..<3).map { _ in try Fiber.spawnLocal { try waitReadable(FileDescriptor(rawValue: fd)) } }
                 letOthersRun()
-                expect(.timedOut) { try waitReadable(FileDescriptor(rawValue: fd), timeout: .milliseconds(1)) }
+                expect(.timedOut) { try withTimeout(.milliseconds(1)) { try waitReadable(FileDescriptor(rawValue: fd)) } }
                 // It can be written to all the while.
                 try waitWritable(FileDescriptor(rawValue: fd))
                 expect(write(fd, [1 as UInt64], 8) == 8)

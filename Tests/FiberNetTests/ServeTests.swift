@@ -129,14 +129,14 @@ extension NetTests {
         @Test func drain_letsFinish_andCancelsTheRest_whenItsTimeIsOver() throws {
             try withNet(.ipv4) { net in
                 let listener = try net.listener()
-                var ends: [IOError.Code] = []
+                var ends: [Failure.Code] = []
                 let serving = try Fiber.spawnLocal {
                     let onError = { (error: any Error) in expect(false, "a cancelled handler's error was reported") }
                     return try listener.serve(draining: .milliseconds(100), onError: onError) { stream in
                         do {
                             while try stream.readAvailable({ try stream.writeAll($0) }) {}
-                        } catch let error as IOError {
-                            ends.append(error.code)
+                        } catch {
+                            ends.append(Failure(error: error).code)
                             throw error
                         }
                     }

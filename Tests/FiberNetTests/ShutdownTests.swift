@@ -14,7 +14,7 @@ extension NetTests {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
                 let sent = pattern(scaled(8_000_000, sanitized: 1_000_000))
-                let writer = try Fiber.spawnLocal { failure { try client.writeAll(sent, timeout: .seconds(10)) } }
+                let writer = try Fiber.spawnLocal { failure { try withTimeout(.seconds(10)) { try client.writeAll(sent) } } }
                 letOthersRun()
                 expect(!writer.fiber.isFinished)
                 try client.shutdown(half)
@@ -31,9 +31,9 @@ extension NetTests {
                 let (client, _) = try net.narrowPair()
                 let block = [UInt8](repeating: 7, count: 8_000_000)
                 let ways: [() throws -> Void] = [
-                    { try client.writeAll(block, timeout: .seconds(10)) },
-                    { try client.writeAll(pieces: [[1], block], timeout: .seconds(10)) },
-                    { try client.writeAll(block.span.bytes, block.span.bytes, timeout: .seconds(10)) },
+                    { try withTimeout(.seconds(10)) { try client.writeAll(block) } },
+                    { try withTimeout(.seconds(10)) { try client.writeAll(pieces: [[1], block]) } },
+                    { try withTimeout(.seconds(10)) { try client.writeAll(block.span.bytes, block.span.bytes) } },
                 ]
                 let writers = try ways.map { way in try Fiber.spawnLocal { failure(way) } }
                 letOthersRun()
@@ -49,12 +49,12 @@ extension NetTests {
         func waitWritable_returns_whenItsHalfIsShutDown(transport: Transport) throws {
             try withNet(transport) { net in
                 let (client, _) = try net.narrowPair()
-                _ = failure { try client.writeAll([UInt8](repeating: 7, count: 8_000_000), timeout: .milliseconds(1)) }
-                let waiters = try (0..<2).map { _ in try Fiber.spawnLocal { try client.waitWritable(timeout: .seconds(10)) } }
+                _ = failure { try withTimeout(.milliseconds(1)) { try client.writeAll([UInt8](repeating: 7, count: 8_000_000)) } }
+                let waiters = try (0..<2).map { _ in try Fiber.spawnLocal { try withTimeout(.seconds(10)) { try client.waitWritable() } } }
                 letOthersRun()
                 try client.shutdown(.write)
                 for waiter in waiters { try waiter.join() }
-                try client.waitWritable(timeout: .seconds(10))
+                try withTimeout(.seconds(10)) { try client.waitWritable() }
                 expect(.reset) { try client.writeAll("x") }
             }
         }
@@ -66,10 +66,10 @@ extension NetTests {
             try withNet(transport) { net in
                 let (client, _) = try net.narrowPair()
                 let file = try File.open(path)
-                let sender = try Fiber.spawnLocal { failure { try client.send(file, timeout: .seconds(10)) } }
+                let sender = try Fiber.spawnLocal { failure { _ = try withTimeout(.seconds(10)) { try client.send(file) } } }
                 // It waits for the peer once nothing more goes.
                 expect(.timedOut) {
-                    while true { try client.waitWritable(timeout: .milliseconds(300)) }
+                    while true { try withTimeout(.milliseconds(300)) { try client.waitWritable() } }
                 }
                 expect(!sender.fiber.isFinished)
                 try client.shutdown(.write)
@@ -83,8 +83,8 @@ extension NetTests {
         func readersInLine_allSeeTheEnd_whenTheirHalfIsShutDown(transport: Transport, half: TCPStream.Half) throws {
             try withNet(transport) { net in
                 let (client, _) = try net.pair()
-                let readers = try (0..<3).map { _ in try Fiber.spawnLocal { try client.read(upTo: 10, timeout: .seconds(10)) } }
-                let waiter = try Fiber.spawnLocal { try client.waitReadable(timeout: .seconds(10)) }
+                let readers = try (0..<3).map { _ in try Fiber.spawnLocal { try withTimeout(.seconds(10)) { try client.read(upTo: 10) } } }
+                let waiter = try Fiber.spawnLocal { try withTimeout(.seconds(10)) { try client.waitReadable() } }
                 letOthersRun()
                 expect(readers.allSatisfy { !$0.fiber.isFinished })
                 try client.shutdown(half)

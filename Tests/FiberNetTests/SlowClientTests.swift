@@ -46,8 +46,8 @@ import Testing
             let acceptor = try Fiber.spawnLocal {
                 while let stream = try listener.next() {
                     self.accepted += 1
-                    let hasScope = self.accepted % 2 == 0
-                    try Fiber.spawnLocal { try self.serve(stream, hasScope) }
+                    let limitsReads = self.accepted % 2 == 0
+                    try Fiber.spawnLocal { try self.serve(stream, limitsReads: limitsReads) }
                 }
             }
 
@@ -91,20 +91,26 @@ import Testing
             try acceptor.join()
         }
 
-        /// Echoes until the client is silent for too long, by the timeout of the call or by that of a scope.
-        private func serve(_ stream: TCPStream, _ hasScope: Bool) throws {
+        /// Echoes until the client is silent for too long, by a limit for each read or for each round.
+        private func serve(_ stream: TCPStream, limitsReads: Bool) throws {
             var last = clock.now
             func echo(_ span: RawSpan) throws {
                 bytes += span.byteCount
                 try stream.writeAll(span)
             }
             do {
-                while try hasScope
-                    ? withTimeout(idle, { try stream.readAvailable(echo) }) : stream.readAvailable(timeout: idle, echo)
-                { last = clock.now }
+                if limitsReads {
+                    while case let data = try withTimeout(idle, { try stream.read(upTo: 16) }), !data.isEmpty {
+                        bytes += data.count
+                        try stream.writeAll(data)
+                        last = clock.now
+                    }
+                } else {
+                    while try withTimeout(idle, { try stream.readAvailable(echo) }) { last = clock.now }
+                }
                 ended += 1
             } catch {
-                guard (error as? TimeoutError)?.limit == idle && hasScope || (error as? IOError)?.code == .timedOut && !hasScope else {
+                guard (error as? TimeoutError)?.limit == idle else {
                     throw error
                 }
                 silences.append(clock.now - last)
@@ -176,7 +182,7 @@ import Testing
                     defer { unread.removeFirst(end + 1) }
                     return String(decoding: unread[..<end], as: UTF8.self)
                 }
-                let bytes = try control.read(upTo: 1_000, timeout: .seconds(60))
+                let bytes = try withTimeout(.seconds(60)) { try control.read(upTo: 1_000) }
                 if bytes.isEmpty { throw TestError(text: "the clients are gone") }
                 unread += bytes
             }

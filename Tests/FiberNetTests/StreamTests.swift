@@ -226,9 +226,9 @@ extension NetTests {
                 letOthersRun()
                 let nothing: [UInt8] = []
                 // A timeout, so that a wait ends in an error here and not in a hang.
-                expect(nil) { try a.writeAll([], timeout: .zero) }
-                expect(nil) { try a.writeAll(pieces: [[], []], timeout: .zero) }
-                expect(nil) { try a.writeAll(nothing.span.bytes, nothing.span.bytes, timeout: .zero) }
+                expect(nil) { try withTimeout(.zero) { try a.writeAll([]) } }
+                expect(nil) { try withTimeout(.zero) { try a.writeAll(pieces: [[], []]) } }
+                expect(nil) { try withTimeout(.zero) { try a.writeAll(nothing.span.bytes, nothing.span.bytes) } }
                 expect(try b.readExactly(4_000_000).count == 4_000_000)
                 try writer.join()
             }
@@ -326,12 +326,12 @@ extension NetTests {
                 let (client, server) = try net.pair()
                 let raw = UnsafeMutableRawBufferPointer.allocate(byteCount: 2, alignment: 1)
                 defer { raw.deallocate() }
-                expect(.timedOut) { _ = try server.read(upTo: 10, timeout: .milliseconds(2)) }
-                expect(.timedOut) { _ = try server.read(into: raw, timeout: .milliseconds(2)) }
-                expect(.timedOut) { _ = try server.readAvailable(timeout: .milliseconds(2)) { _ in } }
-                expect(.timedOut) { try server.waitReadable(timeout: .milliseconds(2)) }
-                expect(.timedOut) { _ = try server.read(upTo: 10, timeout: .zero) }
-                expect(.timedOut) { _ = try server.read(upTo: 10, timeout: .seconds(-1)) }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(2)) { try server.read(upTo: 10) } }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(2)) { try server.read(into: raw) } }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(2)) { try server.readAvailable { _ in } } }
+                expect(.timedOut) { try withTimeout(.milliseconds(2)) { try server.waitReadable() } }
+                expect(.timedOut) { _ = try withTimeout(.zero) { try server.read(upTo: 10) } }
+                expect(.timedOut) { _ = try withTimeout(.seconds(-1)) { try server.read(upTo: 10) } }
                 try client.writeAll("after")
                 expect(try server.readExactly(5) == Array("after".utf8), "a timeout ends the wait, not the stream")
             }
@@ -344,7 +344,7 @@ extension NetTests {
                 defer { b.close() }
                 let clock = ContinuousClock()
                 let start = clock.now
-                expect(.timedOut) { _ = try a.read(upTo: 1, timeout: .milliseconds(20)) }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(20)) { try a.read(upTo: 1) } }
                 expect(clock.now - start >= .milliseconds(20))
             }
         }
@@ -354,7 +354,7 @@ extension NetTests {
             try withNet(transport) { net in
                 let (client, server) = try net.pair()
                 try client.writeAll("there")
-                expect(try server.read(upTo: 10, timeout: .zero) == Array("there".utf8))
+                expect(try withTimeout(.zero) { try server.read(upTo: 10) } == Array("there".utf8))
             }
         }
 
@@ -363,8 +363,8 @@ extension NetTests {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
                 let sent = pattern(scaled(8_000_000, sanitized: 1_000_000))
-                let error = expect(.timedOut) { try client.writeAll(sent, timeout: .milliseconds(10)) }
-                let count = error?.bytesTransferred ?? 0
+                var count = 0
+                expect(.timedOut) { try withTimeout(.milliseconds(10)) { try client.writeAll(sent, written: &count) } }
                 expect(count > 0 && count < sent.count)
                 client.close()
                 expect(same(try server.readToEnd(), Array(sent.prefix(count))))

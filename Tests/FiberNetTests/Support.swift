@@ -235,10 +235,66 @@ func waitUntil(sourceLocation: SourceLocation = #_sourceLocation, _ condition: (
     throw TestError(text: "waited in vain")
 }
 
-/// The error that a call throws, nil when it throws none or another kind of error.
-func failure(_ body: () throws -> Void) -> IOError? {
-    do { try body() } catch { return error as? IOError }
+/// The error that a call throws.
+func failure(_ body: () throws -> Void) -> Failure? {
+    do { try body() } catch { return Failure(error: error) }
     return nil
+}
+
+/// The error that a write throws, and how much it says was written; an `IOError` must say the same.
+func failure(writing body: (inout Int) throws -> Void) -> Failure? {
+    var written = 0
+    do { try body(&written) } catch {
+        let failure = Failure(error: error, written: written)
+        if let io = failure.io { expect(max(io.bytesTransferred, io.datagramsTransferred) >= written, "\(io), and not \(written)") }
+        return failure
+    }
+    return nil
+}
+
+/// An error of a call that waits, as tests compare it: either something has ended the wait, or it is about the world.
+struct Failure: Equatable, CustomStringConvertible {
+    enum Code: Hashable {
+        /// `CancellationError`.
+        case cancelled
+        /// `TimeoutError`.
+        case timedOut
+        /// `IOError`.
+        case world(IOError.Code)
+        /// Any other error.
+        case other
+
+        static let closed = Code.world(.closed)
+        static let refused = Code.world(.refused)
+        static let reset = Code.world(.reset)
+        static let unreachable = Code.world(.unreachable)
+        static let addressInUse = Code.world(.addressInUse)
+        static let addressNotAvailable = Code.world(.addressNotAvailable)
+        static let notPermitted = Code.world(.notPermitted)
+        static let tooLarge = Code.world(.tooLarge)
+        static let resources = Code.world(.resources)
+        static let unsupported = Code.world(.unsupported)
+        static let system = Code.world(.system)
+        static let notFound = Code.world(.notFound)
+        static let exists = Code.world(.exists)
+        static let limitExceeded = Code.world(.limitExceeded)
+    }
+
+    let error: any Error
+    /// What a write has said about itself.
+    var written = 0
+
+    var io: IOError? { error as? IOError }
+    var timeout: TimeoutError? { error as? TimeoutError }
+    var code: Code { error is CancellationError ? .cancelled : timeout != nil ? .timedOut : io.map { .world($0.code) } ?? .other }
+    var errno: Errno? { io?.errno }
+    var operation: String? { io?.operation }
+    var subject: String? { io?.subject }
+    var bytesTransferred: Int { io?.bytesTransferred ?? 0 }
+    var datagramsTransferred: Int { io?.datagramsTransferred ?? 0 }
+    var description: String { "\(error)" }
+
+    static func == (a: Failure, b: Failure) -> Bool { a.code == b.code && a.io == b.io && a.timeout == b.timeout }
 }
 
 // MARK: Expectations
@@ -251,20 +307,15 @@ func expect(_ condition: Bool, _ comment: @autoclosure () -> String = "", source
     if !condition { Issue.record("it is not so \(comment())", sourceLocation: sourceLocation) }
 }
 
-/// Expects a call to throw an `IOError` of a code, or nothing for nil; returns the error.
+/// Expects a call to throw an error of a code, or nothing for nil; returns the error.
 @discardableResult
-func expect(_ code: IOError.Code?, sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void) -> IOError? {
-    let wanted = code.map { "\($0)" } ?? "no error"
-    do {
-        try body()
-        if code != nil { Issue.record("no error was thrown, expected: \(wanted)", sourceLocation: sourceLocation) }
-    } catch {
-        if (error as? IOError)?.code != code || code == nil {
-            Issue.record("\(error) was thrown, expected: \(wanted)", sourceLocation: sourceLocation)
-        }
-        return error as? IOError
+func expect(_ code: Failure.Code?, sourceLocation: SourceLocation = #_sourceLocation, _ body: () throws -> Void) -> Failure? {
+    let failure = failure(body)
+    if failure?.code != code {
+        let (seen, wanted) = (failure.map { "\($0)" } ?? "no error", code.map { "\($0)" } ?? "no error")
+        Issue.record("\(seen) was thrown, expected: \(wanted)", sourceLocation: sourceLocation)
     }
-    return nil
+    return failure
 }
 
 #if compiler(>=6.2)

@@ -15,7 +15,7 @@ extension NetTests {
             let (client, server) = try net.pair()
             try client.setOption(.receiveBufferSize, to: 16 * 1024)
             try server.setOption(.sendBufferSize, to: 400_000)
-            try server.writeAll(Self.response, timeout: .seconds(10))
+            try withTimeout(.seconds(10)) { try server.writeAll(Self.response) }
             return (client, server)
         }
 

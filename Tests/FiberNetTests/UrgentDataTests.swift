@@ -22,12 +22,14 @@ extension NetTests {
                 let stream: DescriptorStream = try server.withFileDescriptor { try DescriptorStream.adopt($0, closing: false) }
                 let read: () throws -> [UInt8] = {
                     switch way {
-                    case .read: return try server.read(upTo: 100, timeout: .seconds(10))
+                    case .read: return try withTimeout(.seconds(10)) { try server.read(upTo: 100) }
                     case .readAvailable:
                         var bytes: [UInt8] = []
-                        _ = try server.readAvailable(timeout: .seconds(10)) { span in span.withUnsafeBytes { bytes = Array($0) } }
+                        _ = try withTimeout(.seconds(10)) {
+                            try server.readAvailable { span in span.withUnsafeBytes { bytes = Array($0) } }
+                        }
                         return bytes
-                    case .descriptorStream: return try stream.read(upTo: 100, timeout: .seconds(10))
+                    case .descriptorStream: return try withTimeout(.seconds(10)) { try stream.read(upTo: 100) }
                     }
                 }
                 try whileSignalsCome {
@@ -56,7 +58,7 @@ extension NetTests {
                     let reader = try Fiber.spawnLocal { try server.read(upTo: 10) }
                     letOthersRun()
                     expect(try send(client.fd, "!", 1, Int32(MSG_OOB)) == 1)
-                    expect(.timedOut) { _ = try server.read(upTo: 10, timeout: .milliseconds(20)) }
+                    expect(.timedOut) { _ = try withTimeout(.milliseconds(20)) { try server.read(upTo: 10) } }
                     expect(!reader.fiber.isFinished)
                     try client.writeAll("behind")
                     expect(try reader.join() == Array("behind".utf8))

@@ -191,11 +191,13 @@ extension NetTests {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
                 let first = try Fiber.spawnLocal { try client.writeAll([UInt8](repeating: 1, count: 2_000_000)) }
-                let second = try Fiber.spawnLocal { failure { try client.writeAll([2], timeout: .milliseconds(2)) } }
+                let second = try Fiber.spawnLocal {
+                    failure(writing: { written in try withTimeout(.milliseconds(2)) { try client.writeAll([2], written: &written) } })
+                }
                 let third = try Fiber.spawnLocal { try client.writeAll([3]) }
                 let error = try second.join()
                 expect(error?.code == .timedOut)
-                expect(error?.bytesTransferred == 0)
+                expect(error?.written == 0)
                 expect(runs(try server.readExactly(2_000_001)).map(\.byte) == [1, 3])
                 try first.join()
                 try third.join()
@@ -214,8 +216,8 @@ extension NetTests {
                     let first = try Fiber.spawnLocal { try a.writeAll([UInt8](repeating: 1, count: size)) }
                     let receiver = try b.fd
                     try waitUntil { unread(receiver) == size - 1 }
-                    let second = try Fiber.spawnLocal { failure { try a.writeAll([2], timeout: .milliseconds(3)) } }
-                    let third = try Fiber.spawnLocal { failure { try a.writeAll([3], timeout: .seconds(2)) } }
+                    let second = try Fiber.spawnLocal { failure { try withTimeout(.milliseconds(3)) { try a.writeAll([2]) } } }
+                    let third = try Fiber.spawnLocal { failure { try withTimeout(.seconds(2)) { try a.writeAll([3]) } } }
                     letOthersRun()
                     let taken = drain(receiver)
                     // No other fiber runs meanwhile.
@@ -224,7 +226,7 @@ extension NetTests {
                     while clock.now - start < .milliseconds(4) {}
                     try first.join()
                     expect(try second.join()?.code == .timedOut)
-                    if let error = try third.join() { throw error }
+                    if let error = try third.join() { throw error.error }
                     expect(try b.readExactly(size + 1 - taken).last == 3)
                 }
             }
@@ -235,10 +237,12 @@ extension NetTests {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
                 let first = try Fiber.spawnLocal {
-                    failure { try client.writeAll([UInt8](repeating: 1, count: 8_000_000), timeout: .milliseconds(5)) }
+                    let block = [UInt8](repeating: 1, count: 8_000_000)
+                    return failure(writing: { written in try withTimeout(.milliseconds(5)) { try client.writeAll(block, written: &written) }
+                    })
                 }
                 let second = try Fiber.spawnLocal { try client.writeAll([2]) }
-                let count = try first.join()?.bytesTransferred ?? 0
+                let count = try first.join()?.written ?? 0
                 expect(count > 0)
                 let bytes = try server.readExactly(count + 1)
                 try second.join()
@@ -294,7 +298,7 @@ extension NetTests {
         func readerWithATimeout_leavesTheOthersInLine(transport: Transport) throws {
             try withNet(transport) { net in
                 let (client, server) = try net.pair()
-                let first = try Fiber.spawnLocal { failure { _ = try server.read(upTo: 1, timeout: .milliseconds(2)) } }
+                let first = try Fiber.spawnLocal { failure { _ = try withTimeout(.milliseconds(2)) { try server.read(upTo: 1) } } }
                 let second = try Fiber.spawnLocal { try server.read(upTo: 1) }
                 expect(try first.join()?.code == .timedOut)
                 try client.writeAll("x")
@@ -363,7 +367,8 @@ private func unread(_ fd: Int32) -> Int {
 
 /// How many bytes the kernel takes in one write before the writer must wait.
 private func room(in a: TCPStream, drainedBy b: TCPStream) throws -> Int {
-    let sent = failure { try a.writeAll([UInt8](repeating: 0, count: 8_000_000), timeout: .zero) }?.bytesTransferred ?? 0
+    let block = [UInt8](repeating: 0, count: 8_000_000)
+    let sent = failure(writing: { written in try withTimeout(.zero) { try a.writeAll(block, written: &written) } })?.written ?? 0
     expect(try b.withFileDescriptor { drain($0.rawValue) } == sent)
     return sent
 }

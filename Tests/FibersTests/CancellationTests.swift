@@ -116,7 +116,7 @@ extension KernelTests {
                 } catch { outside = error }
                 after = fate { try Fiber.sleep(for: .nanoseconds(1)) }
             }
-            #expect(inside.map { Fate(of: $0) } == (wait.isInAGroup ? .cancelled : .timedOut(.milliseconds(20))))
+            #expect(inside.map { Fate(of: $0) } == .timedOut(.milliseconds(20)))
             #expect(outside.map { Fate(of: $0) } == .timedOut(.milliseconds(20)))
             let operation = (outside as? TimeoutError)?.operation ?? ""
             #expect(wait == .join ? operation.hasPrefix(wait.operation) : operation == wait.operation)

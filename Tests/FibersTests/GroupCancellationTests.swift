@@ -168,7 +168,7 @@ extension KernelTests {
                 }
             }
             #expect((error as? TimeoutError)?.limit == .milliseconds(3))
-            #expect(group is CancellationError)
+            #expect((group as? TimeoutError)?.limit == .milliseconds(3))
             #expect(children.count == 3)
             #expect(children.allSatisfy { $0 is CancellationError })
         }

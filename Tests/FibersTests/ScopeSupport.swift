@@ -146,7 +146,4 @@ enum Wait: CaseIterable, Sendable, CustomTestStringConvertible {
         case .park, .parkUntil, .parkInList, .sharedPark: "other"
         }
     }
-
-    /// True where the call itself makes a scope, so that one around the call is not directly around its wait.
-    var isInAGroup: Bool { operation == "the fibers of a group" }
 }

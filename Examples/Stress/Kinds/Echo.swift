@@ -80,7 +80,7 @@ extension Job {
     }
 
     /// Reads some bytes in one of the ways to do so and verifies them; returns how many, nil at the end.
-    func receive(on stream: TCPStream, at position: Int, timeout: Duration? = nil) throws -> Int? {
+    func receive(on stream: TCPStream, at position: Int) throws -> Int? {
         step("read")
         var count = 0
         func verify(_ bytes: UnsafeRawBufferPointer) throws {
@@ -90,13 +90,13 @@ extension Job {
         }
         switch random(0...2) {
         case 0:
-            _ = try stream.readAvailable(timeout: timeout) { data in try data.withUnsafeBytes { try verify($0) } }
+            _ = try stream.readAvailable { data in try data.withUnsafeBytes { try verify($0) } }
         case 1:
-            try stream.read(upTo: size(upTo: 40_000), timeout: timeout).withUnsafeBytes { try verify($0) }
+            try stream.read(upTo: size(upTo: 40_000)).withUnsafeBytes { try verify($0) }
         default:
             var memory = [UInt8](repeating: 0, count: size(upTo: 40_000))
             try memory.withUnsafeMutableBytes { memory in
-                let count = try stream.read(into: memory, timeout: timeout)
+                let count = try stream.read(into: memory)
                 try verify(UnsafeRawBufferPointer(rebasing: memory[..<count]))
             }
         }

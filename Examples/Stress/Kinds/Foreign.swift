@@ -34,7 +34,7 @@ extension Kind {
         var count = 0
         while true {
             job.step("wait until a pipe is readable")
-            do { try waitReadable(output, timeout: .milliseconds(5)) } catch let error as IOError where error.code == .timedOut {
+            do { try withTimeout(.milliseconds(5)) { try waitReadable(output) } } catch is TimeoutError {
                 Count.expectedErrors += 1
                 continue
             }

@@ -153,7 +153,7 @@ extension Job {
         {
             try Violation.unless(Deadline.now >= begun + limit, "a group's timeout of \(limit) ns came after \(Deadline.now - begun) ns")
             throw error
-        } catch  where isCancellation(error) {
+        } catch let error as CancellationError {
             try Violation.unless(Fiber.isCancelled, "a scope around a group let a cancellation pass that is nobody's outside: \(error)")
             throw error
         }
@@ -230,7 +230,7 @@ private final class Branch {
 
     /// Notes how a fiber of the group ends; true when a cancellation is what ends it.
     private func note(_ error: any Error) -> Bool {
-        if Fiber.isCancelled && isCancellation(error) { return true }
+        if Fiber.isCancelled && error is CancellationError { return true }
         failures.append("\(error)")
         isCancelled = true
         return false

@@ -46,15 +46,13 @@ extension Kind {
                 let timeout = writer.chance(2) ? Duration.microseconds(writer.random(0...5000)) : nil
                 writer.step("write among others")
                 do {
-                    try a.writeAll(message, timeout: timeout)
-                    written[number] = message.count
-                } catch let error as IOError
-                    where error.code == .timedOut && timeout != nil || error.code == .cancelled && Fiber.isCancelled
-                {
-                    written[number] = error.bytesTransferred
+                    defer { Account.messages.left += written[number] }
+                    try withTimeout(timeout) { try a.writeAll(message, written: &written[number]) }
+                } catch is TimeoutError where timeout != nil {
+                    Count.expectedErrors += 1
+                } catch is CancellationError where Fiber.isCancelled {
                     Count.expectedErrors += 1
                 }
-                Account.messages.left += written[number]
             }
         }
         let reader = try job.spawn { reader in

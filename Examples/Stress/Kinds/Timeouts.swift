@@ -9,16 +9,16 @@ extension Kind {
         switch job.random(0...4) {
         case 0:
             let (a, b) = try job.pair()
-            try job.timesOut("read with a timeout") { _ = try a.read(upTo: 10, timeout: $0) }
-            try job.timesOut("wait with a timeout") { try b.waitReadable(timeout: $0) }
+            try job.timesOut("read with a timeout") { _ = try a.read(upTo: 10) }
+            try job.timesOut("wait with a timeout") { try b.waitReadable() }
             job.close(a, b)
         case 1:
             let listener = try job.listen(on: .loopback(port: 0))
-            try job.timesOut("accept with a timeout") { _ = try listener.accept(timeout: $0) }
+            try job.timesOut("accept with a timeout") { _ = try listener.accept() }
             job.close(listener)
             let (socket, address) = try job.bindOnly()
             try job.patiently {
-                try job.expect(.refused, "connect to nobody") { _ = try TCPStream.connect(to: address, timeout: .seconds(5)) }
+                try job.expect(.refused, "connect to nobody") { _ = try withTimeout(.seconds(5)) { try TCPStream.connect(to: address) } }
             }
             Glibc.close(socket)
             Account.sockets.right += 1
@@ -27,7 +27,7 @@ extension Kind {
             let address = try SocketAddress.unixAbstract(name: "swift-fibers-stress-\(job.round.options.seed)-\(job.serial)")
             let listener = try job.listen(on: address, backlog: 0)
             let first = try job.opened { try TCPStream.connect(to: address) }
-            try job.patiently { try job.timesOut("connect with a timeout") { _ = try TCPStream.connect(to: address, timeout: $0) } }
+            try job.patiently { try job.timesOut("connect with a timeout") { _ = try TCPStream.connect(to: address) } }
             job.close(first, listener)
         case 3:
             // Connecting to a busy server, with so little time that it may or may not be enough.
@@ -35,19 +35,20 @@ extension Kind {
             let timeout = Duration.microseconds(job.random(0...300))
             do {
                 job.step("connect with little time")
-                job.hangUp(try job.connect(to: addresses[job.random(0...addresses.count - 1)], timeout: timeout))
-            } catch let error as IOError where error.code == .timedOut {
+                job.hangUp(try withTimeout(timeout) { try job.connect(to: addresses[job.random(0...addresses.count - 1)]) })
+            } catch is TimeoutError {
                 Count.expectedErrors += 1
             }
         default:
             let (a, b) = try job.pair()
             let bytes = [UInt8](repeating: 7, count: 1_000_000)
-            let error = try job.timesOut("write with a timeout") { try a.writeAll(bytes, timeout: $0) }
+            var written = 0
+            try job.timesOut("write with a timeout") { try a.writeAll(bytes, written: &written) }
             job.close(a)
             var count = 0
             while try b.readAvailable({ count += $0.byteCount }) {}
             try Violation.unless(
-                count == error.bytesTransferred, "a write that timed out reported \(error.bytesTransferred) bytes; \(count) arrived")
+                count == written, "a write that timed out reported \(written) bytes; \(count) arrived")
             job.close(b)
         }
     }
@@ -70,13 +71,16 @@ extension Job {
         return (fd, .loopback(port: Int(UInt16(bigEndian: address.sin_port))))
     }
 
-    @discardableResult
-    fileprivate func timesOut(_ what: StaticString, _ body: (Duration) throws -> Void) throws -> IOError {
+    /// Runs a wait that nothing ends but a deadline.
+    fileprivate func timesOut(_ what: StaticString, _ body: () throws -> Void) throws {
         let nanoseconds = random(0...Int64(20_000_000))
         let begun = Deadline.now
-        let error = try expect(.timedOut, what) { try body(.nanoseconds(nanoseconds)) }
-        let waited = Deadline.now - begun
-        try Violation.unless(waited >= nanoseconds, "\(what): timed out after \(waited) ns instead of \(nanoseconds) ns")
-        return error
+        step(what)
+        do { try withTimeout(.nanoseconds(nanoseconds), body) } catch is TimeoutError {
+            Count.expectedErrors += 1
+            let waited = Deadline.now - begun
+            return try Violation.unless(waited >= nanoseconds, "\(what): timed out after \(waited) ns instead of \(nanoseconds) ns")
+        }
+        throw Violation("\(what): it ended before its time was over")
     }
 }

@@ -17,7 +17,7 @@ public import SystemPackage
 ///
 /// Reading and writing park the fiber, never the thread. Who reads gets what is there; what several write with `writeAll` is never mixed. Where the
 /// descriptor can be waited for, calls wait on the reactor; where it cannot (regular files, `/dev/null`), threads of the blocking pool make the
-/// calls, as for ``File``, and ``Endpoint/waitReadable(timeout:)`` and ``Endpoint/waitWritable(timeout:)`` throw `unsupported`.
+/// calls, as for ``File``, and ``Endpoint/waitReadable()`` and ``Endpoint/waitWritable()`` throw `unsupported`.
 ///
 /// Writing to a pipe that nobody reads any more throws an ``IOError`` with the code `reset`; SIGPIPE is not raised.
 public final class DescriptorStream: Endpoint {
@@ -73,12 +73,9 @@ public final class DescriptorStream: Endpoint {
     /// - Parameters:
     ///   - path: where it is; relative paths begin at the working directory of the process.
     ///   - access: what may be done with it.
-    ///   - timeout: how long to wait for a reader of a FIFO; nil for ever.
-    /// - Throws: ``IOError`` with `notFound`, `notPermitted`, `resources`, `timedOut`, `cancelled` or `system` (a socket's file cannot be opened:
-    ///   connect to it).
+    /// - Throws: ``IOError`` with `notFound`, `notPermitted`, `resources` or `system` (a socket's file cannot be opened: connect to it); `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
-    public static func open(_ path: String, _ access: File.Access = .read, timeout: Duration? = nil) throws(IOError) -> DescriptorStream {
-        let deadline = Deadline.after(timeout)
+    public static func open(_ path: String, _ access: File.Access = .read) throws -> DescriptorStream {
         let worker = Worker.here("DescriptorStream.open")
         var backoff = Backoff.brief
         while true {
@@ -93,11 +90,7 @@ public final class DescriptorStream: Endpoint {
                     awaitsWriter: opened.kind == CFIBER_KIND_FIFO && access == .read)
             }
             guard opened.result == -ENXIO && opened.kind == CFIBER_KIND_FIFO else { throw IOError(file: Int(opened.result), "open", path) }
-            let hasPaused: Bool
-            do { hasPaused = try worker.pause(&backoff, until: deadline) } catch {
-                throw IOError(error is ResourceError ? -Int(ENOMEM) : IOCode.cancelled, "open", subject: path)
-            }
-            if !hasPaused { throw IOError(IOCode.timedOut, "open", subject: "\(path), a FIFO that nobody reads") }
+            do { try worker.pause(&backoff) } catch is ResourceError { throw IOError(-Int(ENOMEM), "open", subject: path) }
         }
     }
 
@@ -113,13 +106,13 @@ public final class DescriptorStream: Endpoint {
     /// - Parameters:
     ///   - descriptor: an open descriptor, for reading, writing or both.
     ///   - closing: whether the stream owns the descriptor.
-    /// - Throws: ``IOError`` with `resources`, `notPermitted`, `cancelled`, `timedOut` or `system` (no such descriptor, or a negative number).
+    /// - Throws: ``IOError`` with `resources`, `notPermitted` or `system` (no such descriptor, or a negative number); `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
-    public static func adopt(_ descriptor: FileDescriptor, closing: Bool) throws(IOError) -> DescriptorStream {
+    public static func adopt(_ descriptor: FileDescriptor, closing: Bool) throws -> DescriptorStream {
         try adopt(descriptor.rawValue, closing: closing, name: "descriptor \(descriptor.rawValue)")
     }
 
-    static func adopt(_ number: Int32, closing: Bool, name: String) throws(IOError) -> DescriptorStream {
+    static func adopt(_ number: Int32, closing: Bool, name: String) throws -> DescriptorStream {
         // From here on a negative number is an error.
         if number < 0 { throw IOError(-Int(EBADF), "adopt", subject: name) }
         // The owner may close its own while a thread looks at it.
@@ -139,101 +132,106 @@ public final class DescriptorStream: Endpoint {
 
     /// Reads some bytes: as many as are there and fit, at least one, or 0 at the end of the stream. An empty span returns 0 at once.
     ///
-    /// - Throws: ``IOError`` with `closed`, `timedOut`, `cancelled`, `system`.
+    /// - Throws: ``IOError`` with `closed` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled, and then no byte is lost.
     /// - Note: parks
-    public func read(into span: inout MutableRawSpan, timeout: Duration? = nil) throws(IOError) -> Int {
+    public func read(into span: inout MutableRawSpan) throws -> Int {
         if span.byteCount == 0 { return 0 }
         if let file {
-            let bytes = try reading(file, upTo: span.byteCount, timeout)
+            let bytes = try reading(file, upTo: span.byteCount)
             span.withUnsafeMutableBytes { $0.copyBytes(from: bytes) }
             return bytes.count
         }
-        let result = span.withUnsafeMutableBytes { receive($0.baseAddress!, $0.count, until: Deadline.after(timeout)) }
-        if result < 0 { throw IOError(result, "read", subject: name) }
+        let result = span.withUnsafeMutableBytes { receive($0.baseAddress!, $0.count) }
+        if result < 0 { throw failure(result, "read", subject: name) }
         return result
     }
 
     /// Reads some bytes, at most `limit` and at most 1 MiB at once; none at the end of the stream.
     /// - Note: parks
-    public func read(upTo limit: Int, timeout: Duration? = nil) throws(IOError) -> [UInt8] {
+    public func read(upTo limit: Int) throws -> [UInt8] {
         if limit <= 0 { return [] }
-        if let file { return try reading(file, upTo: limit, timeout) }
+        if let file { return try reading(file, upTo: limit) }
         var failure = 0
         let limit = min(limit, 1 << 20)
-        let deadline = Deadline.after(timeout)
         let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
-            let result = receive(buffer.baseAddress!, limit, until: deadline)
+            let result = receive(buffer.baseAddress!, limit)
             if result < 0 { failure = result } else { count = result }
         }
-        if failure < 0 { throw IOError(failure, "read", subject: name) }
+        if failure < 0 { throw FiberNet.failure(failure, "read", subject: name) }
         return bytes
     }
 
     /// The lines from here on, each without its `\n`. See ``Lines``.
     /// - Parameter limit: bytes that a line may have, at least 1.
     public func lines(limit: Int = 1 << 20) -> Lines {
-        Lines(of: name, limit: limit) { (size: Int) throws(IOError) in try self.read(upTo: size) }
+        Lines(of: name, limit: limit) { try self.read(upTo: $0) }
     }
 
     /// The memory is the calling fiber's, which fills it itself.
-    private func receive(_ memory: UnsafeMutableRawPointer, _ count: Int, until deadline: Int64) -> Int {
+    private func receive(_ memory: UnsafeMutableRawPointer, _ count: Int) -> Int {
         requireOwnWorker()
-        return driver.read(descriptor, memory, count, kind: kind, awaitsWriter: awaitsWriter, until: deadline)
+        return driver.read(descriptor, memory, count, kind: kind, awaitsWriter: awaitsWriter)
     }
 
-    private func reading(_ file: File, upTo limit: Int, _ timeout: Duration?) throws(IOError) -> [UInt8] {
-        var bytes: [UInt8] = []
+    private func reading(_ file: File, upTo limit: Int) throws -> [UInt8] {
         guard isOpen else { throw IOError(driver.refuseClosed(), "read", subject: name) }
         // As with other streams, what is asked for is the most that may come, and no measure of the file.
-        try inTime(timeout, "read") { () throws(IOError) in bytes = try file.read(upTo: min(limit, 1 << 20)) }
-        return bytes
+        return try file.read(upTo: min(limit, 1 << 20))
     }
 
     // Writing.
 
-    /// Writes all bytes, in one piece: what other fibers write comes before or after. Returns when the kernel has them.
+    /// Writes all bytes, in one piece: the bytes of other fibers come before or after. Returns when the kernel has them.
     ///
-    /// - Throws: ``IOError`` with `reset` (nobody reads any more), `closed`, `timedOut`, `cancelled`, `system`; its ``IOError/bytesTransferred`` says
-    ///   how many bytes went.
+    /// - Throws: ``IOError`` with `reset` (nobody reads any more), `closed` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled. Some of the bytes may have been written
+    ///   then: ``writeAll(_:written:)-(RawSpan,_)`` tells how many.
     /// - Note: parks
-    public func writeAll(_ span: RawSpan, timeout: Duration? = nil) throws(IOError) {
-        if file != nil {
-            return try writeAll(span.withUnsafeBytes { Array($0) }, timeout: timeout)
-        }
+    public func writeAll(_ span: RawSpan) throws {
+        var written = 0
+        try writeAll(span, written: &written)
+    }
+
+    /// Writes all bytes, and tells how many of them the kernel has, however the call ends.
+    ///
+    /// - Parameter written: set to the number of bytes, also when this throws.
+    /// - Throws: as ``writeAll(_:)-(RawSpan)``.
+    /// - Note: parks
+    public func writeAll(_ span: RawSpan, written: inout Int) throws {
+        if file != nil { return try writeAll(span.withUnsafeBytes { Array($0) }, written: &written) }
         var sent = 0
-        let result = span.withUnsafeBytes { send($0, &sent, until: Deadline.after(timeout)) }
-        if result < 0 { throw IOError(result, "write", subject: name, bytesTransferred: sent) }
+        let result = span.withUnsafeBytes { send($0, &sent) }
+        written = sent
+        if result < 0 { throw failure(result, "write", subject: name, bytesTransferred: sent) }
     }
 
     /// Writes the bytes of an array.
     /// - Note: parks
-    public func writeAll(_ bytes: [UInt8], timeout: Duration? = nil) throws(IOError) {
-        guard let file else { return try writeAll(bytes.span.bytes, timeout: timeout) }
+    public func writeAll(_ bytes: [UInt8]) throws {
+        var written = 0
+        try writeAll(bytes, written: &written)
+    }
+
+    /// Writes the bytes of an array, and tells how many of them the kernel has, however the call ends.
+    /// - Note: parks
+    public func writeAll(_ bytes: [UInt8], written: inout Int) throws {
+        guard let file else { return try writeAll(bytes.span.bytes, written: &written) }
+        written = 0
         guard isOpen else { throw IOError(driver.refuseClosed(), "write", subject: name) }
-        try inTime(timeout, "write") { () throws(IOError) in try file.writeAll(bytes) }
+        try file.writeAll(bytes, written: &written)
     }
 
     /// Writes the UTF-8 of a string.
     /// - Note: parks
-    public func writeAll(_ text: String, timeout: Duration? = nil) throws(IOError) {
-        try writeAll(Array(text.utf8), timeout: timeout)
-    }
+    public func writeAll(_ text: String) throws { try writeAll(Array(text.utf8)) }
 
-    private func send(_ bytes: UnsafeRawBufferPointer, _ sent: inout Int, until deadline: Int64) -> Int {
+    /// Writes the UTF-8 of a string, and tells how many bytes of it the kernel has, however the call ends.
+    /// - Note: parks
+    public func writeAll(_ text: String, written: inout Int) throws { try writeAll(Array(text.utf8), written: &written) }
+
+    private func send(_ bytes: UnsafeRawBufferPointer, _ sent: inout Int) -> Int {
         requireOwnWorker()
         guard let start = bytes.baseAddress, bytes.count > 0 else { return descriptor.isOpen ? 0 : driver.refuseClosed() }
-        return driver.writeAll(descriptor, start, bytes.count, kind: kind, sent: &sent, until: deadline)
-    }
-
-    /// Gives a call of the pool a deadline of its own, as the reactor's calls have one.
-    private func inTime(_ timeout: Duration?, _ operation: String, _ body: () throws(IOError) -> Void) throws(IOError) {
-        guard let timeout else { return try body() }
-        do { try withTimeout(timeout, body) } catch let error as IOError {
-            throw error
-        } catch {
-            let underlying = (error as? TimeoutError)?.underlying as? IOError
-            throw IOError(IOCode.timedOut, operation, subject: name, bytesTransferred: underlying?.bytesTransferred ?? 0)
-        }
+        return driver.writeAll(descriptor, start, bytes.count, kind: kind, sent: &sent)
     }
 
     private func requireOwnWorker() {

@@ -18,7 +18,7 @@ import Synchronization
 ///
 /// In a cancelled fiber each call throws at once. When the fiber is cancelled during a call, the call is taken back if it has not begun. A read that
 /// runs takes no bytes: the position in the file is moved back behind it. A write that runs may still write what it has in hand, at most 1 MiB, and
-/// no more; the bytes that are written for certain are in ``IOError/bytesTransferred``. Writing, ``truncate(to:)`` and ``sync(dataOnly:)`` wait for
+/// no more; ``writeAll(_:written:)-([UInt8],_)`` tells how many bytes are written for certain. Writing, ``truncate(to:)`` and ``sync(dataOnly:)`` wait for
 /// that before they begin, so that it never undoes what comes later; another `File`, of the same file, does not wait.
 ///
 /// A file is closed by ``close()``, or when the last reference goes, on the thread where that happens; closing the last descriptor of a large deleted
@@ -59,7 +59,7 @@ public final class File: Sendable {
     /// Opens a file. Its descriptor is not inherited by child processes.
     ///
     /// FIFOs, sockets and terminals are refused with `unsupported`, since somebody else must do something before one of their calls ends: open them
-    /// by ``DescriptorStream/open(_:_:timeout:)``. A FIFO is not even opened.
+    /// by ``DescriptorStream/open(_:_:)``. A FIFO is not even opened.
     ///
     /// When the fiber is cancelled meanwhile, the file may have been made; it is closed again.
     ///
@@ -68,11 +68,11 @@ public final class File: Sendable {
     ///   - access: what may be done with it.
     ///   - options: how it is opened; none for a file that must be there.
     ///   - permissions: of a file that is made, less the process's umask.
-    /// - Throws: ``IOError`` with `notFound`, `exists`, `notPermitted`, `unsupported`, `resources`, `cancelled`, `timedOut` or `system`.
+    /// - Throws: ``IOError`` with `notFound`, `exists`, `notPermitted`, `unsupported`, `resources` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
     public static func open(
         _ path: String, _ access: Access = .read, options: Options = [], permissions: UInt32 = 0o666
-    ) throws(IOError) -> File {
+    ) throws -> File {
         let flags = options.rawValue | access.flags
         let opened = try Opened.perform("open", path, flags, permissions) { path, flags, permissions in
             // Opening a FIFO alone is noticed by who waits for a reader or a writer there.
@@ -100,9 +100,10 @@ public final class File: Sendable {
     // Reading.
 
     /// Reads on from the position, and moves it: `limit` bytes, fewer only at the end of the file, none behind it.
-    /// - Throws: ``IOError`` with `closed`, `cancelled`, `timedOut`, `resources` (also where there is no memory for so many bytes) or `system`.
+    /// - Throws: ``IOError`` with `closed`, `resources` (also where there is no memory for so many bytes) or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled,
+    ///   and then no byte is lost.
     /// - Note: parks
-    public func read(upTo limit: Int) throws(IOError) -> [UInt8] {
+    public func read(upTo limit: Int) throws -> [UInt8] {
         try bytes(
             of: try PoolCall.perform("read", path) { [file] call in
                 file.useInTurn(call) { fd in
@@ -116,7 +117,7 @@ public final class File: Sendable {
 
     /// Reads from an offset, without using the position; otherwise as ``read(upTo:)``.
     /// - Note: parks
-    public func read(upTo limit: Int, at offset: Int) throws(IOError) -> [UInt8] {
+    public func read(upTo limit: Int, at offset: Int) throws -> [UInt8] {
         require(offset >= 0, "File.read(upTo:at:) takes an offset from the beginning of the file, not \(offset)")
         return try bytes(
             of: try PoolCall.perform("read", path) { [file] call in
@@ -124,7 +125,7 @@ public final class File: Sendable {
             })
     }
 
-    private func bytes(of transfer: Transfer) throws(IOError) -> [UInt8] {
+    private func bytes(of transfer: Transfer) throws -> [UInt8] {
         if transfer.result < 0 { throw IOError(file: transfer.result, "read", path) }
         return transfer.bytes
     }
@@ -132,46 +133,70 @@ public final class File: Sendable {
     /// The lines from the position on, each without its `\n`. See ``Lines``.
     /// - Parameter limit: bytes that a line may have, at least 1.
     public func lines(limit: Int = 1 << 20) -> Lines {
-        Lines(of: path, limit: limit) { (size: Int) throws(IOError) in try self.read(upTo: size) }
+        Lines(of: path, limit: limit) { try self.read(upTo: $0) }
     }
 
     // Writing.
 
     /// Writes all bytes at the position, which it moves, or at the end with ``Options/append``.
-    /// - Throws: ``IOError`` with `closed`, `cancelled`, `timedOut`, `resources` (also when the disk is full) or `system`; its
-    ///   ``IOError/bytesTransferred`` says how many bytes went.
+    /// - Throws: ``IOError`` with `closed`, `resources` (also when the disk is full) or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled. Some of the bytes may have been
+    ///   written then: ``writeAll(_:written:)-([UInt8],_)`` tells how many.
     /// - Note: parks
-    public func writeAll(_ bytes: [UInt8]) throws(IOError) {
+    public func writeAll(_ bytes: [UInt8]) throws {
+        var written = 0
+        try writeAll(bytes, written: &written)
+    }
+
+    /// Writes all bytes at the position, and tells how many of them are written for certain, however the call ends.
+    ///
+    /// - Parameter written: set to the number of bytes, also when this throws. After a cancellation up to 1 MiB more may follow.
+    /// - Throws: as ``writeAll(_:)-([UInt8])``.
+    /// - Note: parks
+    public func writeAll(_ bytes: [UInt8], written: inout Int) throws {
+        written = 0
         try finish(
-            try PoolCall.perform("write", path, changing: file) { [file] call in
+            try PoolCall.perform("write", path, changing: file, written: &written) { [file] call in
                 file.changeInTurn(call) { fd in
                     _ = call.deliver(.write(fd, bytes, at: nil, for: call))
                 } orClosed: {
                     _ = call.deliver(.closed)
                 }
-            })
+            }, &written)
     }
 
     /// Writes all bytes at an offset, without using the position; otherwise as `writeAll`. Not with ``Options/append``: Linux writes at the end
     /// then. What would lie behind the offset `Int.max` is refused as `system` (EFBIG).
     /// - Note: parks
-    public func writeAll(_ bytes: [UInt8], at offset: Int) throws(IOError) {
+    public func writeAll(_ bytes: [UInt8], at offset: Int) throws {
+        var written = 0
+        try writeAll(bytes, at: offset, written: &written)
+    }
+
+    /// Writes all bytes at an offset, and tells how many of them are written for certain, however the call ends; otherwise as ``writeAll(_:at:)``.
+    /// - Note: parks
+    public func writeAll(_ bytes: [UInt8], at offset: Int, written: inout Int) throws {
         require(offset >= 0, "File.writeAll(_:at:) takes an offset from the beginning of the file, not \(offset)")
+        written = 0
         try finish(
-            try PoolCall.perform("write", path, changing: file) { [file] call in
+            try PoolCall.perform("write", path, changing: file, written: &written) { [file] call in
                 file.change(call) { fd in
                     _ = call.deliver(.write(fd, bytes, at: Int64(offset), for: call))
                 } orClosed: {
                     _ = call.deliver(.closed)
                 }
-            })
+            }, &written)
     }
 
     /// Writes the UTF-8 of a string.
     /// - Note: parks
-    public func writeAll(_ text: String) throws(IOError) { try writeAll(Array(text.utf8)) }
+    public func writeAll(_ text: String) throws { try writeAll(Array(text.utf8)) }
 
-    private func finish(_ transfer: Transfer) throws(IOError) {
+    /// Writes the UTF-8 of a string, and tells how many bytes of it are written for certain, however the call ends.
+    /// - Note: parks
+    public func writeAll(_ text: String, written: inout Int) throws { try writeAll(Array(text.utf8), written: &written) }
+
+    private func finish(_ transfer: Transfer, _ written: inout Int) throws {
+        written = transfer.count
         if transfer.result < 0 { throw IOError(file: transfer.result, "write", path, bytesTransferred: transfer.count) }
     }
 
@@ -179,11 +204,11 @@ public final class File: Sendable {
 
     /// The length in bytes.
     /// - Note: parks
-    public func size() throws(IOError) -> Int { try number("fstat") { cfiber_file_size($0) } }
+    public func size() throws -> Int { try number("fstat") { cfiber_file_size($0) } }
 
     /// Makes the file so many bytes long, by cutting it or by adding zeros. The position stays.
     /// - Note: parks
-    public func truncate(to size: Int) throws(IOError) {
+    public func truncate(to size: Int) throws {
         let result: Int32 = try PoolCall.perform("ftruncate", path, changing: file) { [file] call in
             file.change(call) { fd in
                 _ = call.deliver(cfiber_truncate(fd, Int64(size)))
@@ -197,7 +222,7 @@ public final class File: Sendable {
     /// Waits until the disk has what was written.
     /// - Parameter dataOnly: not the times of the file and other things that reading it again does not need (`fdatasync`).
     /// - Note: parks
-    public func sync(dataOnly: Bool = false) throws(IOError) {
+    public func sync(dataOnly: Bool = false) throws {
         _ = try number(dataOnly ? "fdatasync" : "fsync") { [file] fd in
             file.settle()
             return Int64(cfiber_sync(fd, dataOnly ? 1 : 0))
@@ -206,18 +231,18 @@ public final class File: Sendable {
 
     /// Where ``read(upTo:)`` and `writeAll` go on, in bytes from the beginning.
     /// - Note: parks
-    public func position() throws(IOError) -> Int { try move("lseek", 0, SEEK_CUR) }
+    public func position() throws -> Int { try move("lseek", 0, SEEK_CUR) }
 
     /// Moves the position to so many bytes from the beginning.
     /// - Note: parks
-    public func seek(to offset: Int) throws(IOError) { _ = try move("lseek", Int64(offset), SEEK_SET) }
+    public func seek(to offset: Int) throws { _ = try move("lseek", Int64(offset), SEEK_SET) }
 
     /// Moves the position to the end, and returns it.
     /// - Note: parks
     @discardableResult
-    public func seekToEnd() throws(IOError) -> Int { try move("lseek", 0, SEEK_END) }
+    public func seekToEnd() throws -> Int { try move("lseek", 0, SEEK_END) }
 
-    private func move(_ operation: String, _ offset: Int64, _ whence: Int32) throws(IOError) -> Int {
+    private func move(_ operation: String, _ offset: Int64, _ whence: Int32) throws -> Int {
         let result: Int64 = try PoolCall.perform(operation, path) { [file] call in
             file.useInTurn(call) {
                 _ = call.deliver(cfiber_seek($0, offset, whence))
@@ -229,7 +254,7 @@ public final class File: Sendable {
         return Int(result)
     }
 
-    private func number(_ operation: String, _ body: @escaping @Sendable (Int32) -> Int64) throws(IOError) -> Int {
+    private func number(_ operation: String, _ body: @escaping @Sendable (Int32) -> Int64) throws -> Int {
         let result: Int64 = try PoolCall.perform(operation, path) { [file] call in
             _ = call.deliver(file.use(body) ?? Int64(IOCode.closed))
         }
@@ -246,7 +271,7 @@ public final class File: Sendable {
     /// - Throws: ``IOError`` with `system` or `resources` when the kernel says only now that something that was written is lost (network file
     ///   systems, quotas).
     /// - Note: parks
-    public func close() throws(IOError) {
+    public func close() throws {
         // From here on nobody else closes the number.
         guard let fd = file.beginClosing() else { return }
         let isTaken = Once()
@@ -269,12 +294,11 @@ public final class File: Sendable {
     /// - Parameters:
     ///   - path: where it is.
     ///   - limit: bytes that it may have; a file with more throws `limitExceeded`.
-    /// - Throws: ``IOError`` as ``open(_:_:options:permissions:)`` and ``read(upTo:)``.
+    /// - Throws: as ``open(_:_:options:permissions:)`` and ``read(upTo:)``.
     /// - Note: parks
-    public static func readAll(_ path: String, limit: Int = 1 << 30) throws(IOError) -> [UInt8] {
+    public static func readAll(_ path: String, limit: Int = 1 << 30) throws -> [UInt8] {
         let file = try open(path)
-        let result: Result<[UInt8], IOError>
-        do { result = .success(try file.read(upTo: limit < .max ? limit + 1 : limit)) } catch { result = .failure(error) }
+        let result = Result { try file.read(upTo: limit < .max ? limit + 1 : limit) }
         // Nothing was written that could be lost.
         try? file.close()
         let bytes = try result.get()
@@ -285,9 +309,9 @@ public final class File: Sendable {
     }
 
     /// Makes a file of these bytes, in place of what it held if it was there. Readers may see it half written.
-    /// - Throws: ``IOError`` as ``open(_:_:options:permissions:)`` and `writeAll`.
+    /// - Throws: as ``open(_:_:options:permissions:)`` and `writeAll`.
     /// - Note: parks
-    public static func write(_ bytes: [UInt8], to path: String, permissions: UInt32 = 0o666) throws(IOError) {
+    public static func write(_ bytes: [UInt8], to path: String, permissions: UInt32 = 0o666) throws {
         let file = try open(path, .write, options: [.create, .truncate], permissions: permissions)
         do { try file.writeAll(bytes) } catch {
             try? file.close()
@@ -329,7 +353,7 @@ struct Opened: Sendable {
     static func perform(
         _ operation: String, _ path: String, _ flags: Int32, _ permissions: UInt32,
         _ body: @escaping @Sendable (String, Int32, UInt32) -> Opened
-    ) throws(IOError) -> Opened {
+    ) throws -> Opened {
         // The C library would take the part before it for the path.
         if path.utf8.contains(0) { throw IOError(-Int(EINVAL), operation, subject: "\(path.debugDescription), which has a NUL in it") }
         return try PoolCall.perform(operation, path) { call in

@@ -14,7 +14,7 @@ import Fibers
 public final class Lines {
     private let subject: String
     private let limit: Int
-    private let read: (Int) throws(IOError) -> [UInt8]
+    private let read: (Int) throws -> [UInt8]
     private var buffer: [UInt8] = []
     /// Where the next line begins in the buffer.
     private var start = 0
@@ -25,7 +25,7 @@ public final class Lines {
     private var failure: IOError?
 
     /// - Parameter read: gives some bytes, at most so many, and none at the end.
-    init(of subject: String, limit: Int, _ read: @escaping (Int) throws(IOError) -> [UInt8]) {
+    init(of subject: String, limit: Int, _ read: @escaping (Int) throws -> [UInt8]) {
         require(limit >= 1, "lines(limit:) takes at least 1 byte for a line, not \(limit)")
         self.subject = subject
         self.limit = limit
@@ -37,18 +37,18 @@ public final class Lines {
     /// - Throws: ``IOError`` with `limitExceeded` when a line is longer than the limit, and then for each later call, too; otherwise what reading
     ///   throws, and then no bytes are lost: a later call goes on.
     /// - Note: parks
-    public func next() throws(IOError) -> String? {
+    public func next() throws -> String? {
         guard let line = try nextBytes() else { return nil }
         return String(decoding: line, as: UTF8.self)
     }
 
     /// The next line as it is; otherwise as ``next()``.
     /// - Note: parks
-    public func nextBytes() throws(IOError) -> [UInt8]? {
+    public func nextBytes() throws -> [UInt8]? {
         if let failure { throw failure }
         // Lines that are in the buffer need no wait, and many of them must neither starve others nor outlast a cancellation.
         let worker = Worker.here("Lines.next()")
-        if worker.refusesOperation() { throw IOError(IOCode.cancelled, "read", subject: subject) }
+        if worker.refusesOperation() { throw worker.running.cancellation }
         worker.chargeOperation()
         while true {
             if let end = buffer[searched...].firstIndex(of: UInt8(ascii: "\n")) {

@@ -56,7 +56,7 @@ public enum StandardInput {
     /// A process that was started without standard input has `/dev/null` for it: reading finds the end.
     /// - Throws: ``IOError``; `system` when the program has closed it.
     /// - Note: parks
-    public static func open() throws(IOError) -> DescriptorStream {
+    public static func open() throws -> DescriptorStream {
         try DescriptorStream.adopt(STDIN_FILENO, closing: false, name: "standard input")
     }
 }
@@ -70,7 +70,7 @@ public enum StandardOutput {
     /// A process that was started without standard output has `/dev/null` for it.
     /// - Throws: ``IOError``; `system` when the program has closed it.
     /// - Note: parks
-    public static func open() throws(IOError) -> DescriptorStream {
+    public static func open() throws -> DescriptorStream {
         try DescriptorStream.adopt(STDOUT_FILENO, closing: false, name: "standard output")
     }
 }

@@ -51,18 +51,27 @@ final class PoolCall<Value: Sendable>: Sendable {
     /// - Parameter file: what the call changes by ``OpenFile/change(_:_:orClosed:)``, if it does.
     static func perform(
         _ operation: String, _ subject: String?, changing file: OpenFile? = nil, _ body: @escaping @Sendable (PoolCall<Value>) -> Void
-    ) throws(IOError) -> Value {
+    ) throws -> Value {
+        var written = 0
+        return try perform(operation, subject, changing: file, written: &written, body)
+    }
+
+    /// The same; `written` is set to the bytes that are written for certain if this throws.
+    static func perform(
+        _ operation: String, _ subject: String?, changing file: OpenFile?, written: inout Int,
+        _ body: @escaping @Sendable (PoolCall<Value>) -> Void
+    ) throws -> Value {
         let call = PoolCall<Value>()
         do {
             try Worker.here("a call on a file").driver.callBlocking(operation) { body(call) }
         } catch {
             if let value = call.take() { return value }
             file?.abandon(call)
-            let transferred = call.progress.load(ordering: .acquiring)
+            written = call.progress.load(ordering: .acquiring)
             if let shortage = error as? ResourceError {
                 throw IOError(.resources, errno: Errno(rawValue: shortage.errno), operation: operation, subject: subject)
             }
-            throw IOError(IOCode.cancelled, operation, subject: subject, bytesTransferred: transferred)
+            throw error
         }
         // The body has ended, and nobody has abandoned it.
         return call.take().unsafelyUnwrapped
@@ -92,4 +101,10 @@ extension IOError {
         }
         self.init(code, errno: errno, operation: operation, subject: subject, bytesTransferred: bytesTransferred)
     }
+}
+
+/// As `failure` of an operation, for a call on a file or a program.
+func failure(file result: Int, _ operation: String, _ subject: String?, bytesTransferred: Int = 0) -> any Error {
+    if result == IOCode.cancelled { return failure(result, operation) }
+    return IOError(file: result, operation, subject, bytesTransferred: bytesTransferred)
 }

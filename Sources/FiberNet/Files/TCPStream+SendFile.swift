@@ -17,54 +17,60 @@ extension TCPStream {
     /// - Parameters:
     ///   - file: a regular file that may be read. One that Linux cannot send from directly, in `/proc` for instance, is read and written.
     ///   - range: which bytes of it, nil for all that it has when they are sent.
-    ///   - timeout: how long it may take; nil for ever.
     /// - Returns: how many bytes went: fewer than the range has only when the file ends before.
-    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `cancelled`, `resources`, `system`; its ``IOError/bytesTransferred`` says how many
-    ///   bytes went.
+    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `resources`, `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled. Some of the bytes may have been sent then:
+    ///   ``send(_:range:written:)`` tells how many.
     /// - Note: parks
     @discardableResult
-    public func send(_ file: File, range: Range<Int>? = nil, timeout: Duration? = nil) throws(IOError) -> Int {
+    public func send(_ file: File, range: Range<Int>? = nil) throws -> Int {
+        var written = 0
+        try send(file, range: range, written: &written)
+        return written
+    }
+
+    /// Sends a part of a file, and tells how many bytes of it went, however the call ends; otherwise as ``send(_:range:)``.
+    ///
+    /// - Parameter written: set to the number of bytes, also when this throws.
+    /// - Note: parks
+    public func send(_ file: File, range: Range<Int>? = nil, written: inout Int) throws {
+        written = 0
         let range = range ?? 0..<Int.max
         require(
             range.lowerBound >= 0, "TCPStream.send takes a range from the beginning of the file, not one that begins at \(range.lowerBound)"
         )
-        let deadline = Deadline.after(timeout)
         let second = driver.call(on: descriptor) { .duplicate($0) }
-        if second < 0 { throw IOError(second, "sendfile", subject: file.path) }
+        if second < 0 { throw failure(second, "sendfile", subject: file.path) }
         let socket = OpenFile(Int32(second))
         defer { _ = socket.close() }
-        let turn = driver.beginSending(descriptor, until: deadline)
-        if turn < 0 { throw IOError(turn, "sendfile", subject: file.path) }
+        let turn = driver.beginSending(descriptor)
+        if turn < 0 { throw failure(turn, "sendfile", subject: file.path) }
         defer { driver.endSending(descriptor) }
         var sent = 0
         var result = 0
         while result == 0 && sent < range.count {
-            let wanted = min(range.count - sent, Self.pieceSize)
-            let (count, status) = try piece(of: wanted, from: file.file, to: socket, at: range.lowerBound + sent, before: sent, file.path)
-            sent += count
+            let (before, wanted) = (sent, min(range.count - sent, Self.pieceSize))
+            defer { written = sent }
+            let status = try piece(of: wanted, from: file.file, to: socket, at: range.lowerBound + sent, &sent, file.path)
             // What is short without an error ends where the file does.
-            if status == 0 && (count < wanted || sent == range.count) { return sent }
+            if status == 0 && (sent - before < wanted || sent == range.count) { return }
             if status == -Int(EAGAIN) {
-                result = driver.wait(descriptor, .write, until: deadline)
+                result = driver.wait(descriptor, .write)
             } else {
                 result = status
             }
-            if result == 0 && deadline != Deadline.never && Worker.here("TCPStream.send").now >= deadline { result = IOCode.timedOut }
             if result == 0 && !descriptor.isOpen { result = IOCode.closed }
         }
-        if result < 0 { throw IOError(file: result, "sendfile", file.path, bytesTransferred: sent) }
-        return sent
+        if result < 0 { throw failure(file: result, "sendfile", file.path, bytesTransferred: sent) }
     }
 
     /// How many bytes go before others hear of it. Short enough that a cancellation does not wait for long.
     private static var pieceSize: Int { 1 << 20 }
 
-    /// Sends as much as the kernel takes now. Bytes, and 0 or a negative errno; with 0 fewer than `size` only where the file ends.
+    /// Sends as much as the kernel takes now, and counts it, also when this throws. 0 or a negative errno; with 0 fewer than `size` only where the file ends.
     private func piece(
-        of size: Int, from file: OpenFile, to socket: OpenFile, at offset: Int, before: Int, _ path: String
-    ) throws(IOError) -> (Int, Int) {
+        of size: Int, from file: OpenFile, to socket: OpenFile, at offset: Int, _ sent: inout Int, _ path: String
+    ) throws -> Int {
         let outcome = PieceOutcome()
-        var failure: IOError?
         do {
             _ = try PoolCall<Int>.perform("sendfile", path) { call in
                 outcome.run {
@@ -84,19 +90,20 @@ extension TCPStream {
                 }
                 _ = call.deliver(0)
             }
-        } catch { failure = error }
-        if let failure {
+        } catch {
             // What is under way goes on sending; when it has ended, so that nothing is mixed in, it is known how far it came.
             if outcome.hasBegun {
                 withCancellationShield { _ = try? withBlockingThread(name: "sendfile") { outcome.waitForEnd() } }
                 // Without a thread to wait on, the worker waits: a piece ends by itself.
                 outcome.waitForEnd()
             }
-            throw IOError(
-                failure.code, errno: failure.errno, operation: failure.operation, subject: failure.subject,
-                bytesTransferred: before + outcome.value.0, timeout: failure.timeout)
+            sent += outcome.value.0
+            guard let error = error as? IOError else { throw error }
+            throw IOError(error.code, errno: error.errno, operation: error.operation, subject: error.subject, bytesTransferred: sent)
         }
-        return outcome.value
+        let (count, status) = outcome.value
+        sent += count
+        return status
     }
 }
 

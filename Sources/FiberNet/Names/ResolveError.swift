@@ -1,5 +1,4 @@
 import CFiber
-public import Fibers
 import Glibc
 public import SystemPackage
 
@@ -15,10 +14,8 @@ public struct ResolveError: Error, Hashable, Sendable, CustomStringConvertible {
         public static let noAddress = Code(description: "no address")
         /// A name server did not answer, or said that it cannot now. Asking again later may help.
         public static let temporary = Code(description: "temporary failure")
-        /// The resolver's time for a look-up was over, that of the call, or that of the `withTimeout` around it.
+        /// The resolver's own time for a look-up was over (``Resolver/Configuration/timeout``). A `withTimeout` that ends the call throws a `TimeoutError` instead.
         public static let timedOut = Code(description: "timed out")
-        /// The calling fiber is cancelled, or a scope further out than the one directly around the call was. See `Fiber.cancel()`.
-        public static let cancelled = Code(description: "cancelled")
         /// Descriptors, memory or threads have run out.
         public static let resources = Code(description: "out of resources")
         /// What was given can be no host, service or port, so nobody was asked.
@@ -38,11 +35,9 @@ public struct ResolveError: Error, Hashable, Sendable, CustomStringConvertible {
     public let errno: Errno?
     /// What happened in words: those of the system (`gai_strerror`), where it came from there.
     public let text: String
-    /// The scope whose deadline ended the wait, when that was what ended it.
-    public let timeout: TimeoutError?
 
     package init(
-        _ code: Code, host: String, service: String, status: Int32? = nil, errno: Errno? = nil, text: String, timeout: TimeoutError? = nil
+        _ code: Code, host: String, service: String, status: Int32? = nil, errno: Errno? = nil, text: String
     ) {
         self.code = code
         self.host = host
@@ -50,7 +45,6 @@ public struct ResolveError: Error, Hashable, Sendable, CustomStringConvertible {
         self.status = status
         self.errno = errno
         self.text = text
-        self.timeout = timeout
     }
 
     public var description: String {
@@ -63,16 +57,12 @@ public struct ResolveError: Error, Hashable, Sendable, CustomStringConvertible {
         case .notFound where status == EAI_SERVICE: "; services are those of /etc/services, or numbers"
         case .notFound, .noAddress: "; check the name (getent ahosts NAME asks the same way)"
         case .temporary: "; check the name servers in /etc/resolv.conf, or try again later"
-        case .timedOut where timeout == nil:
+        case .timedOut:
             "; check the name servers in /etc/resolv.conf, or allow more time (Resolver.Configuration.timeout)"
         case .resources where errno == .tooManyOpenFiles: "; raise the limit on open files (ulimit -n)"
         default: ""
         }
     }
-}
-
-extension ResolveError: OperationError {
-    package var isCancellation: Bool { code == .cancelled || timeout != nil }
 }
 
 extension ResolveError {

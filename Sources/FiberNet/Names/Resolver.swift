@@ -114,10 +114,21 @@ public final class Resolver: Sendable {
     ///     `127.0.0.1`, `::1`, `[::1]`, `fe80::1%eth0`.
     ///   - port: 0 to 65535.
     /// - Returns: IPv4 and IPv6 addresses, at least one and none twice, in the order in which the system advises to try them (RFC 6724).
-    /// - Throws: ``ResolveError`` with any of its codes.
+    /// - Throws: ``ResolveError`` with any of its codes; `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
-    public func resolve(_ host: String, port: Int) throws(ResolveError) -> [SocketAddress] {
-        try resolve(host, port: port, until: Deadline.never)
+    public func resolve(_ host: String, port: Int) throws -> [SocketAddress] {
+        let service = "port \(port)"
+        let name = try checked(host, service)
+        guard let number = UInt16(exactly: port) else {
+            throw ResolveError(.invalid, host: host, service: service, text: "a port is a number from 0 to 65535")
+        }
+        if let address = name.address {
+            Worker.here("Resolver.resolve").chargeOperation()
+            return [address.with(port: number)]
+        }
+        // Ports need no look-up, so all of them share one.
+        let query = NameQuery(host: name.text, service: nil, kind: .stream)
+        return try addresses(query, for: (host, service)).map { $0.with(port: number) }
     }
 
     /// The addresses of a host with the port of a service, by its name in `/etc/services`.
@@ -127,9 +138,9 @@ public final class Resolver: Sendable {
     ///   - service: a name such as `https`, or a number from 0 to 65535 without sign and leading zeros.
     ///   - kind: what the service is used with.
     /// - Returns: as ``resolve(_:port:)``.
-    /// - Throws: ``ResolveError`` with any of its codes; `notFound` also where the service is not known for the kind.
+    /// - Throws: ``ResolveError`` with any of its codes; `notFound` also where the service is not known for the kind. `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
-    public func resolve(_ host: String, service: String, for kind: Kind = .stream) throws(ResolveError) -> [SocketAddress] {
+    public func resolve(_ host: String, service: String, for kind: Kind = .stream) throws -> [SocketAddress] {
         let text = Array(service.utf8)
         if let port = SocketAddress.number(text[...]) { return try resolve(host, port: Int(port)) }
         let name = try checked(host, service)
@@ -142,23 +153,7 @@ public final class Resolver: Sendable {
                 text: "that is no service; give a name such as \"https\", or a number from 0 to 65535 (no sign, no leading zero)")
         }
         let query = NameQuery(host: name.text, service: service, kind: kind)
-        return try addresses(query, for: (host, service), until: Deadline.never)
-    }
-
-    /// As `resolve(_:port:)`, until a time in monotonic nanoseconds at most.
-    package func resolve(_ host: String, port: Int, until deadline: Int64) throws(ResolveError) -> [SocketAddress] {
-        let service = "port \(port)"
-        let name = try checked(host, service)
-        guard let number = UInt16(exactly: port) else {
-            throw ResolveError(.invalid, host: host, service: service, text: "a port is a number from 0 to 65535")
-        }
-        if let address = name.address {
-            Worker.here("Resolver.resolve").chargeOperation()
-            return [address.with(port: number)]
-        }
-        // Ports need no look-up, so all of them share one.
-        let query = NameQuery(host: name.text, service: nil, kind: .stream)
-        return try addresses(query, for: (host, service), until: deadline).map { $0.with(port: number) }
+        return try addresses(query, for: (host, service))
     }
 
     /// Forgets all answers. Look-ups that have begun go on for those who wait for them; who asks from now on begins anew.
@@ -177,8 +172,8 @@ public final class Resolver: Sendable {
 
     /// Answers from the cache, or waits for a look-up that runs or that it begins. Parks.
     private func addresses(
-        _ query: NameQuery, for asked: (host: String, service: String), until limit: Int64
-    ) throws(ResolveError) -> [SocketAddress] {
+        _ query: NameQuery, for asked: (host: String, service: String)
+    ) throws -> [SocketAddress] {
         let worker = Worker.here("Resolver.resolve")
         let now = clock()
         let lookUp: LookUp
@@ -192,10 +187,10 @@ public final class Resolver: Sendable {
             lookUp = new
             begin(new)
         }
-        let (answer, outcome) = wait(for: lookUp, worker, until: min(limit, Deadline.after(configuration.timeout)))
+        let (answer, outcome) = wait(for: lookUp, worker, until: Deadline.after(configuration.timeout))
         // What ends a wait counts, also where the answer came before the fiber's turn; except for the resolver's own limit, which is there for lack of an answer.
         switch outcome {
-        case .cancelled: throw cancellation(of: asked)
+        case .cancelled: throw worker.running.cancellation
         case .noTimer where answer == nil:
             throw ResolveError(
                 .resources, host: asked.host, service: asked.service, errno: .noMemory, text: "no memory for the timer of the wait")
@@ -203,8 +198,7 @@ public final class Resolver: Sendable {
         }
         guard let answer else {
             throw ResolveError(
-                .timedOut, host: asked.host, service: asked.service,
-                text: limit == Deadline.never ? "no answer within \(configuration.timeout)" : "no answer in time")
+                .timedOut, host: asked.host, service: asked.service, text: "no answer within \(configuration.timeout)")
         }
         return try addresses(answer, for: asked)
     }
@@ -267,19 +261,12 @@ public final class Resolver: Sendable {
         }
     }
 
-    private func cancellation(of asked: (host: String, service: String)) -> ResolveError {
-        let timeout = Worker.current?.running.cancellation as? TimeoutError
-        return ResolveError(
-            timeout == nil ? .cancelled : .timedOut, host: asked.host, service: asked.service,
-            text: timeout.map { "timed out after \($0.limit)" } ?? "cancelled", timeout: timeout)
-    }
-
     /// A host as it is asked for, with the address if it is one. Throws where it can be none, and in a cancelled fiber.
-    private func checked(_ host: String, _ service: String) throws(ResolveError) -> (text: String, address: SocketAddress?) {
+    private func checked(_ host: String, _ service: String) throws -> (text: String, address: SocketAddress?) {
         let worker = Worker.here("Resolver.resolve")
         if worker.isCancelled {
             _ = worker.refusesOperation()
-            throw cancellation(of: (host, service))
+            throw worker.running.cancellation
         }
         var bytes = Array(host.utf8)
         func invalid(_ problem: String) -> ResolveError { ResolveError(.invalid, host: host, service: service, text: problem) }

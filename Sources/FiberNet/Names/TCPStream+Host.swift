@@ -2,7 +2,7 @@
 //
 // Invariants:
 //   * all attempts are children of a group in the call, on the caller's worker, and have ended when it returns: a socket that lost is closed by then;
-//   * the next attempt begins when the delay since the last one is over, or when any has failed; none begins once there is a connection or the time is over.
+//   * the next attempt begins when the delay since the last one is over, or when any has failed; none begins once there is a connection.
 
 import Fibers
 
@@ -14,34 +14,30 @@ extension TCPStream {
     /// IPv6 that come one after the other does not apply: `getaddrinfo` gives them together.
     ///
     /// ```swift
-    /// let stream = try TCPStream.connect(host: "localhost", port: 7777, timeout: .seconds(10))
+    /// let stream = try TCPStream.connect(host: "localhost", port: 7777)
     /// ```
     ///
     /// - Parameters:
     ///   - host: a name or an address, as in ``Resolver/resolve(_:port:)``.
     ///   - port: 0 to 65535.
-    ///   - timeout: how long to try in all, the look-up included; nil for as long as resolver and system do.
     ///   - resolver: looks the host up; nil for that of the runtime.
     ///   - attemptDelay: after how long the next address is tried while others have not answered. 250 ms by default; the RFC advises against less than 100 ms, and less than its
     ///     absolute minimum of 10 ms counts as that.
-    /// - Throws: ``ResolveError`` when the host has no addresses, or the call is ended before they are known; ``ConnectError``, with the errors of all of them, when
-    ///   none answers, or the call is ended; `ResourceError` when memory is short.
+    /// - Throws: ``ResolveError`` when the host has no addresses; ``ConnectError``, with the errors of all of them, when none answers; `ResourceError` when memory is short; `CancellationError` or
+    ///   `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
     public static func connect(
-        host: String, port: Int, timeout: Duration? = nil, resolver: Resolver? = nil, attemptDelay: Duration = .milliseconds(250)
+        host: String, port: Int, resolver: Resolver? = nil, attemptDelay: Duration = .milliseconds(250)
     ) throws -> TCPStream {
-        let deadline = Deadline.after(timeout)
-        let addresses = try (resolver ?? .default).resolve(host, port: port, until: deadline)
-        return try connect(
-            host: host, port: port, to: interleaved(addresses), until: deadline, attemptDelay: max(attemptDelay, .milliseconds(10)))
+        let addresses = try (resolver ?? .default).resolve(host, port: port)
+        return try connect(host: host, port: port, to: interleaved(addresses), attemptDelay: max(attemptDelay, .milliseconds(10)))
     }
 
     /// Connects to whichever of the addresses answers first; they are tried in this order, any delay apart.
     package static func connect(
-        host: String, port: Int, to addresses: [SocketAddress], until deadline: Int64, attemptDelay: Duration
+        host: String, port: Int, to addresses: [SocketAddress], attemptDelay: Duration
     ) throws -> TCPStream {
-        let worker = Worker.here("TCPStream.connect")
-        return try ConnectionRace(worker, host: host, port: port, to: addresses, until: deadline, delay: attemptDelay).run()
+        try ConnectionRace(host: host, port: port, to: addresses, delay: attemptDelay).run()
     }
 }
 
@@ -55,22 +51,18 @@ package func interleaved(_ addresses: [SocketAddress]) -> [SocketAddress] {
 
 /// One call of `connect`. Its worker only.
 private final class ConnectionRace {
-    private let worker: Worker
     private let host: String
     private let port: Int
     private let addresses: [SocketAddress]
-    private let deadline: Int64
     private let delay: Duration
     private var winner: TCPStream?
     /// One for each attempt that has begun; nil while it goes on.
     private var errors: [IOError?] = []
 
-    init(_ worker: Worker, host: String, port: Int, to addresses: [SocketAddress], until deadline: Int64, delay: Duration) {
-        self.worker = worker
+    init(host: String, port: Int, to addresses: [SocketAddress], delay: Duration) {
         self.host = host
         self.port = port
         self.addresses = addresses
-        self.deadline = deadline
         self.delay = delay
     }
 
@@ -78,24 +70,24 @@ private final class ConnectionRace {
         do {
             if addresses.count > 1 {
                 try withFiberGroup(of: Bool.self, waitingFor: WaitReason(.connect, -1)) { try attempt(in: $0) }
-            } else if hasTime {
+            } else {
                 errors.append(nil)
-                _ = attempt(0)
+                _ = try attempt(0)
             }
         } catch {
-            // Not to wait for the last reference: what was won in the moment of a cancellation is closed when the caller hears of that.
+            // A connection that was won in the moment of a cancellation is closed before the caller hears of that.
             winner?.close()
-            throw isCancellation(error) ? failure(isCancelled: true) : error
+            throw error
         }
         if let winner { return winner }
-        throw failure(isCancelled: errors.last??.isCancellation ?? false)
+        // Without a winner all attempts have ended, each with an error.
+        let attempts = zip(addresses, errors).map { ConnectError.Attempt(address: $0, error: $1!) }
+        throw ConnectError(attempts[0].error.code, host: host, port: port, attempts: attempts)
     }
-
-    private var hasTime: Bool { worker.now < deadline }
 
     /// Begins one attempt after the other until one has won or all have failed.
     private func attempt(in group: FiberGroup<Bool>) throws {
-        while errors.count < addresses.count && winner == nil && hasTime {
+        while errors.count < addresses.count && winner == nil {
             try begin(in: group)
             if errors.count == addresses.count { break }
             do {
@@ -111,40 +103,21 @@ private final class ConnectionRace {
         let index = errors.count
         errors.append(nil)
         do {
-            try group.spawnLocal(name: "connect \(addresses[index])") { [self] in attempt(index) }
+            try group.spawnLocal(name: "connect \(addresses[index])") { [self] in try attempt(index) }
         } catch let error as ResourceError {
             errors[index] = IOError(-Int(error.errno), "connect to", subject: addresses[index].description)
-        } catch {
-            // Cancelled before it began.
-            errors.removeLast()
-            throw error
         }
     }
 
-    /// True when somebody has won.
-    private func attempt(_ index: Int) -> Bool {
+    /// True when this attempt, or another in the same moment, has won.
+    private func attempt(_ index: Int) throws -> Bool {
         do {
-            let rest: Duration? = deadline == Deadline.never ? nil : .nanoseconds(max(0, deadline - worker.now))
-            let stream = try TCPStream.connect(to: addresses[index], timeout: rest)
-            // Two may be connected in the same moment.
+            let stream = try TCPStream.connect(to: addresses[index])
             if winner == nil { winner = stream } else { stream.close() }
             return true
-        } catch {
+        } catch let error as IOError {
             errors[index] = error
             return false
         }
-    }
-
-    private func failure(isCancelled: Bool) -> ConnectError {
-        let attempts = zip(addresses, errors).map { address, error in
-            // One that has none was connected in the moment of a cancellation, and is closed.
-            ConnectError.Attempt(
-                address: address, error: error ?? IOError(.cancelled, operation: "connect to", subject: address.description))
-        }
-        let untried = Array(addresses.dropFirst(errors.count))
-        // In the caller's scope: the attempts were in others.
-        let end = isCancelled ? IOError(IOCode.cancelled, "connect to") : nil
-        let code = end?.code ?? (hasTime ? attempts.first?.error.code : .timedOut) ?? .timedOut
-        return ConnectError(code, host: host, port: port, attempts: attempts, untried: untried, timeout: end?.timeout)
     }
 }

@@ -86,10 +86,10 @@ public final class Signals {
     /// Waits for the next signal. Signals of different kinds come in the order in which they arrived, each when the first came that has not been taken.
     ///
     /// Of several fibers that wait, each signal goes to one, the first in line.
-    /// - Throws: ``IOError`` with `closed` after ``close()``, `cancelled` or `timedOut` when the fiber is cancelled, and then no signal is lost.
+    /// - Throws: ``IOError`` with `closed` after ``close()``; `CancellationError` or `TimeoutError` when the fiber is cancelled, and then no signal is lost.
     /// - Note: parks
-    public func next() throws(IOError) -> Signal {
-        let result = driver.receive(descriptor, until: Deadline.never) { fd in
+    public func next() throws -> Signal {
+        let result = driver.receive(descriptor) { fd in
             var number = cfiber_signals_take(subscriber)
             if number == 0 {
                 _ = cfiber_wake_drain(fd)
@@ -98,7 +98,7 @@ public final class Signals {
             }
             return number == 0 ? -Int(EAGAIN) : Int(number)
         }
-        if result < 0 { throw IOError(result, "wait for a signal") }
+        if result < 0 { throw failure(result, "wait for a signal") }
         return Signal(Int32(result))
     }
 

@@ -22,7 +22,7 @@ public import SystemPackage
 /// ``run(_:input:outputLimit:)`` is for programs that take some bytes and give some; ``withSubprocess(_:input:output:errors:_:)`` for conversations;
 /// ``spawn(_:input:output:errors:)`` for a child whose life no call bounds.
 ///
-/// A child that is let go of before ``wait(timeout:)`` has said that it ended is killed, and never becomes a zombie: keep it for as long as it shall
+/// A child that is let go of before ``wait()`` has said that it ended is killed, and never becomes a zombie: keep it for as long as it shall
 /// run. It gets its three standard streams and no other descriptor; no signal is blocked or ignored in it. It belongs to the worker that made it.
 /// Processes that the child starts itself are its own.
 public final class Subprocess {
@@ -94,7 +94,7 @@ public final class Subprocess {
         }
     }
 
-    /// The process id, which may become another process's once this one has ended and ``wait(timeout:)`` has said so; signals are sent by
+    /// The process id, which may become another process's once this one has ended and ``wait()`` has said so; signals are sent by
     /// ``kill(_:)``.
     public let id: Int32
     /// The program's name as it was given.
@@ -105,7 +105,7 @@ public final class Subprocess {
     public private(set) var output: DescriptorStream?
     /// What the child writes to its standard error; nil unless it is a pipe.
     public private(set) var errors: DescriptorStream?
-    /// How it ended, once ``wait(timeout:)`` has found that out.
+    /// How it ended, once ``wait()`` has found that out.
     public private(set) var status: Status?
     private let process: Int32
     /// The number of the worker that made it: unlike its address, never that of another one later.
@@ -132,19 +132,19 @@ public final class Subprocess {
     /// written and closed, since each child has the descriptors of its parent until it has loaded its own program. So it is tried again for half a second.
     ///
     /// - Returns: the child, whose program has been loaded.
-    /// - Throws: ``IOError``, with the program or the directory as its subject: `notFound`, `notPermitted` (it may not be run), `resources`,
-    ///   `cancelled`, `timedOut` or `system` (it is none that the system can run, or, as ETXTBSY, is still open for writing).
+    /// - Throws: ``IOError``, with the program or the directory as its subject: `notFound`, `notPermitted` (it may not be run), `resources`
+    ///   or `system` (it is none that the system can run, or, as ETXTBSY, is still open for writing); `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
     public static func spawn(
         _ command: Command, input: Input = .null, output: Output = .inherit, errors: Output = .inherit
-    ) throws(IOError) -> Subprocess {
+    ) throws -> Subprocess {
         try spawn(command, input: input, output: output, errors: errors) { usleep(UInt32($0 / .microseconds(1))) }
     }
 
     /// As the public one; `pausing` lets the time pass between two tries, on a thread that may block.
     package static func spawn(
         _ command: Command, input: Input, output: Output, errors: Output, pausing: @escaping @Sendable (Duration) -> Void
-    ) throws(IOError) -> Subprocess {
+    ) throws -> Subprocess {
         try command.check()
         let streams = try ChildStreams(input, output, errors)
         let spawned: Spawned = try PoolCall.perform("spawn", command.program) { call in
@@ -163,17 +163,16 @@ public final class Subprocess {
     /// Several fibers may wait, and one may wait again. One that is cancelled leaves the child as it is.
     ///
     /// - Returns: how it ended; ``Status/unknown`` when something else in the process waits for all children, or the process ignores SIGCHLD, so that nobody knows.
-    /// - Throws: ``IOError`` with `cancelled`, `timedOut`, `resources` or `system`.
+    /// - Throws: ``IOError`` with `resources` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
     @discardableResult
-    public func wait(timeout: Duration? = nil) throws(IOError) -> Status {
+    public func wait() throws -> Status {
         let worker = Worker.here("Subprocess.wait")
         require(
             worker.number == owner,
             "\(worker.describeCaller()) waits for the process \(id) (\(program)), which belongs to another worker: wait for it in fibers of the worker that started it"
         )
-        if worker.refusesOperation() { throw IOError(IOCode.cancelled, "wait for", subject: program) }
-        let deadline = Deadline.after(timeout)
+        if worker.refusesOperation() { throw worker.running.cancellation }
         while true {
             if let status { return status }
             var value: Int32 = 0
@@ -184,13 +183,13 @@ public final class Subprocess {
                 self.status = status
                 return status
             }
-            try waitForEnd(worker, until: deadline)
+            try waitForEnd(worker)
         }
     }
 
-    private func waitForEnd(_ worker: Worker, until deadline: Int64) throws(IOError) {
-        let result = worker.driver.wait(forDescriptor: process, .read, until: deadline)
-        if result < 0 { throw IOError(result, "wait for", subject: program) }
+    private func waitForEnd(_ worker: Worker) throws {
+        let result = worker.driver.wait(forDescriptor: process, .read)
+        if result < 0 { throw failure(result, "wait for", subject: program) }
     }
 
     /// Sends the child a signal. Nothing happens if it has ended.
@@ -207,7 +206,7 @@ public final class Subprocess {
         if status != nil { return }
         _ = cfiber_child_signal(process, SIGKILL)
         // If that fails the descriptor's end sees to it.
-        _ = try? withCancellationShield { () throws(IOError) in try wait() }
+        _ = try? withCancellationShield { try wait() }
     }
 }
 
@@ -224,7 +223,7 @@ public final class Subprocess {
 /// }
 /// ```
 ///
-/// Its pipes are closed at the end, too. Let the body call ``Subprocess/wait(timeout:)`` if the program is to come to its own end.
+/// Its pipes are closed at the end, too. Let the body call ``Subprocess/wait()`` if the program is to come to its own end.
 ///
 /// - Throws: ``IOError`` as ``Subprocess/spawn(_:input:output:errors:)``, and whatever `body` throws.
 /// - Note: parks
@@ -281,7 +280,7 @@ extension Subprocess {
         }
     }
 
-    private func collect(_ stream: DescriptorStream?, _ name: String, _ limit: Int) throws(IOError) -> [UInt8] {
+    private func collect(_ stream: DescriptorStream?, _ name: String, _ limit: Int) throws -> [UInt8] {
         var bytes: [UInt8] = []
         while let more = try stream?.read(upTo: 64 * 1024), !more.isEmpty {
             bytes += more

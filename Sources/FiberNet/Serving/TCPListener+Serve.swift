@@ -128,7 +128,7 @@ func serveConnection(_ stream: TCPStream, _ report: (any Error) -> Void, _ handl
     defer { stream.close() }
     do { try handler(stream) } catch {
         // That a cancelled handler ends is no news.
-        if !(Fiber.isCancelled && isCancellation(error)) { report(error) }
+        if !(Fiber.isCancelled && error is CancellationError) { report(error) }
     }
 }
 

@@ -14,7 +14,7 @@ import CFiber
 import Fibers
 import Glibc
 
-/// Datagrams to be received or sent together, by ``UDPSocket/receiveBatch(into:max:timeout:)`` and ``UDPSocket/sendBatch(_:from:timeout:)``.
+/// Datagrams to be received or sent together, by ``UDPSocket/receiveBatch(into:max:)`` and ``UDPSocket/sendBatch(_:from:)``.
 ///
 /// It holds its memory until it goes, so that a loop that uses it again and again allocates nothing:
 ///

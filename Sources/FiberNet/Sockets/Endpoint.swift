@@ -56,25 +56,25 @@ public class Endpoint {
 
     /// Lends the descriptor, for calls that are not here. It stays owned by this object, non-blocking, and must not be closed.
     ///
-    /// After reading from it or writing to it by other means, wait with ``waitReadable(timeout:)`` and ``waitWritable(timeout:)``, which ask the kernel.
+    /// After reading from it or writing to it by other means, wait with ``waitReadable()`` and ``waitWritable()``, which ask the kernel.
     public final func withFileDescriptor<R>(_ body: (FileDescriptor) throws -> R) throws -> R {
         try body(FileDescriptor(rawValue: try number("withFileDescriptor")))
     }
 
     /// Waits until a read would return at once: bytes, the end, an error, or a connection to accept.
-    /// - Throws: ``IOError`` with `closed` or `timedOut`.
+    /// - Throws: ``IOError`` with `closed`; `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
-    public final func waitReadable(timeout: Duration? = nil) throws(IOError) {
-        let result = driver.wait(descriptor, .read, until: Deadline.after(timeout))
-        if result < 0 { throw IOError(result, "wait until readable") }
+    public final func waitReadable() throws {
+        let result = driver.wait(descriptor, .read)
+        if result < 0 { throw failure(result, "wait until readable") }
     }
 
     /// Waits until a write would take at least some bytes, or fail at once.
-    /// - Throws: ``IOError`` with `closed` or `timedOut`.
+    /// - Throws: ``IOError`` with `closed`; `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
-    public final func waitWritable(timeout: Duration? = nil) throws(IOError) {
-        let result = driver.wait(descriptor, .write, until: Deadline.after(timeout))
-        if result < 0 { throw IOError(result, "wait until writable") }
+    public final func waitWritable() throws {
+        let result = driver.wait(descriptor, .write)
+        if result < 0 { throw failure(result, "wait until writable") }
     }
 
     /// Sets an option.

@@ -4,18 +4,13 @@ import Fibers
 import SystemPackage
 
 extension IOError {
-    /// The error for a negative errno or one of the codes of `IOCode`.
+    /// The error for a negative errno, or for one of the codes of `IOCode` other than `cancelled`.
     @inline(never)
     package init(_ result: Int, _ operation: String, subject: String? = nil, bytesTransferred: Int = 0, datagramsTransferred: Int = 0) {
         let code: Code
         var errno: Errno?
-        var timeout: TimeoutError?
         switch result {
         case IOCode.closed: code = .closed
-        case IOCode.timedOut: code = .timedOut
-        case IOCode.cancelled:
-            timeout = Worker.current?.running.cancellation as? TimeoutError
-            code = timeout == nil ? .cancelled : .timedOut
         case IOCode.unsupported:
             code = .unsupported
             errno = .notPermitted
@@ -40,10 +35,16 @@ extension IOError {
         }
         self.init(
             code, errno: errno, operation: operation, subject: subject, bytesTransferred: bytesTransferred,
-            datagramsTransferred: datagramsTransferred, timeout: timeout)
+            datagramsTransferred: datagramsTransferred)
     }
 }
 
-extension IOError: OperationError {
-    package var isCancellation: Bool { code == .cancelled || timeout != nil }
+/// The error for a negative result of an operation that waits: `CancellationError` or `TimeoutError` if that ended the wait, `IOError` for everything else. Call it in the scope of the operation.
+@inline(never)
+func failure(
+    _ result: Int, _ operation: String, subject: String? = nil, bytesTransferred: Int = 0, datagramsTransferred: Int = 0
+) -> any Error {
+    if result == IOCode.cancelled { return Worker.here("an operation of FiberNet").running.cancellation }
+    return IOError(
+        result, operation, subject: subject, bytesTransferred: bytesTransferred, datagramsTransferred: datagramsTransferred)
 }

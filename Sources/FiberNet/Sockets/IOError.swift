@@ -1,7 +1,8 @@
-public import Fibers
 public import SystemPackage
 
-/// Something that a socket or descriptor could not do: what happened, to what, and with how many bytes.
+/// Something that a socket, a descriptor or a file could not do: what happened, to what, and after how many bytes.
+///
+/// It says what the outside world did. A cancelled fiber gets a `CancellationError` or a `TimeoutError` instead, from these calls as from all others that wait.
 public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
     /// What happened, for deciding what to do next. More may be added; compare with `==` and keep a default.
     public struct Code: Hashable, Sendable, CustomStringConvertible {
@@ -9,9 +10,7 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
 
         /// The socket was closed on this side, before the call or while it waited.
         public static let closed = Code(description: "closed")
-        /// The calling fiber is cancelled, or a scope further out than the one directly around the call was. See `Fiber.cancel()`.
-        public static let cancelled = Code(description: "cancelled")
-        /// The time given to the call was over, or that of the `withTimeout` around it.
+        /// The system gave up, since the peer did not answer for minutes (`ETIMEDOUT`). A `withTimeout` that ends the call throws a `TimeoutError` instead.
         public static let timedOut = Code(description: "timed out")
         /// Nobody listens, or receives datagrams, there.
         public static let refused = Code(description: "refused")
@@ -47,12 +46,9 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
     /// Datagrams of a batch that had been sent when it happened: the next one is what it happened to.
     public let datagramsTransferred: Int
 
-    /// The scope whose deadline ended the call, when that was what ended it.
-    public let timeout: TimeoutError?
-
     package init(
         _ code: Code, errno: Errno? = nil, operation: String, subject: String? = nil, bytesTransferred: Int = 0,
-        datagramsTransferred: Int = 0, timeout: TimeoutError? = nil
+        datagramsTransferred: Int = 0
     ) {
         self.code = code
         self.errno = errno
@@ -60,12 +56,11 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
         self.subject = subject
         self.bytesTransferred = bytesTransferred
         self.datagramsTransferred = datagramsTransferred
-        self.timeout = timeout
     }
 
     public var description: String {
         let target = subject.map { " \($0)" } ?? ""
-        let cause = errno.map { "\($0)" } ?? timeout.map { "timed out after \($0.limit)" } ?? "\(code)"
+        let cause = errno.map { "\($0)" } ?? "\(code)"
         let progress =
             datagramsTransferred > 0
             ? " after \(datagramsTransferred) datagrams" : bytesTransferred > 0 ? " after \(bytesTransferred) bytes" : ""

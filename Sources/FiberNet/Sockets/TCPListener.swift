@@ -72,7 +72,7 @@ public final class TCPListener: Endpoint {
 
     deinit { file?.remove() }
 
-    /// Stops listening. Fibers that wait in ``accept(timeout:)`` throw `closed`, ``next()`` returns nil, ``serve(maxConnections:draining:onError:_:)`` begins to drain; connections in the kernel's queue are reset.
+    /// Stops listening. Fibers that wait in ``accept()`` throw `closed`, ``next()`` returns nil, ``serve(maxConnections:draining:onError:_:)`` begins to drain; connections in the kernel's queue are reset.
     /// The file of a Unix socket goes, if it is still the one that was bound.
     public override func close() {
         // First, while the socket keeps its inode.
@@ -86,40 +86,40 @@ public final class TCPListener: Endpoint {
     /// A connection that its client gave up before is passed over. While the process has no descriptor left the call waits: other fibers run, and it tries
     /// again up to ten times a second; `FiberRuntime.Configuration.onWarning` hears of it.
     ///
-    /// - Throws: ``IOError`` with `closed`, `timedOut` or `system`.
+    /// - Throws: ``IOError`` with `closed` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled, and then no connection is lost.
     /// - Note: parks
-    public func accept(timeout: Duration? = nil) throws(IOError) -> TCPStream {
-        let (result, peer) = accept(waits: true, until: Deadline.after(timeout))
+    public func accept() throws -> TCPStream {
+        let (result, peer) = accept(waits: true)
         return try stream(result, peer)
     }
 
     /// Accepts a connection that is there; nil where none is. Parks only while descriptors are short.
-    func acceptNow() throws(IOError) -> TCPStream? {
-        let (result, peer) = accept(waits: false, until: Deadline.never)
+    func acceptNow() throws -> TCPStream? {
+        let (result, peer) = accept(waits: false)
         return result == IOCode.nothing ? nil : try stream(result, peer)
     }
 
     /// A descriptor or an error, and the address of the other end. For a Unix socket it is not asked for: there the kernel knows it for as
     /// long as the socket is open.
-    private func accept(waits: Bool, until deadline: Int64) -> (Int, SocketAddress?) {
+    private func accept(waits: Bool) -> (Int, SocketAddress?) {
         var peer = sockaddr_storage()
         return withUnsafeMutablePointer(to: &peer) { peer in
             let place = address.family == .unix ? nil : peer
-            let result = driver.accept(descriptor, from: place, waits: waits, onShortage: warnOfShortage, until: deadline)
+            let result = driver.accept(descriptor, from: place, waits: waits, onShortage: warnOfShortage)
             return (result, result < 0 || place == nil ? nil : SocketAddress(ip: peer))
         }
     }
 
-    private func stream(_ result: Int, _ peer: SocketAddress?) throws(IOError) -> TCPStream {
-        if result < 0 { throw IOError(result, "accept") }
+    private func stream(_ result: Int, _ peer: SocketAddress?) throws -> TCPStream {
+        if result < 0 { throw failure(result, "accept") }
         // Over Unix sockets the address is not asked for.
         return try TCPStream(Int32(result), peer: peer, exact: peer == nil, driver: driver, "accept")
     }
 
     /// Accepts one connection, or returns nil once the listener has been closed: `while let stream = try listener.next() { … }`.
     /// - Note: parks
-    public func next() throws(IOError) -> TCPStream? {
-        do { return try accept() } catch  where error.code == .closed { return nil }
+    public func next() throws -> TCPStream? {
+        do { return try accept() } catch let error as IOError where error.code == .closed { return nil }
     }
 
     private func warnOfShortage(_ errno: Int32) {

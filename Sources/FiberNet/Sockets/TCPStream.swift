@@ -15,15 +15,15 @@ public final class TCPStream: Endpoint {
     ///
     /// `TCP_NODELAY` is on. A Unix listener whose queue is full is tried again until it has room.
     ///
-    /// - Parameters:
-    ///   - address: where to.
-    ///   - timeout: how long to try; nil leaves it to the system, which gives up on a silent TCP peer after about two minutes.
-    /// - Throws: ``IOError`` with `refused`, `unreachable`, `timedOut`, `resources`, `notPermitted`, `addressNotAvailable` or `system`.
+    /// The system gives up on a silent TCP peer after about two minutes; to give up earlier, connect inside `withTimeout`.
+    ///
+    /// - Parameter address: the address of a listener.
+    /// - Throws: ``IOError`` with `refused`, `unreachable`, `timedOut`, `resources`, `notPermitted`, `addressNotAvailable` or `system`; `CancellationError` or `TimeoutError` when the fiber is
+    ///   cancelled.
     /// - Note: parks
-    public static func connect(to address: SocketAddress, timeout: Duration? = nil) throws(IOError) -> TCPStream {
-        let deadline = Deadline.after(timeout)
+    public static func connect(to address: SocketAddress) throws -> TCPStream {
         let worker = Worker.here("TCPStream.connect")
-        if worker.refusesOperation() { throw IOError(IOCode.cancelled, "connect to", subject: address.description) }
+        if worker.refusesOperation() { throw worker.running.cancellation }
         let driver = worker.driver
         let fd = driver.call(.socket(domain: address.domain, type: Int32(SOCK_STREAM.rawValue)))
         if fd < 0 {
@@ -32,8 +32,8 @@ public final class TCPStream: Endpoint {
         }
         let stream = try TCPStream(Int32(fd), exact: address.family == .unix, driver: driver, "connect")
         if address.family != .unix { try stream.setOption(.noDelay, to: true) }
-        let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1, until: deadline) }
-        if result < 0 { throw IOError(result, "connect to", subject: address.description) }
+        let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1) }
+        if result < 0 { throw failure(result, "connect to", subject: address.description) }
         if address.family == .unix { return stream }
         stream.peer = (try? stream.peerAddress()) ?? address
         guard stream.isItsOwnPeer else { return stream }
@@ -79,36 +79,36 @@ public final class TCPStream: Endpoint {
 
     /// Reads some bytes: as many as are there and fit, at least one, or 0 at the end of the stream. An empty span returns 0 at once.
     ///
-    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`.
+    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled, and then no byte is lost.
     /// - Note: parks
-    public func read(into span: inout MutableRawSpan, timeout: Duration? = nil) throws(IOError) -> Int {
+    public func read(into span: inout MutableRawSpan) throws -> Int {
         let result = span.withUnsafeMutableBytes { bytes in
-            bytes.count == 0 ? 0 : driver.receive(descriptor, bytes.baseAddress!, bytes.count, until: Deadline.after(timeout))
+            bytes.count == 0 ? 0 : driver.receive(descriptor, bytes.baseAddress!, bytes.count)
         }
-        if result < 0 { throw IOError(result, "read") }
+        if result < 0 { throw failure(result, "read") }
         return result
     }
 
-    /// Reads some bytes into memory of the caller's; otherwise as ``read(into:timeout:)-(MutableRawSpan,_)``.
+    /// Reads some bytes into memory of the caller's; otherwise as ``read(into:)-(MutableRawSpan)``.
     /// - Note: parks
-    public func read(into memory: UnsafeMutableRawBufferPointer, timeout: Duration? = nil) throws(IOError) -> Int {
+    public func read(into memory: UnsafeMutableRawBufferPointer) throws -> Int {
         guard let base = memory.baseAddress, memory.count > 0 else { return 0 }
-        let result = driver.receive(descriptor, base, memory.count, until: Deadline.after(timeout))
-        if result < 0 { throw IOError(result, "read") }
+        let result = driver.receive(descriptor, base, memory.count)
+        if result < 0 { throw failure(result, "read") }
         return result
     }
 
     /// Reads some bytes, at most `limit` and at most 1 MiB at once; none at the end of the stream.
     /// - Note: parks
-    public func read(upTo limit: Int, timeout: Duration? = nil) throws(IOError) -> [UInt8] {
+    public func read(upTo limit: Int) throws -> [UInt8] {
         var failure = 0
         let limit = min(max(0, limit), 1 << 20)
         let bytes = [UInt8](unsafeUninitializedCapacity: limit) { buffer, count in
             guard limit > 0 else { return }
-            let result = driver.receive(descriptor, buffer.baseAddress!, limit, until: Deadline.after(timeout))
+            let result = driver.receive(descriptor, buffer.baseAddress!, limit)
             if result < 0 { failure = result } else { count = result }
         }
-        if failure < 0 { throw IOError(failure, "read") }
+        if failure < 0 { throw FiberNet.failure(failure, "read") }
         return bytes
     }
 
@@ -119,18 +119,16 @@ public final class TCPStream: Endpoint {
     /// while try stream.readAvailable({ try stream.writeAll($0) }) {}
     /// ```
     ///
-    /// - Parameters:
-    ///   - timeout: how long to wait for the first byte; nil for ever.
-    ///   - body: gets at least one byte, at most `FiberRuntime.Configuration.readBufferSize`. It may park; the bytes are its own until it returns.
+    /// - Parameter body: gets at least one byte, at most `FiberRuntime.Configuration.readBufferSize`. It may park; the bytes stay valid until it returns.
     /// - Returns: false at the end of the stream, and then `body` was not called.
-    /// - Throws: ``IOError`` as ``read(upTo:timeout:)``, and whatever `body` throws.
+    /// - Throws: the errors of ``read(upTo:)``, and those of `body`.
     /// - Note: parks
     @inline(__always)
-    public func readAvailable(timeout: Duration? = nil, _ body: (RawSpan) throws -> Void) throws -> Bool {
+    public func readAvailable(_ body: (RawSpan) throws -> Void) throws -> Bool {
         var buffer: UnsafeMutableRawPointer?
-        let count = driver.receiveLent(descriptor, &buffer, until: Deadline.after(timeout))
+        let count = driver.receiveLent(descriptor, &buffer)
         guard let buffer else {
-            if count < 0 { throw IOError(count, "read") }
+            if count < 0 { throw failure(count, "read") }
             return false
         }
         defer { driver.giveBack(buffer) }
@@ -141,45 +139,70 @@ public final class TCPStream: Endpoint {
 
     // Writing.
 
-    /// Writes all bytes, in one piece: what other fibers write comes before or after. Returns when the kernel has them.
+    /// Writes all bytes, in one piece: the bytes of other fibers come before or after. Returns when the kernel has them.
     ///
-    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`; its ``IOError/bytesTransferred`` says how many bytes went.
+    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled. Some of the bytes may have been written then:
+    ///   ``writeAll(_:written:)-(RawSpan,_)`` tells how many.
     /// - Note: parks
-    public func writeAll(_ span: RawSpan, timeout: Duration? = nil) throws(IOError) {
+    public func writeAll(_ span: RawSpan) throws {
+        var written = 0
+        try writeAll(span, written: &written)
+    }
+
+    /// Writes all bytes, and tells how many of them the kernel has, however the call ends.
+    ///
+    /// ```swift
+    /// var written = 0
+    /// do { try stream.writeAll(page, written: &written) } catch { log("sent \(written) of \(page.count) bytes: \(error)") }
+    /// ```
+    ///
+    /// - Parameter written: set to the number of bytes, also when this throws.
+    /// - Throws: as ``writeAll(_:)-(RawSpan)``.
+    /// - Note: parks
+    public func writeAll(_ span: RawSpan, written: inout Int) throws {
         var sent = 0
         let result = span.withUnsafeBytes { bytes in
             bytes.count == 0
                 ? (descriptor.isOpen ? 0 : driver.refuseClosed())
-                : driver.sendAll(
-                    descriptor, bytes.baseAddress!, bytes.count, sent: &sent,
-                    until: Deadline.after(timeout))
+                : driver.sendAll(descriptor, bytes.baseAddress!, bytes.count, sent: &sent)
         }
-        if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
+        written = sent
+        if result < 0 { throw failure(result, "write", bytesTransferred: sent) }
     }
 
     /// Writes the bytes of an array.
     /// - Note: parks
-    public func writeAll(_ bytes: [UInt8], timeout: Duration? = nil) throws(IOError) {
-        try writeAll(bytes.span.bytes, timeout: timeout)
-    }
+    public func writeAll(_ bytes: [UInt8]) throws { try writeAll(bytes.span.bytes) }
+
+    /// Writes the bytes of an array, and tells how many of them the kernel has, however the call ends.
+    /// - Note: parks
+    public func writeAll(_ bytes: [UInt8], written: inout Int) throws { try writeAll(bytes.span.bytes, written: &written) }
 
     /// Writes the UTF-8 of a string.
     /// - Note: parks
-    public func writeAll(_ text: String, timeout: Duration? = nil) throws(IOError) {
-        try writeAll(Array(text.utf8), timeout: timeout)
-    }
+    public func writeAll(_ text: String) throws { try writeAll(Array(text.utf8)) }
+
+    /// Writes the UTF-8 of a string, and tells how many bytes of it the kernel has, however the call ends.
+    /// - Note: parks
+    public func writeAll(_ text: String, written: inout Int) throws { try writeAll(Array(text.utf8), written: &written) }
 
     /// Writes several pieces as if they were one, without copying them together.
     /// - Note: parks
-    public func writeAll(pieces: [[UInt8]], timeout: Duration? = nil) throws(IOError) {
-        let deadline = Deadline.after(timeout)
-        try writing(isEmpty: pieces.allSatisfy(\.isEmpty), until: deadline) { sent in
+    public func writeAll(pieces: [[UInt8]]) throws {
+        var written = 0
+        try writeAll(pieces: pieces, written: &written)
+    }
+
+    /// Writes several pieces as if they were one, and tells how many bytes of them the kernel has, however the call ends.
+    /// - Note: parks
+    public func writeAll(pieces: [[UInt8]], written: inout Int) throws {
+        try writing(isEmpty: pieces.allSatisfy(\.isEmpty), &written) { sent in
             var rest = pieces[...]
             var result = 0
             // Memory of an array is lent for the length of a closure, so each piece takes a frame: some at a time.
             while !rest.isEmpty && result == 0 {
                 result = withUnsafeTemporaryAllocation(of: iovec.self, capacity: 32) { vectors in
-                    lend(rest.prefix(32), vectors, 0) { driver.send(descriptor, $0, sent: &sent, until: deadline) }
+                    lend(rest.prefix(32), vectors, 0) { driver.send(descriptor, $0, sent: &sent) }
                 }
                 rest = rest.dropFirst(32)
             }
@@ -189,33 +212,40 @@ public final class TCPStream: Endpoint {
 
     /// Writes two pieces, a header and a body say, as if they were one.
     /// - Note: parks
-    public func writeAll(_ first: RawSpan, _ second: RawSpan, timeout: Duration? = nil) throws(IOError) {
-        let deadline = Deadline.after(timeout)
-        try writing(isEmpty: first.isEmpty && second.isEmpty, until: deadline) { sent in
+    public func writeAll(_ first: RawSpan, _ second: RawSpan) throws {
+        var written = 0
+        try writeAll(first, second, written: &written)
+    }
+
+    /// Writes two pieces as if they were one, and tells how many bytes of both the kernel has, however the call ends.
+    /// - Note: parks
+    public func writeAll(_ first: RawSpan, _ second: RawSpan, written: inout Int) throws {
+        try writing(isEmpty: first.isEmpty && second.isEmpty, &written) { sent in
             first.withUnsafeBytes { a in
                 second.withUnsafeBytes { b in
                     withUnsafeTemporaryAllocation(of: iovec.self, capacity: 2) { vectors in
                         vectors.initializeElement(at: 0, to: iovec(a))
                         vectors.initializeElement(at: 1, to: iovec(b))
-                        return driver.send(descriptor, vectors, sent: &sent, until: deadline)
+                        return driver.send(descriptor, vectors, sent: &sent)
                     }
                 }
             }
         }
     }
 
-    /// Has the turn to send while `body` runs; nothing to send needs none.
-    private func writing(isEmpty: Bool, until deadline: Int64, _ body: (inout Int) -> Int) throws(IOError) {
+    /// Runs `body` while no other fiber sends; nothing to send needs no exclusion.
+    private func writing(isEmpty: Bool, _ written: inout Int, _ body: (inout Int) -> Int) throws {
         var sent = 0
         var result = descriptor.isOpen ? 0 : driver.refuseClosed()
         if result == 0 && !isEmpty {
-            result = driver.beginSending(descriptor, until: deadline)
+            result = driver.beginSending(descriptor)
             if result == 0 {
                 result = body(&sent)
                 driver.endSending(descriptor)
             }
         }
-        if result < 0 { throw IOError(result, "write", bytesTransferred: sent) }
+        written = sent
+        if result < 0 { throw failure(result, "write", bytesTransferred: sent) }
     }
 
     private func lend(

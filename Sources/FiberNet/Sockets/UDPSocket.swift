@@ -72,9 +72,10 @@ public final class UDPSocket: Endpoint {
     ///
     /// A Unix socket made so has no name, and cannot be answered: bind one, and connect that.
     ///
-    /// - Throws: ``IOError`` with `unreachable`, `refused` (Unix only), `notPermitted` (Unix: the peer is connected to somebody else), `cancelled`, `resources` or
-    ///   `system`.
-    public static func connect(to peer: SocketAddress) throws(IOError) -> UDPSocket {
+    /// - Throws: ``IOError`` with `unreachable`, `refused` (Unix only), `notPermitted` (Unix: the peer is connected to another socket), `resources` or `system`;
+    ///   `CancellationError` or `TimeoutError` when the fiber is cancelled.
+    /// - Note: parks
+    public static func connect(to peer: SocketAddress) throws -> UDPSocket {
         let socket = try open(peer.family)
         try socket.connect(to: peer)
         return socket
@@ -114,10 +115,11 @@ public final class UDPSocket: Endpoint {
     /// Chooses the peer: from now on only its datagrams are received, `send` without an address sends to it, and errors that the network reports of datagrams sent there
     /// are thrown by the next call. Datagrams of others that have arrived before stay to be received. A later call chooses another peer.
     ///
-    /// - Throws: ``IOError`` with `unreachable`, `refused` (Unix only), `notPermitted` (Unix: the peer is connected to somebody else), `closed`, `cancelled` or `system`.
-    public func connect(to peer: SocketAddress) throws(IOError) {
-        let result = peer.withSockaddr { driver.connect(descriptor, $0, $1, until: Deadline.never) }
-        if result < 0 { throw IOError(result, "connect to", subject: peer.description) }
+    /// - Throws: ``IOError`` with `unreachable`, `refused` (Unix only), `notPermitted` (Unix: the peer is connected to another socket), `closed` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled.
+    /// - Note: parks
+    public func connect(to peer: SocketAddress) throws {
+        let result = peer.withSockaddr { driver.connect(descriptor, $0, $1) }
+        if result < 0 { throw failure(result, "connect to", subject: peer.description) }
         address = try localAddress()
     }
 

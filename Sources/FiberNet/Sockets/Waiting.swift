@@ -13,21 +13,21 @@ public import SystemPackage
 /// no wait: cancel the fiber that waits, and then close it. Where the process has locked what it waits for by `F_SETLK`, closing that second one ends the lock, as closing any
 /// does; files are waited for without one, and keep their locks.
 ///
-/// - Throws: ``IOError`` with `timedOut`, `cancelled`, `unsupported` (a directory or a regular file, which is always ready), `resources` (no descriptor is left, for instance) or `system` (no such
-///   descriptor, or a negative number).
+/// - Throws: ``IOError`` with `unsupported` (a directory or a regular file, which is always ready), `resources` (no descriptor is left, for instance) or `system` (no such descriptor, or a negative
+///   number); `CancellationError` or `TimeoutError` when the fiber is cancelled.
 /// - Note: parks
-public func waitReadable(_ descriptor: FileDescriptor, timeout: Duration? = nil) throws(IOError) {
-    try wait(descriptor, .read, timeout, "wait until readable")
+public func waitReadable(_ descriptor: FileDescriptor) throws {
+    try wait(descriptor, .read, "wait until readable")
 }
 
-/// Waits until a descriptor of anybody's is writable or in error; otherwise as ``waitReadable(_:timeout:)``.
+/// Waits until a descriptor of anybody's is writable or in error; otherwise as ``waitReadable(_:)``.
 /// - Note: parks
-public func waitWritable(_ descriptor: FileDescriptor, timeout: Duration? = nil) throws(IOError) {
-    try wait(descriptor, .write, timeout, "wait until writable")
+public func waitWritable(_ descriptor: FileDescriptor) throws {
+    try wait(descriptor, .write, "wait until writable")
 }
 
-private func wait(_ descriptor: FileDescriptor, _ direction: Direction, _ timeout: Duration?, _ operation: String) throws(IOError) {
+private func wait(_ descriptor: FileDescriptor, _ direction: Direction, _ operation: String) throws {
     let driver = Worker.here("waitReadable and waitWritable").driver
-    let result = driver.wait(forDescriptor: descriptor.rawValue, direction, until: Deadline.after(timeout))
-    if result < 0 { throw IOError(result, operation, subject: "descriptor \(descriptor.rawValue)") }
+    let result = driver.wait(forDescriptor: descriptor.rawValue, direction)
+    if result < 0 { throw failure(result, operation, subject: "descriptor \(descriptor.rawValue)") }
 }

@@ -3,9 +3,9 @@
 // Invariants:
 //   * a `Descriptor` is good for one registration: after `close` every operation on it, running or new, ends with `IOCode.closed` and touches neither the number nor its next owner;
 //   * each direction of a descriptor is a first-in first-out lock (the turn) that a fiber holds for one operation, parks included;
-//   * an operation parks the calling fiber at most until its deadline, and has no half-effect when it fails. In a cancelled fiber it fails at once, also where it need not park, so that
+//   * an operation parks until it is done or the fiber is cancelled, and has no partial effect when it fails. In a cancelled fiber it fails at once, even where it need not park, so that
 //     cancellation reaches fibers that always find something to do;
-//   * an operation that did not park is charged, however it ended, so that a loop over an error or the end of a stream lets other fibers run and meets its deadline, too;
+//   * an operation that did not park is charged, however it ended, so that a loop over an error or the end of a stream lets other fibers run and notices that the time of its scope is over;
 //   * operations return a count (or a descriptor) >= 0, a negative errno, or a code of `IOCode`;
 //   * while a backend performs a request, its memory and its descriptor stay: a fiber whose wait ended otherwise cancels the request and waits for its completion, and the number is closed
 //     when the last request on it has completed.
@@ -196,18 +196,18 @@ package final class Driver: EventSource {
     // Turns.
 
     @inline(__always)
-    private func takeTurn(_ d: Descriptor, _ turn: Registration.Flags, _ worker: Worker, _ deadline: Int64) -> Int {
-        if _slowPath(d.registration.pointee.flags.contains(turn)) { return waitForTurn(d, turn, worker, deadline) }
+    private func takeTurn(_ d: Descriptor, _ turn: Registration.Flags, _ worker: Worker) -> Int {
+        if _slowPath(d.registration.pointee.flags.contains(turn)) { return waitForTurn(d, turn, worker) }
         d.registration.pointee.flags.insert(turn)
         return 0
     }
 
     @inline(never)
-    private func waitForTurn(_ d: Descriptor, _ turn: Registration.Flags, _ worker: Worker, _ deadline: Int64) -> Int {
+    private func waitForTurn(_ d: Descriptor, _ turn: Registration.Flags, _ worker: Worker) -> Int {
         let slot = d.registration
         let reads = turn == .reading
         let outcome = worker.park(
-            in: reads ? slot.readTurns : slot.writeTurns, WaitReason(reads ? .read : .write, slot.pointee.fd), until: deadline)
+            in: reads ? slot.readTurns : slot.writeTurns, WaitReason(reads ? .read : .write, slot.pointee.fd))
         if outcome != .ready { return code(outcome) }
         // The turn was handed over, unless the descriptor was closed since.
         return d.isOpen ? 0 : IOCode.closed
@@ -235,11 +235,11 @@ package final class Driver: EventSource {
     }
 
     /// Takes the turn to send for several operations: 0 once the fiber has it, and then `endSending` must follow. Parks.
-    package func beginSending(_ d: Descriptor, until deadline: Int64) -> Int {
+    package func beginSending(_ d: Descriptor) -> Int {
         guard d.isOpen else { return refuseClosed() }
         let worker = worker(for: d.registration)
         if worker.refusesOperation() { return IOCode.cancelled }
-        return takeTurn(d, .writing, worker, deadline)
+        return takeTurn(d, .writing, worker)
     }
 
     package func endSending(_ d: Descriptor) { endTurn(d, .writing) }
@@ -264,15 +264,15 @@ package final class Driver: EventSource {
 
     /// Performs an operation. Parks.
     @inline(__always)
-    func perform<O: Operation>(_ operation: inout O, on d: Descriptor, until deadline: Int64) -> Int {
+    func perform<O: Operation>(_ operation: inout O, on d: Descriptor) -> Int {
         guard d.isOpen else { return refuseClosed() }
         let worker = worker(for: d.registration)
         if worker.refusesOperation() { return IOCode.cancelled }
         if O.takesTurn {
-            let code = takeTurn(d, O.turn, worker, deadline)
+            let code = takeTurn(d, O.turn, worker)
             if code != 0 { return code }
         }
-        let result = run(&operation, on: d, worker, deadline)
+        let result = run(&operation, on: d, worker)
         if O.takesTurn { endTurn(d, O.turn) }
         worker.chargeOperation()
         return result
@@ -280,23 +280,23 @@ package final class Driver: EventSource {
 
     /// The same for a fiber that has the turn. Parks.
     @inline(__always)
-    func performInTurn<O: Operation>(_ operation: inout O, on d: Descriptor, until deadline: Int64) -> Int {
+    func performInTurn<O: Operation>(_ operation: inout O, on d: Descriptor) -> Int {
         guard d.isOpen else { return refuseClosed() }
         let worker = worker(for: d.registration)
-        let result = run(&operation, on: d, worker, deadline)
+        let result = run(&operation, on: d, worker)
         worker.chargeOperation()
         return result
     }
 
     @inline(__always)
-    private func run<O: Operation>(_ operation: inout O, on d: Descriptor, _ worker: Worker, _ deadline: Int64) -> Int {
-        if _slowPath(completes) { return submit(&operation, on: d, worker, deadline) }
+    private func run<O: Operation>(_ operation: inout O, on d: Descriptor, _ worker: Worker) -> Int {
+        if _slowPath(completes) { return submit(&operation, on: d, worker) }
         while true {
             if !O.trustsReadiness || d.registration.pointee.isReady(O.direction) {
                 let result = operation.attempt(d.registration)
                 if _fastPath(result != IOCode.notReady) {
                     if _fastPath(result > IOCode.again) { return result }
-                    let code = goOn(after: result, &operation, d, worker, deadline)
+                    let code = goOn(after: result, &operation, d, worker)
                     if code != 0 { return code }
                     continue
                 }
@@ -306,7 +306,7 @@ package final class Driver: EventSource {
                 }
                 d.registration.pointee.noteNotReady(O.direction)
             }
-            let code = park(d, O.direction, O.reason, worker, deadline)
+            let code = park(d, O.direction, O.reason, worker)
             if code != 0 { return code }
             guard d.isOpen else { return IOCode.closed }
         }
@@ -315,13 +315,13 @@ package final class Driver: EventSource {
     /// Between two attempts of an operation that is not done. 0 for the next one.
     @inline(never)
     private func goOn<O: Operation>(
-        after result: Int, _ operation: inout O, _ d: Descriptor, _ worker: Worker, _ deadline: Int64
+        after result: Int, _ operation: inout O, _ d: Descriptor, _ worker: Worker
     ) -> Int {
         if !d.isOpen { return IOCode.closed }
         if result == IOCode.again {
             worker.chargeOperation()
         } else {
-            let code = pause(d, operation.nextPause(), O.direction, O.reason, worker, deadline)
+            let code = pause(d, operation.nextPause(), O.direction, O.reason, worker)
             if code != 0 { return code }
         }
         return d.isOpen ? 0 : IOCode.closed
@@ -345,36 +345,36 @@ package final class Driver: EventSource {
 
     /// Parks until an event for the direction comes. 0 then; else why there will be none.
     @inline(__always)
-    private func park(_ d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, _ worker: Worker, _ deadline: Int64) -> Int {
+    private func park(_ d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, _ worker: Worker) -> Int {
         let watched = watchIfNew(d, direction)
         if _slowPath(watched < 0) { return watched }
         let slot = d.registration
         // Even addresses: an odd one would be a `wait`.
         worker.running.noteTouches(UnsafeRawPointer(slot), slot.pointee.user)
-        return code(worker.park(in: slot.waiters(direction), WaitReason(kind, slot.pointee.fd), until: deadline))
+        return code(worker.park(in: slot.waiters(direction), WaitReason(kind, slot.pointee.fd)))
     }
 
     /// Parks for a time, and no event ends that. Reacting to events could spin: a datagram that a Unix receiver has no room for is itself an event, since the kernel counts it as sent
     /// for a moment. 0 when the time is over; else why the operation is.
     private func pause(
-        _ d: Descriptor, _ length: Int64, _ direction: Direction, _ kind: WaitReason.Kind, _ worker: Worker, _ deadline: Int64
+        _ d: Descriptor, _ length: Int64, _ direction: Direction, _ kind: WaitReason.Kind, _ worker: Worker
     ) -> Int {
-        let end = min(deadline, worker.now &+ length)
+        let end = worker.now &+ length
         while true {
             let slot = d.registration
-            let code = code(worker.park(in: slot.waiters(direction), WaitReason(kind, slot.pointee.fd), until: end))
-            if code != 0 && code != IOCode.timedOut { return code }
+            let outcome = worker.park(in: slot.waiters(direction), WaitReason(kind, slot.pointee.fd), until: end)
+            if outcome != .ready && outcome != .timedOut { return code(outcome) }
             guard d.isOpen else { return IOCode.closed }
-            if code == IOCode.timedOut || worker.now >= end { return end == deadline ? IOCode.timedOut : 0 }
+            if outcome == .timedOut || worker.now >= end { return 0 }
         }
     }
 
     @inline(__always)
     private func code(_ outcome: Outcome) -> Int {
         switch outcome {
-        case .ready: 0
+        // Only the pauses between attempts have a deadline of their own.
+        case .ready, .timedOut: 0
         case .closed: IOCode.closed
-        case .timedOut: IOCode.timedOut
         case .cancelled: IOCode.cancelled
         case .noTimer: -Int(ENOMEM)
         }
@@ -393,7 +393,7 @@ package final class Driver: EventSource {
     private func watch(_ slot: RegistrationPointer, _ direction: Direction) -> Int { readiness?.watch(slot, direction) ?? 0 }
 
     /// Waits as `wait` for a descriptor of somebody else's. Also -EMFILE, -EBADF or -ENOMEM. Parks.
-    package func wait(forDescriptor foreign: Int32, _ direction: Direction, until deadline: Int64) -> Int {
+    package func wait(forDescriptor foreign: Int32, _ direction: Direction) -> Int {
         let worker = worker
         // Also where it comes no further than the next line.
         if worker.refusesOperation() { return IOCode.cancelled }
@@ -406,7 +406,7 @@ package final class Driver: EventSource {
             _ = backend.call(.close(Int32(second)))
             return -Int(ENOMEM)
         }
-        let result = wait(registered, watched, until: deadline)
+        let result = wait(registered, watched)
         // Closing alone would not end the registration, since the thing stays open under its first number.
         close(registered)
         return result
@@ -438,15 +438,15 @@ package final class Driver: EventSource {
     // Backends that perform operations.
 
     @inline(never)
-    private func submit<O: Operation>(_ operation: inout O, on d: Descriptor, _ worker: Worker, _ deadline: Int64) -> Int {
+    private func submit<O: Operation>(_ operation: inout O, on d: Descriptor, _ worker: Worker) -> Int {
         while true {
             let request = operation.submission(d.registration.pointee.fd)
-            let (result, ending) = perform(request, on: d, O.direction, O.reason, makesDescriptor: O.makesDescriptor, worker, deadline)
+            let (result, ending) = perform(request, on: d, O.direction, O.reason, makesDescriptor: O.makesDescriptor, worker)
             guard d.isOpen else {
                 operation.noteLate(result)
                 return IOCode.closed
             }
-            // A result that came in spite of a deadline or a cancellation is not lost.
+            // A result that came in spite of a cancellation is not lost.
             let isCancelled = ending != 0 && result == -Int(ECANCELED)
             let outcome = operation.complete(result, d.registration)
             if isCancelled { return ending }
@@ -455,15 +455,14 @@ package final class Driver: EventSource {
             if outcome != IOCode.notReady && outcome > IOCode.again { return outcome }
             if ending != 0 { return ending }
             if outcome == IOCode.notReady { continue }
-            let next = goOn(after: outcome, &operation, d, worker, deadline)
+            let next = goOn(after: outcome, &operation, d, worker)
             if next != 0 { return next }
         }
     }
 
     /// Has the backend perform a request: its result, and what ended the wait for it if that was something else, or 0. Parks.
     private func perform(
-        _ request: Submission, on d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, makesDescriptor: Bool, _ worker: Worker,
-        _ deadline: Int64
+        _ request: Submission, on d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, makesDescriptor: Bool, _ worker: Worker
     ) -> (result: Int, ending: Int) {
         let backend = completion.unsafelyUnwrapped
         let slot = d.registration
@@ -472,7 +471,7 @@ package final class Driver: EventSource {
             if let result = backend.submit(request, completion) { return (result, 0) }
             slot.pointee.requests += 1
             let reason = WaitReason(kind, slot.pointee.fd)
-            let outcome = worker.park(in: slot.waiters(direction), reason, until: deadline)
+            let outcome = worker.park(in: slot.waiters(direction), reason)
             if !completion.pointee.isDone {
                 backend.cancel(completion)
                 var nobodyElse = WaitList()

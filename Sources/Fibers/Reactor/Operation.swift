@@ -11,8 +11,6 @@ package enum Direction: BitwiseCopyable, Sendable {
 package enum IOCode {
     /// The descriptor was closed on this side, before the operation or during it.
     @inline(__always) package static var closed: Int { -10_001 }
-    /// The deadline passed.
-    @inline(__always) package static var timedOut: Int { -10_002 }
     /// The descriptor is of a kind that cannot be waited for.
     @inline(__always) package static var unsupported: Int { -10_003 }
     /// The calling fiber is cancelled, or was while it waited.

@@ -10,8 +10,8 @@ import CFiber
 ///
 /// Scopes nest, and the earliest deadline counts. The call that was waiting throws a ``TimeoutError`` if this is the scope directly around it, else a
 /// `CancellationError`, which passes through the scopes in between; so `catch is TimeoutError` behind a `withTimeout` never catches what ends a scope further out. It catches that
-/// scope's own, and those of scopes inside that were not caught there (``TimeoutError/limit`` tells them apart). Sockets throw their `IOError`, with the code `timedOut` or `cancelled`.
-/// Whatever it was, this function throws a `TimeoutError`. Children in groups inside are bound by the deadline, too.
+/// scope's own, and those of scopes inside that were not caught there (``TimeoutError/limit`` tells them apart). Every call that waits follows this rule: those on sockets, files, names and
+/// processes, too. Children in groups inside are bound by the deadline as well.
 ///
 /// A body that computes and never waits is not interrupted (see ``Fiber/checkCancellation()``); if it returns in the end, its value is returned.
 ///
@@ -22,13 +22,17 @@ import CFiber
 ///   - body: what to do.
 /// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
 @discardableResult
+@inlinable
 public func withTimeout<Result>(_ limit: Duration?, _ body: () throws -> Result) throws -> Result {
     guard let limit else { return try body() }
-    let worker = Worker.here("withTimeout")
-    let now = worker.now
-    // What has passed long ago has passed now: a deadline outside that has passed meanwhile comes first, and ends those who try again and again.
-    let deadline = max(now, Deadline.after(limit, from: now))
-    return try withScope(CancelScope(.deadline, of: worker.running, deadline: deadline, limit: Deadline.nanoseconds(limit)), body)
+    return try withTemporaryMemory(byteCount: DeadlineScope.byteCount, alignment: DeadlineScope.alignment) { memory in
+        let scope = DeadlineScope(entering: memory.baseAddress.unsafelyUnwrapped, limit)
+        do {
+            let result = try body()
+            scope.leave()
+            return result
+        } catch { throw scope.leave(by: error) }
+    }
 }
 
 /// Runs `body`, until an instant at most; otherwise as ``withTimeout(_:_:)``.
@@ -36,8 +40,9 @@ public func withTimeout<Result>(_ limit: Duration?, _ body: () throws -> Result)
 /// How far away the instant is is found out once: time that the machine then spends suspended comes on top.
 /// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
 @discardableResult
+@inlinable
 public func withDeadline<Result>(_ deadline: ContinuousClock.Instant, _ body: () throws -> Result) throws -> Result {
-    try withTimeout(Deadline.distance(to: deadline), body)
+    try withTimeout(DeadlineScope.distance(to: deadline), body)
 }
 
 /// Runs `body` untouched by cancellation and deadlines from outside, so that it can finish what must be finished: a goodbye to the peer, a commit. They count again
@@ -53,21 +58,38 @@ public func withCancellationShield<Result, Failure: Error>(_ body: () throws(Fai
     try Worker.here("withCancellationShield").shielded(body)
 }
 
-@inline(__always)
-private func withScope<Result>(_ scope: CancelScope, _ body: () throws -> Result) throws -> Result {
-    var scope = scope
-    return try withLocalPointer(to: &scope) { scope in
-        scope.enter()
-        defer { scope.leave() }
-        do { return try body() } catch { throw scope.turned(error) }
-    }
-}
+/// A scope with a deadline, for code that is compiled into the caller's module: the frames of a `withTimeout` would be two more on the way to each call that waits, and lines to fetch for each.
+@usableFromInline
+struct DeadlineScope {
+    private let scope: ScopePointer
 
-extension UnsafeMutablePointer where Pointee == CancelScope {
-    /// The error that leaves a deadline's scope: its own if its deadline is what ended the body.
-    @inline(never)
-    fileprivate func turned(_ error: any Error) -> any Error {
-        guard pointee.cause == self && isCancellation(error) else { return error }
-        return timeoutError(underlying: error is CancellationError ? nil : error)
+    /// As large as a `CancelScope` (`CFIBER_SCOPE_SIZE`).
+    @inlinable static var byteCount: Int { 64 }
+    @inlinable static var alignment: Int { 8 }
+
+    /// Enters a scope that lies in this memory, in the caller's frame.
+    @usableFromInline
+    init(entering memory: UnsafeMutableRawPointer, _ limit: Duration) {
+        let worker = Worker.here("withTimeout")
+        let now = worker.now
+        let length = Deadline.nanoseconds(limit)
+        // What has passed long ago has passed now: a deadline outside that has passed meanwhile comes first, and ends those who try again and again.
+        let deadline = Deadline.after(nanoseconds: max(length, 0), from: now)
+        scope = memory.bindMemory(to: CancelScope.self, capacity: 1)
+        scope.initialize(to: CancelScope(.deadline, of: worker.running, deadline: deadline, limit: length))
+        scope.enter()
     }
+
+    @usableFromInline
+    func leave() { scope.leave() }
+
+    /// Leaves it by an error, and returns the one to throw: the scope's own if its deadline is what ended the body.
+    @usableFromInline
+    func leave(by error: any Error) -> any Error {
+        scope.leave()
+        return scope.pointee.cause == scope && error is CancellationError ? scope.timeoutError() : error
+    }
+
+    @usableFromInline
+    static func distance(to instant: ContinuousClock.Instant) -> Duration { Deadline.distance(to: instant) }
 }

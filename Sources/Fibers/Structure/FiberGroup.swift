@@ -216,7 +216,8 @@ public struct FiberGroupError: Error, CustomStringConvertible {
 /// ``FiberGroupError`` is thrown that has all of them, the first one first. A child that was cancelled on its own and ended because of that has not failed. Each child that fails counts,
 /// also where several throw the same error object; only an error that a fiber had from another one, by ``FiberHandle/join()`` or from a group of its own, and passed on is still the failure of that other one.
 ///
-/// A cancellation or a deadline from outside reaches the children as well. Waiting for them at the end cannot be cut short, since they may use what lies on the stack of the
+/// A cancellation or a deadline from outside reaches the children as well. Inside the group it is a `CancellationError`; the group itself then throws what any call that waits would throw in its
+/// place, a ``TimeoutError`` if the time of the scope directly around it is over. Waiting for them at the end cannot be cut short, since they may use what lies on the stack of the
 /// caller; a child that ignores its cancellation keeps the group from ending.
 ///
 /// - Parameters:
@@ -261,7 +262,7 @@ package func withFiberGroup<Value, Result>(
         record.scope.enter()
         var result = Swift.Result { try body(group) }
         if case .failure(let error) = result {
-            if record.scope.pointee.cause == nil || !isCancellation(error) {
+            if record.scope.pointee.cause == nil || !(error is CancellationError) {
                 ledger.noteFailure(error, from: worker.running.failureHad(error))
             } else if record.scope.pointee.cause == record.scope {
                 // The group has cancelled itself: its caller is told so, and not what its body did at that moment.
@@ -279,7 +280,8 @@ package func withFiberGroup<Value, Result>(
             if let origin = first.origin { worker.running.noteHad(origin) }
             throw first.error
         }
-        if ledger.wasCutShort { throw CancellationError() }
-        return try result.get()
+        // As any other call that waits here: the time of the scope around the group may be what is over.
+        if ledger.wasCutShort { throw worker.running.cancellation }
+        do { return try result.get() } catch is CancellationError { throw worker.running.cancellation }
     }
 }

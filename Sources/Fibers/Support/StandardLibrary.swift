@@ -14,7 +14,9 @@ func withLocalPointer<Value, Result, Failure: Error>(
 
 /// Calls a body with memory that lies in the caller's frame up to a kilobyte, as `withUnsafeTemporaryAllocation` does, but without the stack protector.
 @inlinable @inline(__always)
-func withTemporaryMemory(byteCount: Int, alignment: Int, _ body: (UnsafeMutableRawBufferPointer) throws -> Void) rethrows {
+func withTemporaryMemory<Result>(
+    byteCount: Int, alignment: Int, _ body: (UnsafeMutableRawBufferPointer) throws -> Result
+) rethrows -> Result {
     try _withUnprotectedUnsafeTemporaryAllocation(byteCount: byteCount, alignment: alignment, body)
 }
 

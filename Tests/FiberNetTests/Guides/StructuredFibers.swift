@@ -380,7 +380,7 @@ extension NetTests {
                                     do {
                                         _ = try serving.join()
                                         expect(false, "it returned")
-                                    } catch { expect(error is CancellationError || (error as? IOError)?.code == .cancelled, "\(error)") }
+                                    } catch { expect(error is CancellationError, "\(error)") }
                                     expect(try client.readToEnd().isEmpty)
                                 }
                                 expect(ended == 1)

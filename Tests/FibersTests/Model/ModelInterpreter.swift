@@ -542,7 +542,10 @@ private final class Machine {
         if let first = group.errors.first {
             return .failed(group.errors.count == 1 ? first : .several(first: first, others: Array(group.errors.dropFirst())))
         }
-        return group.wasCutShort ? .failed(.cancelled) : group.body
+        // The scope around the group may be what was cancelled.
+        if group.wasCutShort { return .failed(fiber.cancellation) }
+        if case .failed(.cancelled) = group.body { return .failed(fiber.cancellation) }
+        return group.body
     }
 
     // MARK: The end of a fiber

@@ -19,7 +19,7 @@ package final class UndeliveredError {
     init(_ error: any Error, of core: FiberCore) {
         let record = core.record.unsafelyUnwrapped
         // A cancelled fiber that ends because of that is no news for anybody.
-        let wasCancelled = record.base.pointee.cause != nil && isCancellation(error)
+        let wasCancelled = record.base.pointee.cause != nil && error is CancellationError
         self.error = wasCancelled ? CancellationError() : error
         passedOn = core.failuresHad?.failure(with: error)
         isDelivered = Atomic(wasCancelled)

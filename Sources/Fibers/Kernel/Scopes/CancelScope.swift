@@ -97,8 +97,8 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
     }
 
     /// The error of a deadline that has ended what was done in the scope.
-    func timeoutError(underlying: (any Error)? = nil) -> TimeoutError {
-        TimeoutError(limit: .nanoseconds(pointee.limit), operation: interrupted.description, underlying: underlying)
+    func timeoutError() -> TimeoutError {
+        TimeoutError(limit: .nanoseconds(pointee.limit), operation: interrupted.description)
     }
 
     /// What the fiber of a scope that is a cause was doing when the scope was cancelled.

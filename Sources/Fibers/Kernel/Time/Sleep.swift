@@ -10,11 +10,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if outcome != .timedOut { try check(outcome) }
     }
 
-    /// Sleeps before the next try, no longer than until `deadline`. False, without sleeping, when the deadline has passed. Parks.
-    package func pause(_ backoff: inout Backoff, until deadline: Int64) throws -> Bool {
-        let now = self.now
-        guard now < deadline else { return false }
-        try sleep(until: Swift.min(Deadline.after(nanoseconds: backoff.next(), from: now), deadline))
-        return true
+    /// Sleeps before the next try. Parks.
+    package func pause(_ backoff: inout Backoff) throws {
+        try sleep(until: Deadline.after(nanoseconds: backoff.next(), from: now))
     }
 }

@@ -9,18 +9,18 @@ extension Driver {
     ///
     /// `peer` gets the address of the other end, if it is not nil; over TCP the kernel forgets it once the connection is reset.
     package func accept(
-        _ d: Descriptor, from peer: UnsafeMutablePointer<sockaddr_storage>?, waits: Bool, onShortage: (Int32) -> Void, until deadline: Int64
+        _ d: Descriptor, from peer: UnsafeMutablePointer<sockaddr_storage>?, waits: Bool, onShortage: (Int32) -> Void
     ) -> Int {
         withoutActuallyEscaping(onShortage) { onShortage in
             var operation = Accept(peer: peer, waits: waits, onShortage: onShortage)
-            return perform(&operation, on: d, until: deadline)
+            return perform(&operation, on: d)
         }
     }
 
     /// Connects. 0 once connected. A Unix listener whose queue is full is tried again after pauses, since no event tells when it has room. Parks.
-    package func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t, until deadline: Int64) -> Int {
+    package func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t) -> Int {
         var operation = Connect(address: address, length: length)
-        return perform(&operation, on: d, until: deadline)
+        return perform(&operation, on: d)
     }
 }
 

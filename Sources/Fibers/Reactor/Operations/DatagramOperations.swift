@@ -6,17 +6,17 @@ import Glibc
 extension Driver {
     /// Receives up to `count` datagrams, as many as are there and at least one: their number. Empty ones are datagrams, too. Parks.
     package func receiveDatagrams(
-        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, until deadline: Int64
+        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int
     ) -> Int {
         var operation = ReceiveDatagrams(datagrams: datagrams, count: count)
-        return perform(&operation, on: d, until: deadline)
+        return perform(&operation, on: d)
     }
 
     /// Waits for a datagram without a buffer, then receives it into one of the worker's pool, which it puts into the one piece of `datagram` and which the caller returns by
     /// `giveBack`. 1, or an error and no buffer. Parks.
-    package func receiveDatagramLent(_ d: Descriptor, _ datagram: UnsafeMutablePointer<cfiber_datagram>, until deadline: Int64) -> Int {
+    package func receiveDatagramLent(_ d: Descriptor, _ datagram: UnsafeMutablePointer<cfiber_datagram>) -> Int {
         var operation = ReceiveDatagramLent(datagram: datagram, buffers: buffers)
-        return perform(&operation, on: d, until: deadline)
+        return perform(&operation, on: d)
     }
 
     /// Sends `count` datagrams, each whole or not at all, in order. 0 once it is done; `sent` tells how many went in any case. Parks.
@@ -24,17 +24,17 @@ extension Driver {
     /// The socket's own buffer, and the queue of the Unix socket that it is connected to, are waited for in turn: an event tells when there is room. The queue of a Unix socket to which
     /// a datagram is addressed tells nobody. Such a datagram is tried again after pauses, and without the turn, so that a receiver who does not read holds up no other fiber.
     package func sendDatagrams(
-        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, sent: inout Int, until deadline: Int64
+        _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, sent: inout Int
     ) -> Int {
         while true {
             var operation = SendDatagrams(datagrams: datagrams, count: count, sent: sent)
             var result: Int
             if operation.isAddressedToUnix {
                 var addressed = SendAddressedDatagrams(base: operation)
-                result = perform(&addressed, on: d, until: deadline)
+                result = perform(&addressed, on: d)
                 operation = addressed.base
             } else {
-                result = perform(&operation, on: d, until: deadline)
+                result = perform(&operation, on: d)
             }
             sent = operation.sent
             if result != SendDatagrams.otherKind { return result }

@@ -5,7 +5,7 @@ import Glibc
 
 extension Driver {
     /// Waits until the kernel says that a descriptor is readable or writable, for code that makes its own system calls. 0 then. Parks.
-    package func wait(_ d: Descriptor, _ direction: Direction, until deadline: Int64) -> Int {
+    package func wait(_ d: Descriptor, _ direction: Direction) -> Int {
         guard d.isOpen else { return refuseClosed() }
         // First of all, so that what cannot be watched is told apart from what is ready.
         let watched = watchIfNew(d, direction)
@@ -16,37 +16,37 @@ extension Driver {
         switch direction {
         case .read:
             var operation = WaitReadable()
-            return perform(&operation, on: d, until: deadline)
+            return perform(&operation, on: d)
         case .write:
             if d.registration.pointee.marks.contains(.sendEnded) { return performNothing() }
             var operation = WaitWritable()
-            return perform(&operation, on: d, until: deadline)
+            return perform(&operation, on: d)
         }
     }
 
     /// Calls `attempt` with the number of the descriptor when that may be readable, until it returns anything but `-EAGAIN`, and returns that. One fiber at a time, in the order of the
     /// calls. What makes the descriptor readable is an edge: before it returns `-EAGAIN`, the attempt must have seen that nothing is there. Parks.
-    package func receive(_ d: Descriptor, until deadline: Int64, by attempt: (Int32) -> Int) -> Int {
+    package func receive(_ d: Descriptor, by attempt: (Int32) -> Int) -> Int {
         withoutActuallyEscaping(attempt) { attempt in
             var operation = ReceiveByCall(call: attempt)
-            return perform(&operation, on: d, until: deadline)
+            return perform(&operation, on: d)
         }
     }
 
     /// Reads some bytes from what is no socket, 0 at its end. `awaitsWriter`: a FIFO that nobody has opened for writing yet is not at its end. Parks.
     package func read(
-        _ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int, kind: Int32, awaitsWriter: Bool, until deadline: Int64
+        _ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int, kind: Int32, awaitsWriter: Bool
     ) -> Int {
         var operation = ReadBytes(memory: memory, count: count, kind: kind, awaitsWriter: awaitsWriter)
-        return perform(&operation, on: d, until: deadline)
+        return perform(&operation, on: d)
     }
 
     /// Writes everything to what is no socket; otherwise as `sendAll`. Parks.
     package func writeAll(
-        _ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, kind: Int32, sent: inout Int, until deadline: Int64
+        _ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, kind: Int32, sent: inout Int
     ) -> Int {
         var operation = WriteBytes(memory: memory, count: count, kind: kind)
-        let result = perform(&operation, on: d, until: deadline)
+        let result = perform(&operation, on: d)
         sent = operation.sent
         return result
     }

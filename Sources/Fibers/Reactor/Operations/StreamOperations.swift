@@ -5,32 +5,32 @@ import Glibc
 
 extension Driver {
     /// Receives some bytes, 0 at the end of the stream. Parks.
-    package func receive(_ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int, until deadline: Int64) -> Int {
+    package func receive(_ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int) -> Int {
         var operation = Receive(memory: memory, count: count)
-        return perform(&operation, on: d, until: deadline)
+        return perform(&operation, on: d)
     }
 
     /// Waits for bytes without a buffer, then receives into one of the worker's pool, which the caller returns by `giveBack`. The count and the buffer; at the end of the stream, or on an error, no buffer. Parks.
-    package func receiveLent(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?, until deadline: Int64) -> Int {
+    package func receiveLent(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?) -> Int {
         var operation = ReceiveLent(buffers: buffers)
-        let result = perform(&operation, on: d, until: deadline)
+        let result = perform(&operation, on: d)
         buffer = operation.buffer
         return result
     }
 
     /// Sends everything, in turn, so that bytes of two fibers are never mixed. 0 once it is done; `sent` tells how much went in any case. Parks.
-    package func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int, until deadline: Int64) -> Int {
+    package func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int) -> Int {
         var operation = Send(memory: memory, count: count)
-        let result = perform(&operation, on: d, until: deadline)
+        let result = perform(&operation, on: d)
         sent = operation.sent
         return result
     }
 
     /// Sends all of several pieces, which it changes as it goes; the caller has the turn (`beginSending`). Adds to `sent`. Parks.
-    package func send(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int, until deadline: Int64) -> Int {
+    package func send(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int) -> Int {
         var operation = SendPieces(pieces: pieces)
         if operation.isDone { return 0 }
-        let result = performInTurn(&operation, on: d, until: deadline)
+        let result = performInTurn(&operation, on: d)
         sent += operation.sent
         return result
     }
