@@ -1,4 +1,5 @@
 // swift-tools-version: 6.1
+// SPDX-License-Identifier: Apache-2.0
 import PackageDescription
 
 // Which context switch is compiled in. With the trait, Boost.Context's fcontext, as long as Boost is older than 1.87 (see

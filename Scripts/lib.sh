@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 # Pieces shared by Scripts/run and Scripts/test; to be sourced by bash.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

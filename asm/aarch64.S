@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // aarch64 AAPCS64: the context switch of fiber_context.h.
 //
 // A saved context, from the address that names it upwards:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What an object says about control-flow protection: IBT and BTI yes; shadow stacks (SHSTK) and signed return addresses (PAC) no. Each object must say
 // it, also the one that is empty on this machine: the linker keeps only what all of them claim.
     .section .note.gnu.property, "a"

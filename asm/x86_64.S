@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // x86-64 System V: the context switch of fiber_context.h.
 //
 // A saved context, from the address that names it upwards:

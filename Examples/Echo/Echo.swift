@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A TCP echo server: one fiber per connection, written as if each had a thread.
 
 import FiberNet

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A UDP echo server: one fiber, which receives what is there in one system call and sends it back in another.
 
 import FiberNet

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Pipes standard input, or a file, through another program: to standard output, or to each client of a TCP port. Neither a slow reader nor the
 // program holds up the worker.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Counts primes: fibers that talk through channels, in a pipeline with a pool of workers in the middle.
 //
 //     generate ──ranges──▶ count (one on each worker) ──tallies──▶ collect

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The books: everything that can be lost is counted twice, on independent sides, and the sides must agree whenever a round has ended.
 //
 // Any thread; the counts are atomic so that the monitor's thread may read them, and so that several workers may keep the same books.

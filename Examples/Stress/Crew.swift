@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // One round: a runtime from start to stop, with a part for each of its workers (Round.swift), and a server on all of them.
 //
 // Any thread, except `run`.

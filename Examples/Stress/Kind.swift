@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A kind of job, and one job: what the rest of the program does, as small pieces that know nothing of each other.
 //
 // A new part of the runtime joins by one file in Kinds/ and one word in `all`.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Watches from outside, on a thread of its own, so that it can still speak when the runtime no longer does: a line each second, and an end with what is
 // known when no job has ended for long.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the process holds, as the kernel sees it: the side of the books that this program cannot get wrong.
 
 import Fibers

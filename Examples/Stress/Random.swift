@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // All randomness of the program, out of one seed.
 
 import Glibc

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // One worker's part of a round: its servers, and as many jobs at a time as it was given places for, each of which starts the next one.
 //
 // Owner worker only; it goes to others only as something to be handed back there.

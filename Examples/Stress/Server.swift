@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The servers that the jobs talk to, those of all workers: one listener for each kind of address on each worker, and a session fiber for each connection that echoes until the end.
 
 import FiberNet

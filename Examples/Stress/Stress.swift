@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Everything that fibers can do, at random and at once, with books that must balance: see `Stress --help`.
 //
 // The program plays server and client in one process. Jobs (Kinds/) run as fibers, some thousand at a time, for rounds of about ten seconds; each round is a

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Where fibers of one worker wait for each other, first come first served: the kernel's own wait list with a class around it.
 
 import Fibers

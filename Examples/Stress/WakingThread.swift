@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A plain thread that wakes fibers: what a blocking pool, a channel between workers or a callback of some library will do.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // How many CPUs the control groups of this process allow: the least of all limits from its own group up to the top of what is mounted, in either version of the interface.
 //
 //   v2 (one hierarchy)         cpu.max               "QUOTA PERIOD" in microseconds, or "max PERIOD"

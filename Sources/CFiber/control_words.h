@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The floating-point control words of the running context: rounding mode and exception masks, without the flags.
 #ifndef CFIBER_CONTROL_WORDS_H
 #define CFIBER_CONTROL_WORDS_H

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Describes a descriptor in words, for messages that stop the program.
 #define _GNU_SOURCE
 #include "cfiber_system.h"

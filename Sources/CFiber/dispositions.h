@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a signal did before our handler was installed: remembered, called, and given the signal again.
 //
 // Async-signal-safe, except `cfiber_remember`.

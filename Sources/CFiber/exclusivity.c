@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Finds the word in which libswiftCore keeps the head of a thread's list of dynamic accesses in progress.
 //
 // A switch must take that list along, else the accesses of a parked fiber are seen by all others (and searched by each of their accesses).

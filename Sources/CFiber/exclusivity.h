@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Swift's dynamic exclusivity checking, as far as a switch must know it.
 #ifndef CFIBER_EXCLUSIVITY_H
 #define CFIBER_EXCLUSIVITY_H

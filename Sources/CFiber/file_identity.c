@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Which file a path names, and its removal if it is a certain one.
 #define _GNU_SOURCE
 #include "cfiber_files.h"

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Numbers in files of the kernel. Not by strtol or scanf: compiled against a newer glibc, those become functions that an older one lacks.
 #ifndef CFIBER_NUMBER_H
 #define CFIBER_NUMBER_H

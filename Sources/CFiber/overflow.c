@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Invariants:
 //   * the handler runs on an alternate stack that each worker thread installs, since the fiber's own stack is what has run out. So does a handler below
 //     it, even one that was installed without SA_ONSTACK;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Invariants:
 //   * a child is known by its descriptor from the moment at which `cfiber_spawn` returns, and nobody else waits for it; so what the descriptor names
 //     is that child, running or ended, whatever becomes of its number;

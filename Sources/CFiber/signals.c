@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Invariants:
 //   * a subscriber has one pending bit for each signal, as the kernel has for the process: a signal that comes while its bit is set is one with the
 //     earlier, and a flood of one kind takes nothing from another. Nothing can run full, so nothing is lost;

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The one switch, with what must travel along: Swift's exclusivity accesses and the sanitizers' idea of the current stack.
 //
 // Invariant: `current` changes on the far side of the jump, not on the near one. Whatever a switch pushes before it has left a stack (its own frames, the saved

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A stack that runs out inside the switch: the overflow handler must name the fiber that ran out, whichever push it is that does not fit.
 //
 // Each case is a child process: a fiber whose stack pointer stands so many bytes above its guard switches to another one. Either there is room for the switch, or the child

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The two system calls that are made without libc, on whatever machine this is compiled for: what they return, and that they raise no signal.
 #define _GNU_SOURCE
 #include "cfiber_system.h"

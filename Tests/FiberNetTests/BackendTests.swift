@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What every backend must do, and what is particular to those that perform requests: memory and descriptors belong to them until a request completes.
 
 import CFiber

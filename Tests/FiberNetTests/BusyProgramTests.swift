@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Starting a program that is open for writing, or was a moment ago.
 
 import CFiber

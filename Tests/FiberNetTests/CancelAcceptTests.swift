@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Accepting and connecting that is ended from outside: no descriptor leaks, no connection is lost.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Fibers that never have to wait are ended all the same, and deadlines that never come cost nothing.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What holds for every call that may wait: a cancelled fiber's calls are refused without effect, also when they need not wait, and let others run.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What is waited for and what ends the wait, in one moment: exactly one of them is the outcome, and the loser takes nothing and leaves nothing behind.
 //
 // Both reach a fiber through its worker, so "in one moment" means: before the fiber goes on. The rounds bring the two about in either order and at random.

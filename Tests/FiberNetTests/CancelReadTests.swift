@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Reads that are ended from outside: they take no bytes, and pass their turn on.
 
 import CFiber

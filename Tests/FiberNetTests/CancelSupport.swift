@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the tests of cancellation share: the ways in which a call is ended from outside, and the ways to read and to write.
 
 import CFiber

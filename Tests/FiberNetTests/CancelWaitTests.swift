@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Waits for readiness that are ended from outside, on our sockets and on others' descriptors.
 
 import CFiber

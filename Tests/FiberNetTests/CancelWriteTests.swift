@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Writes that are ended from outside: they say how many bytes went, exactly those arrive, and what others write comes behind them.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What closing does to those who wait, to those who come later, and to the number of the descriptor.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Programs that are started with closed standard streams.
 //
 // Each is this program, started once more by a shell, which runs a scenario before `main`. Later the test library's threads open descriptors, too, which get the free numbers. A scenario

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Connections that cannot be made, and what is left of them.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a `TimeoutError` around connecting says was done when the time was over.
 
 import FiberNet

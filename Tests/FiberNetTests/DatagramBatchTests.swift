@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Several datagrams at once: how many, in which order, what is left when one of them cannot go, and in which memory.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Where a datagram socket receives, what it leaves behind, and the groups that it joins.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Many datagrams, neighbours beside them, and what is left at the end.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the tests of datagrams share: sockets that know each other, and the ways to receive and to send.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // One datagram: what arrives of it and from whom, and what comes of one that cannot arrive.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Waiting for datagrams and for room to send them: turns, full queues, closing, deadlines and cancellation.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Numbers that name no descriptor, above all what a call returned that had failed.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Duplicates that outlive the socket here: in a C library, in a child, or adopted again.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The UDP echo server as a program of its own, and clients that know nothing of fibers: Python's sockets.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Files as large as a file can be, and offsets at their end: sums that do not fit into an `Int` must not end the program.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Files: what is read and written, what happens to calls that are ended from outside, and that no descriptor is lost.
 
 import CFaults

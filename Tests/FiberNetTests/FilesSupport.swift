@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the tests of files, pipes and child processes share: scratch files, a pool of threads that is busy, and descriptors by name.
 
 import CFiber

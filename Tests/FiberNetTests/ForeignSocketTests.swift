@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What belongs to a worker and is used elsewhere stops the program, and the message names both sides.
 
 #if compiler(>=6.2)

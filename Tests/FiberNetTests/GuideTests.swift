@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The guides of the documentation show what is compiled and run, and nothing else.
 //
 // For each guide X.md there is Guides/X.swift, where what stands between `// snippet.show` and `// snippet.hide` is one of its blocks of Swift, part of a test that

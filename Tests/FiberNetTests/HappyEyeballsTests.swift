@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Connecting to a host that has several addresses: which is tried when, which wins, what is left of the others, and what the caller hears when none answers.
 
 import CFiber

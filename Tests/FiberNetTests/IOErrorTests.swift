@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What errors say: the operation, what it was done to, what happened, and what can be done about it.
 
 import FiberNet

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Children of a process that ignores SIGCHLD, which the kernel reaps: their output comes, and their end is noticed.
 
 import CFiber

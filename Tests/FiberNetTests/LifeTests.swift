@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Sockets and the life of the runtime: nothing leaks, nothing outlives its welcome.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Listening: where, who may, what is left behind, and what happens when descriptors run out.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A name service that a test owns: it knows some names, counts who asks, and can be slow or dead.
 
 import CFiber

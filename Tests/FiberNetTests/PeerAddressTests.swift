@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Who was at the other end, also when it has gone.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Pipes, FIFOs, terminals and standard input: bytes through descriptors of all kinds, which park fibers and never the worker.
 
 import CFiber

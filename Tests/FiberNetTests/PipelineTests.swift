@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The example Pipeline as a program of its own.
 
 import CFiber

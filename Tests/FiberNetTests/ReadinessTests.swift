@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Readiness: waiting for it, on our descriptors and on others', and the short reads from which it is inferred.
 
 import CFaults

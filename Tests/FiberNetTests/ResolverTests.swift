@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Names become addresses: what is asked of the system and what is remembered, who waits for what, and what ends a wait.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Files that are sent over connections without a copy in between.
 
 import CFiber

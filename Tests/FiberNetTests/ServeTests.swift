@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Serving connections: their limit, their end, and what is told about it.
 
 import FiberNet

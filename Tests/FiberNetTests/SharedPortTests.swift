@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Ports that several sockets share, and strangers that must not come among them.
 
 import FiberNet

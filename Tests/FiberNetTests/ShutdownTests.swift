@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Ending one half of a stream while fibers wait on it: they all learn of it at once, on every transport.
 
 import CFiber

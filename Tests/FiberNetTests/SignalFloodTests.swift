@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What signals do to each other: one pending signal of each kind for each subscriber, and the order among kinds. In processes of their own.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Subscribers beside handlers of other libraries, forked children, and the end of a runtime. In processes of their own.
 
 import CFaults

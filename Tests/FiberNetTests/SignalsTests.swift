@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Signals as values. In processes of their own: what a signal does belongs to the whole process.
 
 import CFiber

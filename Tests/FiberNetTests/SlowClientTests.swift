@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Ten thousand clients that send a byte a second each: what they cost, and that those which fall silent are ended by their idle timeout, and only those.
 //
 // The clients are a program of their own, since both ends together need more descriptors than a process may have. The server is this process, or rather one that the

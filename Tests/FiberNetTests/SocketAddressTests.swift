@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a socket address accepts, refuses, prints and hands to the kernel. Random cases come from a fixed seed, so a failure repeats.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The file of a Unix socket: its owner removes it at the end, and nothing else that has come to stand at its path.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a connection carries, and what it says about itself.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Child processes: what they get, how they end, and that nothing is left of them.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the socket tests share: the suite that all others stand in, the three transports, a runtime that cannot hang unnoticed, and bytes.
 
 // The files here import CFiber for the declarations of <sys/socket.h>, which belong to whichever C module is loaded first, CFiber or Glibc.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What becomes of written bytes, and of the peer, when a stream is closed or reset.
 
 import FiberNet

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Urgent data while signals come. At the mark of urgent data `recv` says that nothing is there if a signal is pending, whatever is there, and no event follows.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Documentation/Waiting.md, row by row: each call waits, and then throws what the table says when its fiber is cancelled, when its time is over, and when the world fails.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Large writes, writes out of many pieces, and several fibers on one stream.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Hot paths allocate nothing. Allocations are counted by interposing malloc and its kin, on the worker's thread alone.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Barriers: rounds of exactly so many parties.
 
 import CFaults

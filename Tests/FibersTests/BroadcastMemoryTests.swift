@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The memory of broadcasts: as much as the values need that are there, in blocks, whatever the capacity.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Every value to everyone who has subscribed, and what happens to those who are slow.
 
 import Fibers

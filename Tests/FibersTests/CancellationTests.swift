@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Cancellation: what ends a wait early, at which moments, and what the fiber and its joiners see of it.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Channels and select between workers and threads, at random: what is sent, received and handed back must be equal in the end.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Channels on one worker, and those between workers as one worker sees them.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Classical programs of fibers that talk, whose answers are known: chains, rings and trees.
 
 import CFaults

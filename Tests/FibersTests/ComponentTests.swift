@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Classical programs of fibers that talk, of components that live side by side: nobody starves, nobody is forgotten, and who hangs is found.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Conditions: the mutex is given up for the wait and held after it, whatever ended it, and no signal is lost.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What Swift's crash reporter says of a crash inside a runtime, and whom timers and the reporter reach by a signal.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Errors that nobody joins: the runtime's handler hears of each exactly once.
 
 import Fibers

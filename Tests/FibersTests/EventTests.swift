@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Signals from threads to fibers, and from worker to worker.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A class whose dynamic exclusivity checks the optimiser cannot remove: its properties are public, and who changes them is not known in this file.
 
 public final class Tally {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Swift's dynamic exclusivity checks, which know threads and not fibers.
 //
 // What is expected: exclusivity is checked per fiber. A fiber that parks inside an access takes that access along, so other fibers neither pay for

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What exit tests share. Functions, since closures in the arguments of `#expect` that itself stands in a closure are miscompiled by Swift 6.3.
 
 import Testing

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The tests that run in processes of their own: what such a process says when its body fails.
 
 import Testing

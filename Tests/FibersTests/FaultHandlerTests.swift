@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // SIGSEGV handlers of others around ours: below it, as the kernel would call them, and installed over it. In processes of their own.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The N-th call of each kind fails, for each N: every run either works or throws a `ResourceError`; nothing leaks, and the next run
 // works.
 

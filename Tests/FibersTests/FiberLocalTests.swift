@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Values of fiber-locals: who sees which, and how long they live.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What is Local… is for the fibers of one worker: another worker, or a thread, that meets its waiters stops the program with a message.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The guess which fibers go on next: it names them where the order repeats, and where it is wrong nothing comes of it.
 
 import Fibers

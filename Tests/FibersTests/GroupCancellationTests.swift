@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Groups that are cancelled: by themselves, by their own members, by scopes outside.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Errors in groups: whom they end, and which of them is thrown.
 
 import Fibers

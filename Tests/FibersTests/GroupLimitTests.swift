@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Groups with a limit: who waits for room, in which order, and where a slot goes that its taker cannot use.
 
 import CFaults

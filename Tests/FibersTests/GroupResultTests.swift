@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a group's children return: in which order, how often, and for how long it is kept.
 
 import Fibers

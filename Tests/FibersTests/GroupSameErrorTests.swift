@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Failures of groups are counted by who has failed, and not by the error: the same object may be thrown by several, and one failure may reach the group on several ways.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Many groups, large groups, deep groups, and random programs of groups.
 
 import CFaults

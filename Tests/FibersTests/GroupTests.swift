@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Groups: who belongs to one, how long it lasts, and what its children leave behind.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Who holds a lock is known by a number that nobody has later: fibers that end with a lock, fibers that a runtime leaves behind, and threads that have ended.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Waiting for the end of a fiber and getting what it returned.
 
 import CFiber

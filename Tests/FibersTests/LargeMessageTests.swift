@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Messages of 256 KB and 1 MB, whose type is known where they are sent: what is inlined there is not made anew for them. If it were, optimised builds of this file would take minutes and more.
 
 #if compiler(>=6.2)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The end of a life: whatever runs in it, a deinit or the handler of errors, may wait, and leaves nothing behind for the next life on the stack.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // At the limits of the system: very many fibers, and the errors that say which limit it was.
 
 import CFiber

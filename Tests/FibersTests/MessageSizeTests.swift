@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Messages of no size, of sizes around each limit, and of the widest alignment, by every way on which one can be moved.
 
 import Fibers

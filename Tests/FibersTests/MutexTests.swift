@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Mutexes: order, hand-off, cancellation, and what stops the program.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The list behind waits that may be given up in any order: the order that it keeps, and what leaving costs.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A single value from one side to the other, or the news that it will not come.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Running off the end of a stack: one clear message, and then the crash as it would have been.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What it costs to choose among many: where a fiber is spawned, which arm of a select is taken.
 
 import CFaults

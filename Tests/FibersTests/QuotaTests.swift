@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // How many workers a runtime has by default: what the control groups of both versions allow, read from files that the tests write, and FIBERS_WORKERS.
 
 import CFiber

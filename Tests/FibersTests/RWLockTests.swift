@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Locks for readers and writers: readers together, writers alone, all in the order in which they came.
 
 import CFaults

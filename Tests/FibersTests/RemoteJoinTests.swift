@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Many fibers that join one of another worker, and give up.
 
 import CFaults

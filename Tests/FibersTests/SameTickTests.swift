@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Two things happen to one wait before its fiber has run: exactly one counts, and nothing of the other is left behind.
 
 import CFaults

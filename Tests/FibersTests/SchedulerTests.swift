@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Who runs when: round robin, fairness towards timers, and fibers that are started or park in unusual places.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the tests of scopes and cancellation share: what a call came to, every kind of wait, and time that passes without a turn for anybody.
 
 import CFaults

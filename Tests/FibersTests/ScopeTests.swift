@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Scopes inside one another: whose deadline ends a wait, what the wait throws, and what each scope makes of that.
 
 import CFaults

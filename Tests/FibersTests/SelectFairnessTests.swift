@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Which arm of a select happens where several could: of those that wait at one channel, and of those beside a time.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // `select` over channels of one worker and between workers, and over time.
 
 import CFaults

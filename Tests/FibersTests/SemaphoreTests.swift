@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Semaphores: strict order, large requests, and permits that are never lost.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Power series as networks of fibers (M. D. McIlroy, "Squinting at power series", 1990): the coefficients of a series are a stream, made only when they are asked for, and
 // operations on series are fibers between streams. Series that are defined by themselves are networks with cycles, which nothing but cancellation ends.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What several threads may read at the same time, and what ThreadSanitizer must not take for a race.
 
 import CFaults

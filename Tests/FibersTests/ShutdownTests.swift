@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The end of a runtime whose fibers do not end by themselves: what they are told, how long they have, and what becomes of those that ignore it.
 
 import CFaults

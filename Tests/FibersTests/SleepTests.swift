@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Sleeping fibers. The timer queue is tested through them: every deadline and every order of insertion and removal goes through a sleep.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Stacks: their size, their reuse, what they cost and what is given back.
 
 import CFaults

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the tests share: the suite that all others stand in, a seeded generator, a look at the process from outside, and threads.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a switch must carry along: registers, stacks of any depth, the floating-point environment, errors on their way up.
 
 import CFiber

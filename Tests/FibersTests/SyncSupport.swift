@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the tests of locks and their like share: both kinds of each under one name, and crowds of fibers and threads that use them.
 
 import CFiber

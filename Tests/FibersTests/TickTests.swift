@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Fibers that compute for long between their turns: how many turns they have before the worker looks at timers and messages.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A ticker's beats: never early, never adrift, each counted once.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Times beyond what the clock can show: they mean now, or never, and do not end the program.
 
 import Fibers

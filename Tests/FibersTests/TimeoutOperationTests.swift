@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a `TimeoutError` says was done when the time was over: what the deadline has interrupted, and not the clean-up afterwards.
 
 import CFiber

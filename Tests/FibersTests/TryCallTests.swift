@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Calls that never wait, in loops: of those that find nothing each counts like a call that did not have to wait, so the fiber that would make one succeed has its turn.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Waking fibers from other threads, and the race for one park.
 
 import CFaults

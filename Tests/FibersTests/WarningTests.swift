@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The handlers of warnings and of unhandled errors: where they run, and that they may wait there.
 
 import CFaults

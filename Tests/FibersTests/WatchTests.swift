@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A value that changes, and those who want to know what it is now.
 
 import Fibers

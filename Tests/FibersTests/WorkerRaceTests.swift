@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Moments between workers: a handle that is faster than its fiber, results that are let go of by several at a time, blocking calls that come at once.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Several workers: where fibers run, join and cancel across them, groups that span them, and how they end together.
 
 import CFaults

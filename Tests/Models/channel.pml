@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
 /* How fibers and threads meet at channels, for the model checker spin:
 
      Tests/Models/check channel  (spin -DSCENE=2 -DCAPACITY=0 -a channel.pml && cc -O1 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan)

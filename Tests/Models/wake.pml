@@ -1,3 +1,5 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
 /* The protocol by which threads wake a fiber on its worker, for the model checker spin:
 
      Tests/Models/check wake     (spin -DSCENE=1 -a wake.pml && cc -O2 -DSAFETY -o pan pan.c && ./pan)

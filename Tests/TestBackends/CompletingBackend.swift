@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A backend that performs requests on a thread of its own and completes them later, as io_uring does. It is slow and simple, and shows that nothing above the seam depends on readiness.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A world of its own: a clock that stands still while a fiber can run and jumps when all wait, and stream sockets in memory. So a program of hours takes microseconds, what happens in it happens at an
 // instant that can be foretold to the nanosecond, and the same seed gives the same order of everything.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Stream sockets in memory, of IPv4, IPv6 and Unix addresses, as Linux's behave where a program can see it: queues of listeners, buffers that run full, ends, resets.
 // Owner worker only.
 

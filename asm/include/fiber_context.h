@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The context switch: two functions, implemented twice.
 //
 // A context is the address of a saved register frame on the stack that it belongs to; it is good for exactly one jump.

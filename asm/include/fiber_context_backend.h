@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Which pair of functions switches fibers in this build: FIBER_CONTEXT_IS_BOOST is 1 for Boost's, 0 for the assembly of this project. For C and assembly.
 //
 // FIBER_BOOST_CONTEXT asks for Boost's (the trait BoostContext). From 1.61 to 1.86 its library exports `jump_fcontext` and `make_fcontext` as they are called here. From 1.87

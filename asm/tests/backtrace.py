@@ -1,3 +1,5 @@
+# SPDX-License-Identifier: Apache-2.0
+
 # For gdb: `gdb -batch -x backtrace.py --args context_test data_crossesBothWays`. Steps through four jumps (into a new context, back,
 # into it again, back) and asks for a backtrace at each instruction of ours. Prints as context_test.c does.
 import os

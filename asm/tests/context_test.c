@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Tests of fiber_context.h, against the pair that FIBER_BOOST_CONTEXT and the version of Boost choose. Prints `ok NAME` or `not ok NAME: why` per test and
 // `N passed, N failed` at the end. Arguments, if any, are parts of the names of the tests to run.
 //

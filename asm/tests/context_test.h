@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What helpers_x86_64.S and helpers_aarch64.S give to context_test.c.
 #ifndef CONTEXT_TEST_H
 #define CONTEXT_TEST_H

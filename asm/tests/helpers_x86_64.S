@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // x86-64: what context_test.c cannot say in C. See context_test.h for what each function does.
 #include "fiber_context_backend.h"
 

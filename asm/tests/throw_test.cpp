@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // C++ exceptions inside a context: thrown and caught through 50 frames, with parks on the way down and on the way up. The unwinder has to
 // pass frames that were suspended, and the destructors in them have to run. Prints as context_test.c does.
 #include <cstdio>

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The echo server of the benchmark: `echo --port P [--buf BYTES] [--timeout SECONDS] [--workers N]`: with a deadline around each request, and on several workers. Prints `ready 1 bool` and serves until it is ended by a signal.
 
 import FiberNet

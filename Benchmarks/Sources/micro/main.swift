@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The runtime's own cost, one workload per run: `micro WORKLOAD [--n N]`. Prints `name value unit` lines; exit status 3 for an unknown workload.
 
 import Fibers

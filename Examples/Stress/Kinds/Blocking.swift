@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Calls that block, more than there are threads for them: some are taken back while they wait in line, some are given up while they run.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Fibers that others cancel at random moments, whatever they wait for: before they run, twice, after they have ended, or by themselves. Each cleans up, and what
 // it did not get others get.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Select over channels whose messages are of all sorts of sizes, from none to more than a slot in the frame holds, with several arms for one channel, beside times that come and go.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Sockets that are closed, or let go of, while others wait on them.
 
 import FiberNet

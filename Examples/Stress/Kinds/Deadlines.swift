@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Scopes with deadlines around everything that waits: never before their time, the right one of several, with its own limit, and without an effect that is
 // not told.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Sockets that have waited here, are closed here, and go on elsewhere by a duplicate: nothing of them may be left with this worker.
 
 import FiberNet

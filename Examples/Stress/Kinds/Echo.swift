@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Clients of the servers: orderly ones, who get back every byte, and others, who leave without a word.
 
 import FiberNet

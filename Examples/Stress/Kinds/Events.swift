@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Signals between fibers of all workers, and from a plain thread to them.
 
 import Fibers

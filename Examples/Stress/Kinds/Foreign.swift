@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Descriptors that are not the runtime's: somebody else makes the system calls, fibers only wait.
 
 import FiberNet

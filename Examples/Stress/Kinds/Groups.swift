@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Groups within groups, with limits, daemons, deadlines, children that fail and children that are cancelled: nobody is left when a group returns, results and errors
 // come out of it in order, and no place in it is lost.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Many fibers join one of any worker, and most of them give up: by a deadline, or because they are cancelled, while the joined fiber ends or goes on.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Fibers that return values of all sizes, joined at once, later, twice, or by several.
 
 import Fibers

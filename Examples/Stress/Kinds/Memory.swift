@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Deep stacks, and parks inside accesses to class properties.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Socket pairs: both ends in fibers of this job.
 
 import FiberNet

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Signals: a flood of one beside a rare one, and subscribers that come and go among the handlers of another library.
 
 import FiberNet

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Groups whose children live on any worker: with limits, errors, deadlines, and cancelled from outside. Nobody is left when one returns.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Fibers on other workers: handles go around, and whoever has one joins and cancels, wherever the fiber is.
 
 import Fibers

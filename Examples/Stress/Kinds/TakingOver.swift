@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Unix sockets whose paths are taken over by their successors while they close, from any worker.
 
 import FiberNet

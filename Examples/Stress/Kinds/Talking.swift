@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Messages between fibers of all workers and plain threads, through channels and select, with deadlines, and channels that are closed on the way.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Errors that come out of fibers: joined, or left to the runtime's handler, and never to both or none.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Calls that end by their deadline, never before it, and without an effect that is not told.
 
 import FiberNet

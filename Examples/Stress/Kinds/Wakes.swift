@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Wake-ups from another thread, some of them in a race with a deadline.
 
 import Fibers

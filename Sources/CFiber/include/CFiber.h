@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Floor 0: what Swift cannot say. The switch with its annotations, stack memory, per-thread state, system calls that return -errno.
 #ifndef CFIBER_H
 #define CFIBER_H

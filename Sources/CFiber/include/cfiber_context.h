@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The thread's view of fibers, and the one switch.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Files, pipes, terminals and child processes: system calls that return a negative errno. Which of them may block says so; those are for threads
 // other than workers.
 #ifndef CFIBER_FILES_H

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Names of hosts and services, by the system's resolver.
 #ifndef CFIBER_NAMES_H
 #define CFIBER_NAMES_H

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What happens when a fiber runs off its stack: one clear message on standard error, then the crash as it would have been.
 #ifndef CFIBER_OVERFLOW_H
 #define CFIBER_OVERFLOW_H

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The fiber record: the kernel's state of one fiber, including the registers that a switch saves. It lies at the top of the fiber's own stack. A worker's thread has a record for its own stack, too: the root.
 //
 // Invariants:

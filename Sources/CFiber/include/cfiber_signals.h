@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Signals as what is pending for each subscriber, in the order of arrival, and a descriptor that says when something is.
 #ifndef CFIBER_SIGNALS_H
 #define CFIBER_SIGNALS_H

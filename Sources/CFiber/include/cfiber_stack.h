@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Memory for stacks: mapping, guarding, giving back, looking. Any thread; each returns 0 or a negative errno and owns nothing.
 #ifndef CFIBER_STACK_H
 #define CFIBER_STACK_H

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // System calls that return a negative errno instead of setting one: errno is thread-local storage, which a compiler may cache across a switch.
 // None of them blocks, except `cfiber_epoll_wait`. Any thread.
 #ifndef CFIBER_SYSTEM_H

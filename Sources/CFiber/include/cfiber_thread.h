@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Plain threads.
 #ifndef CFIBER_THREAD_H
 #define CFIBER_THREAD_H

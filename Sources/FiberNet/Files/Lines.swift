@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0
 import Fibers
 
 /// The lines of a file or a stream, one after the other.

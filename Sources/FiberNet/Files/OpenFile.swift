@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A descriptor that threads of the blocking pool use while a fiber may close it.
 //
 // Invariants:

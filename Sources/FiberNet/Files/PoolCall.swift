@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A call that a thread of the blocking pool makes for a fiber, and whose fiber may be cancelled before it is over.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The flag O_NONBLOCK of what others have open, too, where it had to be set on that.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // From a file to a connection without a copy in between: sendfile(2), which waits for the disk, so that a thread of the pool makes it, piece by
 // piece; for the peer the fiber waits.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A host to which no connection could be made: every address that was tried, with what happened there.
 public struct ConnectError: Error, Hashable, Sendable, CustomStringConvertible {
     /// One address that was tried.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Answers kept for a while: a dictionary whose entries are linked in the order of their use, so that all operations take constant time. Whoever holds the lock of the resolver.
 
 struct NameCache {

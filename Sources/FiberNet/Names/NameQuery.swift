@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What is asked of the system's resolver, and what it answers. Plain values, any thread.
 
 import CFiber

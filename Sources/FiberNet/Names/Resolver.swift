@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // From names to addresses, by the system's resolver, on threads that may block.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Connecting to a host by name: several addresses are tried side by side, and the first connection wins (RFC 8305).
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What happens around posix_spawn: which descriptors the child gets, and the call itself, on a thread of the pool, since it blocks until the program
 // has been loaded.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The limit on connections of a server that serves on several workers: one count for all of them.
 //
 // Invariants:

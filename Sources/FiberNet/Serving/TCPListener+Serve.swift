@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Serving: one fiber per connection, in a group, so that none outlives the call.
 
 import Fibers

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Serving on every worker: a listener each, one fiber per connection, and hand-off where the kernel's spread is uneven.
 //
 // Invariants:

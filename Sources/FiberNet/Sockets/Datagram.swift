@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What comes out of a datagram socket: one datagram as a value, and what is known of one whose bytes are elsewhere.
 //
 // Invariant: `byteCount` is at most `length`, and less exactly when the memory was too small.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Several datagrams in memory that is used again and again, in the form in which the kernel takes and gives them.
 //
 //     headers   [ h0 ][ h1 ][ h2 ]…   one for the kernel each, pointing to

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What streams, listeners and datagram sockets share: a descriptor, the driver that works on it, and its end.
 //
 // Invariants:

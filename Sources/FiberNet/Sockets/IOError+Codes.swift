@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // From what drivers and system calls return to errors.
 
 import Fibers

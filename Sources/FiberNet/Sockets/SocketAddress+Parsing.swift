@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The text of an address, both ways. What is printed parses back into the same value, for every value:
 //
 //     127.0.0.1:80    [::1]:80    [fe80::1%2]:80    unix:/run/echo.sock    unix:@abstract    unix: (unnamed)

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Where a socket lives: an IPv4 or IPv6 address with a port, or the name of a Unix socket.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The file of a bound Unix socket, and its removal at the end.
 //
 // Invariants:

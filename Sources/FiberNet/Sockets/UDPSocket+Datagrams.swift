@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Receiving and sending datagrams, one at a time and in batches.
 
 import CFiber

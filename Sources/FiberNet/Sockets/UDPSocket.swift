@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Datagrams over UDP, or over Unix datagram sockets, by the family of the address, as `TCPStream` is either kind of stream.
 //
 // Invariants:

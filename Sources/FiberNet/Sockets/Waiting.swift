@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Waiting for descriptors that belong to somebody else: the way to use a C client with a non-blocking interface from a fiber.
 
 import CFiber

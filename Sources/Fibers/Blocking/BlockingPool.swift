@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Threads for calls that block. A fiber queues a job and parks; a thread runs it and wakes the fiber.
 //
 // Invariants:

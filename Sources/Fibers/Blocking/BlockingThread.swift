@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Runs a call that blocks its thread on a thread kept for that, and parks the calling fiber meanwhile: files, `getaddrinfo`, C libraries, long computations.
 ///
 /// ```swift

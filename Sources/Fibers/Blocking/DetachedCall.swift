@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A call on a thread for blocking calls that is nobody's own: several fibers may wait for it, and it goes on when one of them does not. How its result reaches
 /// them is up to its body. At most half of the threads have such calls at a time.
 package struct DetachedCall: Sendable {

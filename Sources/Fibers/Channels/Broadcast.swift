@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Every value to every subscriber: the ends of broadcasts, as users name them.
 
 /// What happens to a value for which there is no room, since a subscriber has yet to read the oldest.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a broadcast does, for one worker or for all: one queue of values that all subscribers read.
 //
 //     number   9  10  11  12        next = 13        a subscriber at 10 has 10…12 before it; with a capacity of 4, one at 6 has missed 6…8

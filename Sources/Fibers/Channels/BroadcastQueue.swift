@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The values of a broadcast that subscribers have yet to read, found by their numbers, in blocks that are allocated as values come and are pooled as values leave.
 //
 //     number        front                                   next

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The ends of channels, as users name them.
 
 /// How many messages a channel holds that have been sent and not yet received.

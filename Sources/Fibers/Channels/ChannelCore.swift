@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a channel does, for one worker or for all: messages in a queue, senders in line for room in it, receivers in line for messages.
 //
 // Invariants, whenever nobody has a lock:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A ring of places for messages whose two ends may be used at the same time, each with a lock of its own.
 //
 //     lock, back │ lock, front │ places …           each part begins on a pair of cache lines of its own

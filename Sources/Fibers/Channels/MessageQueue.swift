@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Messages in the order in which they came: linked blocks of a fixed size, in which nothing is ever copied. Blocks that have become empty are used again.
 //
 //     front                                   back

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The ends of one-shots, as users name them. The sender is an object, so that its end is noticed. The receiver is nothing but a reference to the core.
 
 /// The sender of a one-shot has gone and has sent nothing, so nothing will come.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The core of a one-shot, local or shared: it carries one value from the sender to the receiver, once. Typically the value is the reply to a request.
 //
 // Invariants, whenever the lock is free:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Waiting for whichever comes first: what `select` does once its arms are laid out.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // `select` and its arms, as users write them.
 //
 // The handlers stay in the frame of the call, and only records without them are given to `Selection`: so the optimiser sees all that becomes of them, and no context of theirs is

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Memory for a message on its way, and the threshold above which messages are moved by calls.
 //
 // Code that is inlined into a program is compiled anew for each message type. An `Optional` of a large type is inspected, cleared and filled word by word, thousands of instructions for

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The ends of watches, as users name them. What a receiver has seen is known to its owner alone.
 
 /// What the sending ends of watches have in common.

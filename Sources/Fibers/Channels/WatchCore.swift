@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a watch does, for one worker or for all: a value that changes, and the receivers that wait for the next change.
 //
 // Invariants, whenever the lock is free:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a driver's backend does. Everything that all backends have in common (turns, closing, generations, budgets, lent buffers) is the driver's.
 //
 // There are two kinds: one tells when a descriptor is ready, and the driver then makes the system call; the other performs requests and tells when they are complete.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Buffers that are lent for as long as a fiber handles what it has read, so that an idle connection holds none. Owner worker only.
 
 import CFiber

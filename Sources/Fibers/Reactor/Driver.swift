@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The driver: what every operation on a descriptor has in common, whatever backend is below. It refuses, takes the turn, tries or submits, parks, charges and hands the turn on.
 //
 // Invariants:

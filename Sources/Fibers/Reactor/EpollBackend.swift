@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Readiness by epoll.
 //
 // What epoll does and this file and the operations rely on:

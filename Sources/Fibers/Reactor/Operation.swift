@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // An operation on a descriptor: how it is tried by a system call that does not block, and what a backend is asked for that performs it by itself. The driver does the rest.
 
 package import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the driver knows of one descriptor, and the table of all of them.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Calls on sockets that never block. They pass through the backend, so that one with a world of its own answers them, too.
 
 package import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Deadlines and shields as users name them; the mechanism is in Kernel/Scopes/CancelScope.swift.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Groups as users name them; the children's bookkeeping is in Kernel/Scopes/GroupRecord.swift.
 
 /// Fibers with a common end; made by ``withFiberGroup(limit:_:)``, and gone when that returns.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// A fiber that was spawned, and the way to what it returns.
 ///
 /// It may go to other workers of the runtime if the fiber's result may: its calls work in any fiber there.

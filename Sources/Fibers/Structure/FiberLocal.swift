@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Values that belong to a fiber and those it spawns.
 //
 // A record has a list of settings (`FiberLocalNode`), innermost first; a child begins with its parent's list at the spawn, so what either sets later is not seen by the other. The

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Beats at a fixed rate, without drift: beat number n is due n intervals after the start, however late the ones before were taken.
 ///
 /// ```swift

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What higher floors and other modules keep once per runtime, such as its resolver, so that none of it is global. An object is made on first use, once for each type, and released when
 // the runtime ends. Any thread, except `end`.
 

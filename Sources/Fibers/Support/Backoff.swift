@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The length of pauses between tries, where nothing tells when the next one will succeed.
 
 /// Pauses that double, from the first to the longest, in nanoseconds.

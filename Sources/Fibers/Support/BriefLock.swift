@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A lock that is held for a few instructions, by fibers of any worker and by plain threads, and never across a park: who finds it taken looks again for a while, and
 // then sleeps until it is free. (U. Drepper, "Futexes Are Tricky", 2011, the second mutex.)
 //

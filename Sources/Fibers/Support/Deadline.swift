@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Deadlines are nanoseconds of CLOCK_MONOTONIC, `Int64.max` for never.
 
 package enum Deadline {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// Stops the program because the programmer used the library in a way that cannot work; the message names the remedy.
 ///
 /// Not `precondition`: that says nothing in release builds, which is where most programs run.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Objects in a queue, linked through themselves, so that one leaves in constant time wherever it stands: waiters give up in any order, and an array would have to be searched for each.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Random numbers that are even enough to be fair by, without a system call. The caller owns the state.
 
 /// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), cut to 32 bits and brought below the limit by a multiplication.

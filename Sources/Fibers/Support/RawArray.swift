@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A growable array of trivial values for the kernel: it reports that memory is short instead of ending the process, and it is safe to touch while
 // fibers switch, since it lies in no class property. Owner worker only; freed by `destroy`.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The system refused something that the runtime needs: stacks, address space, memory or descriptors.
 ///
 /// Nothing is half done when it is thrown: the runtime stays usable, and the same call succeeds once the limit is raised or something is

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The calls of the standard library that are not part of its public interface, each behind a plain name with the reason for it. No other file makes one, but for the first frame of a fiber
 // (Life.swift), so a toolchain that changes them is met here. (`_fastPath` and `_slowPath` are used everywhere.) Any thread.
 

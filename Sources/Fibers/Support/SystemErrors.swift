@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // From error numbers to errors that say what to do. Any thread.
 
 import CFiber

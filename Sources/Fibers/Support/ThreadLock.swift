@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A lock and a condition of the operating system, for code that plain threads share with workers. Held for a few instructions, never across a park.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A place where so many meet before any of them goes on.
 //
 // Invariants, whenever the lock of the wait point is free:

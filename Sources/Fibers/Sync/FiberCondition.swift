@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Waiting for something to become true of what a mutex protects.
 //
 // Invariants:

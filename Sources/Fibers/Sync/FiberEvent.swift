@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The way to wake a fiber from anywhere. All of its state is the word of a `WaitCell`: empty, a signal that no wait has taken yet, or the fiber that waits. A signal that comes while another
 // one is busy with the fiber is noted beside that.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A value behind a lock, as users name it: for all workers and threads, and for one worker. The value lies in memory of its own, so that no access to a variable stays open while a fiber
 // that holds the lock parks.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A value that is made when it is first asked for, by the one who asks first.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A value that many read or one writes: a semaphore, of whose permits a reader takes one and a writer all. In the order in which they came, so neither starves, and readers that follow each
 // other go together.
 

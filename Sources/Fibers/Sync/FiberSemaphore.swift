@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Permits, in order: what a semaphore does, and, with as many permits as there may be readers, of which a writer takes all, a lock for readers and writers.
 //
 // Invariants, whenever the lock of the wait point is free:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a mutex does, for one worker or for all.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What all locks and their like have in common. One worker, or any thread: see `WaitPoint`.
 
 @usableFromInline

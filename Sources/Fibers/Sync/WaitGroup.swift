@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A count of what is yet to be done, and those who wait until it is nothing.
 //
 // Invariant, whenever the lock of the wait point is free: somebody waits only while the count is above zero. One worker, or any thread: see `WaitPoint`.

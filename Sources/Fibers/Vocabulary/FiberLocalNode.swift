@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The list of the settings of fiber-locals that a fiber has. What a node holds never changes once it is made, so fibers of several workers may share a tail. Any thread.
 
 /// One setting. The key is kept alive, so that no other fiber-local gets its identity.

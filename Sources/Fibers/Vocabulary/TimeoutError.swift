@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// The time that was given to a piece of work was over before the work was.
 public struct TimeoutError: Error, Hashable, Sendable, CustomStringConvertible {
     /// The limit of the ``withTimeout(_:_:)`` whose time was over; of a ``withDeadline(_:_:)`` what was left when it began.

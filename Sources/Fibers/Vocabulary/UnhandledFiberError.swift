@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 /// An error that a fiber threw and nobody joined.
 public struct UnhandledFiberError: Sendable, CustomStringConvertible {
     public let fiberID: UInt64

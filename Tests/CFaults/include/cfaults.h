@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Looks at, counts and fails what the kernel asks of the C library and the operating system; for test binaries only.
 //
 // The functions are interposed by defining functions of the same names in the test binary: calls of the statically linked Fibers code and of all

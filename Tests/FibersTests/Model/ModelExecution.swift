@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Runs a program on fibers and notes what can be seen of it.
 
 import Fibers

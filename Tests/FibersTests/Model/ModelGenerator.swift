@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Makes programs at random, always the same of a seed.
 //
 // Invariants:

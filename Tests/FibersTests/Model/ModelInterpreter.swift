@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a program must do, by the documentation alone: a discrete-event interpreter in plain data, which knows neither the kernel nor fibers. Written to be right at a
 // glance, not to be fast.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Programs of the model test: what they are made of, what can be observed of them, and how they are printed.
 //
 // Invariants:

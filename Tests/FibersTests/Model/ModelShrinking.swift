@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Makes a program that shows a difference smaller, so that the reason can be seen.
 
 /// Takes away what is not needed for a difference, as long as that helps and for some seconds at most. Nil where the difference does not come again.

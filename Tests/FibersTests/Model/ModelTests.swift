@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Random programs of fibers, deadlines, cancellations and groups, run in virtual time on the real kernel and by a model of the documentation: both must see the same.
 //
 //     FIBERS_MODEL_SECONDS=60    so long

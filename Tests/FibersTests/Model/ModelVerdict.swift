@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Whether kernel and model saw the same of a program, and if not, where they part.
 
 enum ModelVerdict {

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Time for a runtime in a test: it stands still while a fiber can run and jumps to the next deadline when all wait. So a program of hours takes microseconds, and
 // everything in it happens at an instant that can be foretold to the nanosecond.
 //

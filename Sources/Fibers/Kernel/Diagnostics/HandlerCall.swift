@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Calls of the program's handlers (`onWarning`, `onUnhandledError`), in a fiber where there is one.
 //
 // Where there is none, because the runtime ends or the thread is none of its workers, a handler may not wait. A call that would says which handler made it. Any thread.

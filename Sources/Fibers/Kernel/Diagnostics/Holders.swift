@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Who holds a lock, and what is known of it: fibers and plain threads by numbers that are unique in the process and never used again.
 //
 // Invariants:

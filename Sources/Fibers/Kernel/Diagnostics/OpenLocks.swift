@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Locks that a fiber has taken by `lock()` and not unlocked, as its record knows them: a sum of their addresses (`FiberRecord.openLocks`), which is odd where an odd number of them is shared
 // between workers. Owner worker only.
 

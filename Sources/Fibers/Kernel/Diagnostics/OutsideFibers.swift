@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a call says that needs a fiber and is made without one. Any thread.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a worker tells the handlers of the program. Owner worker only.
 
 extension UnsafeMutablePointer where Pointee == WorkerState {

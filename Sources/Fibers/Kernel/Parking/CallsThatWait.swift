@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // How calls begin and end that may wait at a wait point, fibers of any worker and plain threads alike.
 //
 // A call of a cancelled fiber is refused before it takes the lock, one that had not to wait is charged after it has let go of it, and one that waited says what ended the wait.

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a call does in a fiber that is cancelled, and what it throws when its park has ended otherwise than well. Owner worker only.
 
 import Glibc

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The kernel in two verbs. `park` is the only way in which a fiber stops running until something happens, `unpark` the only way in which its worker lets it go on. How a park is
 // claimed, and how other threads resume a fiber, is in Waiter.swift.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A wait queue of one waiter, for waits that other threads end: a signal, a job of the blocking pool, the end of a fiber elsewhere. Its word is all there is; no lock.
 //
 //     empty ──── enter ───→ address of the waiter's claim word ──── a signaller takes it out ───→ busy ──── claim, free ───→ empty, or a value of the owner's

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Waiters in line. The nodes lie on the stacks of those who wait, so waiting allocates nothing; a node is in one list at most, and its fiber takes
 // it out before it leaves the frame. Owner worker only.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What channels, locks and their like have in common: lines of waiters, of one worker's fibers alone, or of fibers of any worker and plain threads, behind a lock.
 //
 //     frame of who waits     Wait ←─────── Place ←→ Place ←→ …      the lines of a wait point

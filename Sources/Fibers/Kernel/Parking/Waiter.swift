@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Waiters: what can wait, the one claim that ends a wait, and the one way in which a claimed waiter is resumed.
 //
 //     claim word     number of the wait │ kind │ 1      parked: the epoch of this wait

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The heap part of a fiber: its result, and the way from a handle to its record. It outlives the stack for as long as somebody holds a handle.
 //
 // Invariants:

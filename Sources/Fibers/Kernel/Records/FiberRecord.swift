@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The fiber record as Swift sees it. C declares the layout (cfiber_record.h); here are the types of the words that are opaque there.
 //
 //     slab slot │guard│ ......... usable stack ......... │record│colour│

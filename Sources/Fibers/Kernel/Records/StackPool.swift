@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Where stacks come from and where they go: slabs carved into slots of one size, a list of stacks that are ready to run, and a list of slots
 // whose memory was given back.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The errors of fibers on their way to those who join, or to the handler of unhandled errors; and which fiber an error comes from that others pass on. What a fiber has had is its
 // own worker's; an error may be taken on any worker.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What fibers may do without waiting before they must let others run: so one that always finds what it asks for starves nobody, and meets its deadline. Owner worker only.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What a worker needs from outside: events, a way to be woken while it waits for them, and time. The reactor implements it; the kernel knows no more of the reactor than this.
 
 /// Where a worker's events come from. Owner worker only, except for its waker.

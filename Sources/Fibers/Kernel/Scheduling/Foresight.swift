@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Which fibers will go on next, where nothing in the ready queue tells: a guess from who followed whom the last time.
 //
 // With so many fibers that their stacks are in no cache, the walk through the page tables to a stack and the misses on it take longer than all else that a hop from one fiber to the next does. In a ring, a

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Where other threads put what is for a worker: fibers that they have woken, and messages; and the sleep protocol that makes sure that the worker looks.
 //
 // Invariants (all orders sequentially consistent):

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Lives: how a fiber begins and ends. Owner worker only.
 
 import CFiber

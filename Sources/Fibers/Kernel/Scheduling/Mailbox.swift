@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the inbox has brought to a worker, and what its root does with it: messages are delivered one after the other, and what they leave behind is released in a fiber. Owner worker only.
 
 struct Mailbox {

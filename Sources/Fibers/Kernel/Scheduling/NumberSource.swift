@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The numbers that a worker gives: ids of fibers, epochs of records, and random ones. Owner worker only.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The fibers that are ready to run, first in first out: a ring of pointers.
 //
 // Invariants:

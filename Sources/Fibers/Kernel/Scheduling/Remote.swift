@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What fibers have to do with those of other workers: spawn, join, cancel, and groups. All of it is done by messages to the worker where the fiber lives, since nobody else may
 // touch what is there.
 //

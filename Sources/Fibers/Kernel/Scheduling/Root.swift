@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The root: what a worker does on the thread's own stack. It runs when no fiber is ready, and, as one of those that are ready, when there are messages from other workers. It delivers
 // them, runs fibers, and sleeps in the event source until a timer or another thread wants something. Owner worker only.
 

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The end of a worker's fibers: cancelled all at once, and left behind if they do not end. Owner worker only.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Whether, and for how long, a worker that has nothing to do looks on before it sleeps: to sleep and to be woken takes longer than what it waits for where something has come from another
 // worker soon lately, and costs both sides a system call.
 //

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Ticks: after so many switches a worker looks at the world, that is its inbox, and timers and event source when their time has come.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // A worker: the thread that runs fibers, its ready queue, stacks, timers and event source.
 //
 // Invariants:

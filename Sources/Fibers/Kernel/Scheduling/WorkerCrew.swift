@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The threads of a runtime's workers: all of them started before the first fiber runs, or none.
 
 import CFiber

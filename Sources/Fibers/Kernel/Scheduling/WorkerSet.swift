@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The workers of a runtime, what they have in common, and how they end together.
 //
 // Invariants:

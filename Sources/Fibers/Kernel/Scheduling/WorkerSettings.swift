@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the workers of a set are set up with: plain values, and the handlers that hear what goes wrong. Never changed once the set is made, so any thread may read them.
 
 /// What a program says of it in `FiberRuntime.Configuration`.

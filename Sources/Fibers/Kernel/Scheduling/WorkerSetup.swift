@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // How a worker comes and goes. On its own thread.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What bounds a stretch of a fiber's work: its whole life, a deadline, a group or a shield. A cancellation, and a deadline that has passed, walk from a scope to
 // everything inside it and claim the waiters that they meet, like any other event; so whatever parks can be cancelled.
 //

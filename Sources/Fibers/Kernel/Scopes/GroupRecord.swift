@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // What the kernel knows of a group: its scope, its children, who waits for them, and what they leave behind.
 //
 // Invariants:

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Deadlines from now on: by the clock of the calling worker's driver, or by that of the system outside workers. Any thread.
 
 import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // The wait for a time and nothing else. Owner worker only.
 
 extension UnsafeMutablePointer where Pointee == WorkerState {

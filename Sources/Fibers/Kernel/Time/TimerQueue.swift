@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Deadlines of parked fibers: a heap of four children per node in one array, and a table by which each fiber finds its entry.
 //
 //     record.timerIndex ──▶ seats │fiber, index│ ──▶ heap │deadline, seat│

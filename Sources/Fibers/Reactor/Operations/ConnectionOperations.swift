@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Connections: accepting them, making them, ending them.
 
 package import CFiber

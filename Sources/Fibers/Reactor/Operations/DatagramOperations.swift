@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Datagrams. A short count says nothing here: the kernel keeps an error behind the first few for the next call, and no event comes for what is left. So only EAGAIN means that nothing is there.
 
 package import CFiber

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+
 // Descriptors of any kind: waiting for them, reading and writing what is no socket, and calls that their caller brings.
 
 import CFiber
