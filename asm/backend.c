@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 #include "fiber_context.h"
 
 // A message and no warning: nothing is wrong, but who has asked for Boost shall know.

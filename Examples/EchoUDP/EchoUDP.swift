@@ -17,7 +17,7 @@ struct EchoUDP {
     }
 
     static func serve(_ options: Options) throws {
-        let socket = try UDPSocket.bind(to: options.address)
+        let socket = try DatagramSocket.bind(to: options.address)
         let signals = try Signals.of(.interrupt, .terminate)
         // Room for the largest datagrams; what is not used of it is address space and no memory.
         let batch = DatagramBatch(capacity: 64, datagramSize: 65_536)
@@ -42,7 +42,7 @@ struct EchoUDP {
     }
 
     /// One sender who cannot be answered is no reason to leave the others without an answer.
-    static func sendBack(_ batch: DatagramBatch, on socket: UDPSocket) throws {
+    static func sendBack(_ batch: DatagramBatch, on socket: DatagramSocket) throws {
         var first = 0
         while first < batch.count {
             do {

@@ -26,7 +26,7 @@ struct PipeThrough {
             let sink = try StandardOutput.open()
             return try pipe(source, through: options.command) { try sink.writeAll($0) }
         }
-        let listener = try TCPListener.bind(to: address)
+        let listener = try Listener.bind(to: address)
         let signals = try Signals.of(.interrupt, .terminate)
         log("listening on \(listener.address)")
         try withFiberGroup { group in

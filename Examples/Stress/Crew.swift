@@ -15,7 +15,7 @@ final class Crew: Sendable {
     /// Of the servers of all workers. Complete before the first job begins.
     let addresses = Guarded<[SocketAddress]>([])
     /// Those that the servers have not seen yet, by the number that the client sends first.
-    let connections = Guarded<[UInt64: Connection]>([:])
+    let connections = Guarded<[UInt64: Visit]>([:])
     private let rounds = Guarded<[Int: Round]>([:])
     private let stopping = Atomic<Bool>(false)
 

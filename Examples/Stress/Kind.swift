@@ -105,27 +105,27 @@ final class Job {
     // Sockets, each counted when it is opened and when it is closed.
 
     /// Connects to one of the round's servers.
-    func connect(to address: SocketAddress) throws -> TCPStream {
-        let stream = try opened { try TCPStream.connect(to: address) }
+    func connect(to address: SocketAddress) throws -> Connection {
+        let stream = try opened { try Connection.connect(to: address) }
         Account.connections.left += 1
         return stream
     }
 
     /// Ends a connection made by `connect`.
-    func hangUp(_ stream: TCPStream, reset: Bool = false) {
+    func hangUp(_ stream: Connection, reset: Bool = false) {
         if reset { stream.reset() } else { stream.close() }
         Account.connections.right += 1
         Account.sockets.right += 1
     }
 
-    func pair() throws -> (TCPStream, TCPStream) {
-        let pair = try patiently { try TCPStream.pair() }
+    func pair() throws -> (Connection, Connection) {
+        let pair = try patiently { try Connection.pair() }
         Account.sockets.left += 2
         return pair
     }
 
-    func listen(on address: SocketAddress, backlog: Int = 16) throws -> TCPListener {
-        try opened { try TCPListener.bind(to: address, backlog: backlog) }
+    func listen(on address: SocketAddress, backlog: Int = 16) throws -> Listener {
+        try opened { try Listener.bind(to: address, backlog: backlog) }
     }
 
     func opened<Socket: Endpoint>(_ open: () throws -> Socket) throws -> Socket {

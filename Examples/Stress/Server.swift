@@ -7,7 +7,7 @@ import Fibers
 import Glibc
 
 /// What both ends know of one connection, so that each can check the other.
-final class Connection: Sendable {
+final class Visit: Sendable {
     /// The client will end it in an orderly way, so nothing may be missing at all.
     let isOrderly: Bool
     let sentByClient = Tally()
@@ -18,7 +18,7 @@ final class Connection: Sendable {
 
 final class Server {
     private unowned let round: Round
-    private var listeners: [TCPListener] = []
+    private var listeners: [Listener] = []
     private var acceptors: [FiberHandle<Void>] = []
 
     /// The first bytes of each connection: its number.
@@ -28,10 +28,10 @@ final class Server {
         self.round = round
         let name = "swift-fibers-stress-\(getpid())-\(index)"
         let port = round.options.port == 0 ? 0 : round.options.port + index
-        let first = try TCPListener.bind(to: .loopback(port: port))
+        let first = try Listener.bind(to: .loopback(port: port))
         listeners = [first, try .bind(to: .unix(path: "/tmp/\(name).sock")), try .bind(to: .unixAbstract(name: name))]
         // A machine without IPv6 has no ::1.
-        if let listener = try? TCPListener.bind(to: .loopbackV6(port: port)) { listeners.append(listener) }
+        if let listener = try? Listener.bind(to: .loopbackV6(port: port)) { listeners.append(listener) }
         Account.sockets.left += listeners.count
         for listener in listeners {
             acceptors.append(try round.spawn(name: "acceptor") { try self.accept(listener) })
@@ -48,7 +48,7 @@ final class Server {
         for acceptor in acceptors { try acceptor.join() }
     }
 
-    private func accept(_ listener: TCPListener) throws {
+    private func accept(_ listener: Listener) throws {
         while true {
             do {
                 let stream = try withTimeout(.milliseconds(50)) { try listener.accept() }
@@ -65,10 +65,10 @@ final class Server {
 
 extension Crew {
     /// A session. On any worker.
-    func serve(_ stream: TCPStream) {
+    func serve(_ stream: Connection) {
         Account.sessions.left += 1
         defer { Account.sessions.right += 1 }
-        var connection: Connection?
+        var connection: Visit?
         do {
             var header: [UInt8] = []
             while header.count < Server.headerSize {
@@ -103,11 +103,11 @@ extension Crew {
 
 extension Job {
     /// Connects to the server and sends the number of the connection.
-    func open(isOrderly: Bool) throws -> (TCPStream, Connection) {
+    func open(isOrderly: Bool) throws -> (Connection, Visit) {
         step("connect")
         let addresses = round.crew.addresses.value
         let stream = try connect(to: addresses[random(0...addresses.count - 1)])
-        let connection = Connection(isOrderly: isOrderly)
+        let connection = Visit(isOrderly: isOrderly)
         round.crew.connections.withLock { $0[serial] = connection }
         try stream.writeAll((0..<Server.headerSize).map { UInt8(truncatingIfNeeded: serial >> UInt64(56 - 8 * $0)) })
         return (stream, connection)

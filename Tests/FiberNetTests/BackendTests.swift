@@ -36,7 +36,7 @@ extension NetTests {
         @Test(arguments: TestBackend.allCases)
         func echo_isTheSame_onEveryBackend(backend: TestBackend) throws {
             try inRuntime(backend.configure()) {
-                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                let listener = try Listener.bind(to: .loopback(port: 0))
                 let server = try Fiber.spawnLocal {
                     try listener.serve { stream in
                         while try stream.readAvailable({ try stream.writeAll($0) }) {}
@@ -46,7 +46,7 @@ extension NetTests {
                 try withFiberGroup { group in
                     for _ in 0..<20 {
                         try group.spawnLocal {
-                            let client = try TCPStream.connect(to: listener.address)
+                            let client = try Connection.connect(to: listener.address)
                             let writer = try Fiber.spawnLocal {
                                 try client.writeAll(sent)
                                 try client.shutdown(.write)
@@ -64,7 +64,7 @@ extension NetTests {
         @Test(arguments: TestBackend.allCases)
         func waits_endAtTheirDeadline_andWhenTheyAreCancelled(backend: TestBackend) throws {
             try inRuntime(backend.configure()) {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 expect(.timedOut) { _ = try withTimeout(.milliseconds(2)) { try a.read(upTo: 1) } }
                 let reader = try Fiber.spawnLocal { failure { _ = try a.read(upTo: 1) } }
                 letOthersRun()
@@ -82,7 +82,7 @@ extension NetTests {
         @Test(arguments: TestBackend.allCases)
         func noByteIsLost_whenReadsGiveUpAgainAndAgain(backend: TestBackend) throws {
             try inRuntime(backend.configure()) {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 let sent = pattern(scaled(200_000, sanitized: 20_000))
                 let writer = try Fiber.spawnLocal {
                     for start in stride(from: 0, to: sent.count, by: 100) {
@@ -111,7 +111,7 @@ extension NetTests {
         func memory_isLeftAlone_afterItsReadWasCancelled(backend: TestBackend) throws {
             try inRuntime(backend.configure()) {
                 for _ in 0..<scaled(200, sanitized: 50) {
-                    let (a, b) = try TCPStream.pair()
+                    let (a, b) = try Connection.pair()
                     let memory = UnsafeMutableRawBufferPointer.allocate(byteCount: 4096, alignment: 16)
                     defer { memory.deallocate() }
                     memory.initializeMemory(as: UInt8.self, repeating: 7)
@@ -134,11 +134,11 @@ extension NetTests {
         func closedStream_readsNobodyElsesBytes(backend: TestBackend) throws {
             try inRuntime(backend.configure()) {
                 for _ in 0..<scaled(200, sanitized: 50) {
-                    let (a, b) = try TCPStream.pair()
+                    let (a, b) = try Connection.pair()
                     let reader = try Fiber.spawnLocal { failure { _ = try a.read(upTo: 100) } }
                     letOthersRun()
                     a.close()
-                    let (c, d) = try TCPStream.pair()
+                    let (c, d) = try Connection.pair()
                     try c.writeAll("c")
                     try d.writeAll("d")
                     expect(try reader.join()?.code == .closed)
@@ -154,10 +154,10 @@ extension NetTests {
         func lateConnection_isClosed_whenItsListenerWasClosed(backend: TestBackend) throws {
             try inRuntime(backend.configure()) {
                 for _ in 0..<scaled(100, sanitized: 30) {
-                    let listener = try TCPListener.bind(to: .loopback(port: 0))
+                    let listener = try Listener.bind(to: .loopback(port: 0))
                     let server = try Fiber.spawnLocal { failure { _ = try listener.accept() } }
                     letOthersRun()
-                    let client = try TCPStream.connect(to: listener.address)
+                    let client = try Connection.connect(to: listener.address)
                     // By the time the fiber runs it has a connection, or the backend has one that nobody wants.
                     listener.close()
                     if try server.join()?.code == .closed {
@@ -178,8 +178,8 @@ extension NetTests {
             configuration.onWarning = { warnings.value.append($0) }
             try toleratingLeaks {
                 try inRuntime(configuration) {
-                    let (a, b) = try TCPStream.pair()
-                    let listener = try TCPListener.bind(to: .loopback(port: 0))
+                    let (a, b) = try Connection.pair()
+                    let listener = try Listener.bind(to: .loopback(port: 0))
                     for _ in 0..<3 {
                         try Fiber.spawnLocal(name: "reader") { withCancellationShield { _ = try? a.read(upTo: 100) } }
                         try Fiber.spawnLocal(name: "accepter") { withCancellationShield { _ = try? listener.accept() } }
@@ -198,7 +198,7 @@ extension NetTests {
             let begun = ContinuousClock.now
             let order = try inRuntime(TestBackend.simulated.configure()) {
                 var order: [Int] = []
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 try withFiberGroup { group in
                     for hours in [3, 1, 2] {
                         try group.spawnLocal {

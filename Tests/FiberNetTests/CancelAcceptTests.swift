@@ -13,7 +13,7 @@ import Testing
 private enum AcceptWay: CaseIterable {
     case accept, next
 
-    func accept(_ listener: TCPListener) throws -> TCPStream {
+    func accept(_ listener: Listener) throws -> Connection {
         if self == .accept { return try listener.accept() }
         guard let stream = try listener.next() else { throw TestError(text: "next() returned nil, as if the listener had been closed") }
         return stream
@@ -30,7 +30,7 @@ extension NetTests {
                 let listener = try net.listener()
                 for way in AcceptWay.allCases {
                     try end(ending) { _ = try way.accept(listener) }
-                    let client = net.keep(try TCPStream.connect(to: listener.address))
+                    let client = net.keep(try Connection.connect(to: listener.address))
                     try client.writeAll("after")
                     let server = net.keep(try way.accept(listener))
                     expect(try server.readExactly(5) == Array("after".utf8))
@@ -46,7 +46,7 @@ extension NetTests {
                 for way in AcceptWay.allCases {
                     let first = try Fiber.spawnLocal { net.keep(try way.accept(listener)) }
                     letOthersRun()
-                    var third: FiberHandle<TCPStream>?
+                    var third: FiberHandle<Connection>?
                     try end(
                         ending,
                         meanwhile: {
@@ -56,7 +56,7 @@ extension NetTests {
                     ) { _ = try way.accept(listener) }
                     expect(!first.fiber.isFinished && third?.fiber.isFinished == false)
                     for (i, acceptor) in [first, third!].enumerated() {
-                        try net.keep(try TCPStream.connect(to: listener.address)).writeAll([UInt8(i)])
+                        try net.keep(try Connection.connect(to: listener.address)).writeAll([UInt8(i)])
                         expect(try acceptor.join().readExactly(1) == [UInt8(i)])
                     }
                 }
@@ -68,7 +68,7 @@ extension NetTests {
             try withNet(transport) { net in
                 let listener = try net.listener()
                 for way in AcceptWay.allCases {
-                    var others: [FiberHandle<TCPStream>] = []
+                    var others: [FiberHandle<Connection>] = []
                     try end(
                         ending,
                         meanwhile: {
@@ -77,7 +77,7 @@ extension NetTests {
                         }
                     ) { _ = try way.accept(listener) }
                     for (i, acceptor) in others.enumerated() {
-                        try net.keep(try TCPStream.connect(to: listener.address)).writeAll([UInt8(i)])
+                        try net.keep(try Connection.connect(to: listener.address)).writeAll([UInt8(i)])
                         expect(try acceptor.join().readExactly(1) == [UInt8(i)])
                     }
                 }
@@ -120,7 +120,7 @@ extension NetTests {
                                 let listener = try net.listener()
                                 for ending in Ending.allCases {
                                     for way in AcceptWay.allCases {
-                                        let client = net.keep(try TCPStream.connect(to: listener.address))
+                                        let client = net.keep(try Connection.connect(to: listener.address))
                                         try client.writeAll("waited")
                                         let taken = takeAllDescriptors()
                                         try end(ending) { _ = try way.accept(listener) }
@@ -154,7 +154,7 @@ extension NetTests {
                                         expect(error is TimeoutError)
                                     }
                                     // Caught right there: the test library notes where each error is thrown, and that takes longer than all the rest.
-                                    let acceptor = try Fiber.spawnLocal { () -> TCPStream? in
+                                    let acceptor = try Fiber.spawnLocal { () -> Connection? in
                                         do { return try listener.accept() } catch {
                                             expect(error is CancellationError, "\(error)")
                                             return nil
@@ -198,7 +198,7 @@ extension NetTests {
             try withNet(transport) { net in
                 let (listener, queued) = try fullListener(net)
                 for _ in 0..<3 {
-                    try end(ending) { _ = try TCPStream.connect(to: listener.address) }
+                    try end(ending) { _ = try Connection.connect(to: listener.address) }
                 }
                 // The listener is as it was: it has what is in its queue, and not one that was given up.
                 for client in queued {
@@ -206,7 +206,7 @@ extension NetTests {
                     expect(try net.keep(listener.accept()).readExactly(1) == Array("x".utf8))
                 }
                 expect(.timedOut) { _ = try withTimeout(.zero) { try listener.accept() } }
-                let client = net.keep(try TCPStream.connect(to: listener.address))
+                let client = net.keep(try Connection.connect(to: listener.address))
                 try client.writeAll("y")
                 expect(try net.keep(listener.accept()).readExactly(1) == Array("y".utf8))
             }
@@ -216,7 +216,7 @@ extension NetTests {
         func otherConnects_goOn_whenOneIsCancelled(transport: Transport) throws {
             try withNet(transport) { net in
                 let (listener, queued) = try fullListener(net)
-                let connects = try (0..<3).map { _ in try Fiber.spawnLocal { net.keep(try TCPStream.connect(to: listener.address)) } }
+                let connects = try (0..<3).map { _ in try Fiber.spawnLocal { net.keep(try Connection.connect(to: listener.address)) } }
                 letOthersRun()
                 connects[0].cancel()
                 connects[2].cancel()
@@ -235,14 +235,14 @@ extension NetTests {
                 let (listener, _) = try fullListener(net)
                 let own = thrown {
                     try withTimeout(.seconds(1_000)) {
-                        _ = try withTimeout(.milliseconds(2)) { try TCPStream.connect(to: listener.address) }
+                        _ = try withTimeout(.milliseconds(2)) { try Connection.connect(to: listener.address) }
                     }
                 }
                 expect((own as? TimeoutError)?.limit == .milliseconds(2), "\(String(describing: own))")
                 var inner: Failure?
                 let scope = thrown {
                     try withTimeout(.milliseconds(2)) {
-                        inner = failure { _ = try withTimeout(.seconds(1_000)) { try TCPStream.connect(to: listener.address) } }
+                        inner = failure { _ = try withTimeout(.seconds(1_000)) { try Connection.connect(to: listener.address) } }
                         if let inner { throw inner.error }
                     }
                 }
@@ -262,13 +262,13 @@ extension NetTests {
                                 let before = openSockets
                                 for ending in Ending.allCases {
                                     for _ in 0..<5 {
-                                        try end(ending, after: .milliseconds(1)) { _ = try TCPStream.connect(to: listener.address) }
+                                        try end(ending, after: .milliseconds(1)) { _ = try Connection.connect(to: listener.address) }
                                     }
                                     expect(openSockets == before, "\(ending): \(openSockets) and not \(before)")
                                 }
                                 // Cancelled at the moment when it succeeds: a connection, or none.
                                 for i in 0..<200 {
-                                    let connect = try Fiber.spawnLocal { try TCPStream.connect(to: open.address) }
+                                    let connect = try Fiber.spawnLocal { try Connection.connect(to: open.address) }
                                     for _ in 0..<i % 5 { Fiber.yield() }
                                     connect.cancel()
                                     let error = thrown { _ = try connect.join() }

@@ -90,7 +90,7 @@ extension NetTests {
                 // The operations of all fibers count together, so it must not matter in whose turn they come to the limit.
                 for others in 1...2 * budget {
                     let (client, server) = try net.pair()
-                    let (a, b) = try TCPStream.pair()
+                    let (a, b) = try Connection.pair()
                     let sent = 50_000
                     try client.writeAll([UInt8](repeating: 1, count: sent))
                     try a.writeAll("x")
@@ -207,7 +207,7 @@ extension NetTests {
                 var connected = 0
                 func connectOften() throws {
                     while connected < 8 * budget {
-                        _ = net.keep(try TCPStream.connect(to: listener.address))
+                        _ = net.keep(try Connection.connect(to: listener.address))
                         connected += 1
                     }
                 }
@@ -225,7 +225,7 @@ extension NetTests {
 
         @Test func waitsForWhatIsReady_areEnded() throws {
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 try a.writeAll("x")
                 let fds = try makePipe(nonBlocking: true)
                 defer { fds.forEach { close($0) } }
@@ -270,21 +270,21 @@ extension NetTests {
                 try expectEnded("write of pieces") { try server.writeAll(pieces: [[1], [2]]) }
                 let nobody = try net.listener().address
                 net.closeAll()
-                try expectEnded("connect") { _ = try TCPStream.connect(to: nobody) }
+                try expectEnded("connect") { _ = try Connection.connect(to: nobody) }
             }
         }
 
         @Test func datagramsThatFail_areEnded() throws {
             try inRuntime {
                 let tooLarge = [UInt8](repeating: 0, count: 70_000)
-                let receiver = try UDPSocket.bind(to: .loopback(port: 0))
-                let socket = try UDPSocket.open(.ipv4)
+                let receiver = try DatagramSocket.bind(to: .loopback(port: 0))
+                let socket = try DatagramSocket.open(.ipv4)
                 try expectEnded("send to") { try socket.send(tooLarge, to: receiver.address) }
                 try socket.connect(to: receiver.address)
                 try expectEnded("send") { try socket.send(tooLarge) }
                 let path = try SocketAddress.unix(path: freshPath())
-                try expectEnded("send to nobody") { try UDPSocket.open(.unix).send("x", to: path) }
-                let (a, b) = try UDPSocket.pair()
+                try expectEnded("send to nobody") { try DatagramSocket.open(.unix).send("x", to: path) }
+                let (a, b) = try DatagramSocket.pair()
                 b.close()
                 try expectEnded("send to who has gone") { try a.send("x") }
             }
@@ -314,7 +314,7 @@ extension NetTests {
             try withNet(transport) { net in
                 let (stream, _) = try net.pair()
                 let listener = try net.listener()
-                let socket = try UDPSocket.bind(to: .loopback(port: 0))
+                let socket = try DatagramSocket.bind(to: .loopback(port: 0))
                 let pipe = try Pipe.make()
                 for endpoint in [stream, listener, socket, pipe.reader, pipe.writer] as [Endpoint] { endpoint.close() }
                 let calls: [(String, () throws -> Void)] = [
@@ -349,7 +349,7 @@ extension NetTests {
             let rounds = 300
             var (sleeps, timeouts) = (0, 0)
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 let fd = try a.withFileDescriptor { fcntl($0.rawValue, F_DUPFD_CLOEXEC, 100) }
                 let peer = Thread {
                     for _ in 0..<rounds {
@@ -455,7 +455,7 @@ private func expectEnded(_ name: String, _ call: @escaping () throws -> Void, so
 }
 
 /// Writes as many letters as the connection holds, and returns them when all have arrived.
-private func fill(_ client: TCPStream, _ server: TCPStream) throws -> [UInt8] {
+private func fill(_ client: Connection, _ server: Connection) throws -> [UInt8] {
     let letters = letters(1_000_000)
     let count =
         failure(writing: { written in try withTimeout(.zero) { try client.writeAll(letters, written: &written) } })?.written

@@ -163,7 +163,7 @@ extension NetTests {
                     try wait("accept") { _ = try listener.accept() }
                     try wait("accept in line") { _ = try listener.accept() }
                     try wait("next") { _ = try listener.next() }
-                    try wait("connect") { _ = try TCPStream.connect(to: full.address) }
+                    try wait("connect") { _ = try Connection.connect(to: full.address) }
                     letOthersRun()
                     expect(codes.isEmpty, "some did not wait: \(codes)")
                     throw TestError(text: "main")
@@ -180,10 +180,10 @@ extension NetTests {
 /// Sockets on which every call would succeed at once, and what they hold.
 private final class ReadySockets {
     private let net: Net
-    private let client: TCPStream
-    private let server: TCPStream
-    private let listener: TCPListener
-    private let pending: TCPStream
+    private let client: Connection
+    private let server: Connection
+    private let listener: Listener
+    private let pending: Connection
     private let foreign: [Int32]
 
     init(_ net: Net) throws {
@@ -191,7 +191,7 @@ private final class ReadySockets {
         (client, server) = try net.pair()
         try client.writeAll("there")
         listener = try net.listener()
-        pending = net.keep(try TCPStream.connect(to: listener.address))
+        pending = net.keep(try Connection.connect(to: listener.address))
         try pending.writeAll("pending")
         foreign = try makePipe(nonBlocking: true)
         expect(write(foreign[1], "x", 1) == 1)
@@ -213,7 +213,7 @@ private final class ReadySockets {
         calls.append(("write with a timeout", { try withTimeout(.seconds(1)) { try client.writeAll("x") } }))
         calls.append(("accept", { _ = try listener.accept() }))
         calls.append(("next", { _ = try listener.next() }))
-        calls.append(("connect", { _ = try TCPStream.connect(to: listener.address) }))
+        calls.append(("connect", { _ = try Connection.connect(to: listener.address) }))
         calls.append(("waitReadable", { try server.waitReadable() }))
         calls.append(("waitReadable of a listener", { try listener.waitReadable() }))
         calls.append(("waitWritable", { try client.waitWritable() }))
@@ -225,7 +225,7 @@ private final class ReadySockets {
     /// Everything is as it was.
     func expectUntouched() throws {
         expect(try server.read(upTo: 100) == Array("there".utf8), "bytes were taken")
-        let accepted: TCPStream = net.keep(try withTimeout(.seconds(5)) { try listener.accept() })
+        let accepted: Connection = net.keep(try withTimeout(.seconds(5)) { try listener.accept() })
         expect(try accepted.readExactly(7) == Array("pending".utf8), "the connection was lost")
         expect(.timedOut) { _ = try withTimeout(.zero) { try listener.accept() } }
         client.close()

@@ -148,7 +148,7 @@ extension NetTests {
                 let listener = try net.listener()
                 for round in 0..<rounds {
                     var clients: [Int32] = []
-                    var stream: TCPStream?
+                    var stream: Connection?
                     let outcome = try moment.race {
                         stream = round % 2 == 0 ? try listener.accept() : try listener.next()
                         return []
@@ -314,7 +314,7 @@ extension NetTests {
 /// Brings an event about at the moment when a fiber that waits for it is ended.
 private final class Moment {
     /// A connection whose bytes arrive together with the event: who reads there runs before or after the fiber that waits for the event.
-    private let signal: (client: TCPStream, server: TCPStream)
+    private let signal: (client: Connection, server: Connection)
     private var limit: Duration?
     private var random: SeededGenerator
 

@@ -195,7 +195,7 @@ extension NetTests {
 }
 
 /// Reads one byte and notes who did.
-private func read(_ stream: TCPStream, _ way: ReadWay, as number: Int, _ order: Box<[Int]>) throws -> UInt8 {
+private func read(_ stream: Connection, _ way: ReadWay, as number: Int, _ order: Box<[Int]>) throws -> UInt8 {
     let bytes = try way.read(stream, upTo: 1)
     order.value.append(number)
     guard bytes.count == 1 else { throw TestError(text: "\(bytes.count) bytes instead of one") }

@@ -206,7 +206,7 @@ enum ReadWay: Sendable, CaseIterable {
     case intoSpan, intoMemory, upTo, lent
 
     /// At most `limit` bytes; `lent` may give more.
-    func read(_ stream: TCPStream, upTo limit: Int = 100) throws -> [UInt8] {
+    func read(_ stream: Connection, upTo limit: Int = 100) throws -> [UInt8] {
         switch self {
         case .intoSpan:
             var array = [UInt8](repeating: 0, count: limit)
@@ -233,7 +233,7 @@ enum WriteWay: Sendable, CaseIterable {
     case span, array, string, pieces, twoSpans
 
     /// Writes bytes, which are ASCII, all at once.
-    func write(_ bytes: [UInt8], to stream: TCPStream, written: inout Int) throws {
+    func write(_ bytes: [UInt8], to stream: Connection, written: inout Int) throws {
         switch self {
         case .span: try stream.writeAll(bytes.span.bytes, written: &written)
         case .array: try stream.writeAll(bytes, written: &written)
@@ -246,7 +246,7 @@ enum WriteWay: Sendable, CaseIterable {
     }
 
     /// The same by the forms that do not say how much was written.
-    func write(_ bytes: [UInt8], to stream: TCPStream) throws {
+    func write(_ bytes: [UInt8], to stream: Connection) throws {
         switch self {
         case .span: try stream.writeAll(bytes.span.bytes)
         case .array: try stream.writeAll(bytes)
@@ -304,7 +304,7 @@ struct SeededGenerator: RandomNumberGenerator {
 let seeds: [UInt64] = [1, 2, .random(in: 3...999_999_999)]
 
 /// Writes until there is no room, and none will be: an acknowledgement on its way makes room once more. Linux delays it for 40 ms mostly, and for 200 ms at most.
-func fillUp(_ stream: TCPStream) throws -> Int {
+func fillUp(_ stream: Connection) throws -> Int {
     var sent = 0
     let block = pattern(1_000_000)
     for _ in 0..<100 {

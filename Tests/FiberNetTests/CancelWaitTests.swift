@@ -44,7 +44,7 @@ extension NetTests {
                 letOthersRun()
                 try end(ending) { try listener.waitReadable() }
                 expect(!acceptor.fiber.isFinished)
-                try net.keep(try TCPStream.connect(to: listener.address)).writeAll("x")
+                try net.keep(try Connection.connect(to: listener.address)).writeAll("x")
                 expect(try acceptor.join().readExactly(1) == Array("x".utf8))
             }
         }

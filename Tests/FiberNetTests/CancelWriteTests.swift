@@ -34,7 +34,7 @@ extension NetTests {
         @Test(arguments: Ending.allCases)
         func write_saysThatNothingWent_whenTheSocketWasFull(ending: Ending) throws {
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 for way in WriteWay.allCases {
                     let block = [UInt8](repeating: 1, count: 8_000_000)
                     let filling =
@@ -187,7 +187,7 @@ extension NetTests {
 
         @Test func goodbye_isSent_inAShield_whenTheFiberIsCancelled() throws {
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 let session = try Fiber.spawnLocal {
                     defer { withCancellationShield { try? withTimeout(.seconds(5)) { try a.writeAll("bye") } } }
                     _ = try a.read(upTo: 1)

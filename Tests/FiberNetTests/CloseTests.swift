@@ -80,7 +80,7 @@ extension NetTests {
 
         @Test(arguments: Transport.all)
         func waitingReader_throwsClosed_whenShutdownAndCloseComeBackToBack(transport: Transport) throws {
-            for half in [TCPStream.Half.read, .write, .both] {
+            for half in [Connection.Half.read, .write, .both] {
                 try withNet(transport) { net in
                     let (client, server) = try net.pair()
                     let reader = try Fiber.spawnLocal { failure { _ = try server.read(upTo: 10) } }
@@ -123,7 +123,7 @@ extension NetTests {
         func droppedStream_isClosed(transport: Transport) throws {
             try withNet(transport) { net in
                 let listener = try net.listener()
-                let client = net.keep(try TCPStream.connect(to: listener.address))
+                let client = net.keep(try Connection.connect(to: listener.address))
                 do { try listener.accept().writeAll("last words") }
                 expect(try client.readToEnd() == Array("last words".utf8))
             }
@@ -132,8 +132,8 @@ extension NetTests {
         @Test(arguments: Transport.all)
         func droppedListener_isClosed(transport: Transport) throws {
             try withNet(transport) { net in
-                let address = try { try TCPListener.bind(to: try transport.freshAddress).address }()
-                let error = failure { _ = try TCPStream.connect(to: address) }
+                let address = try { try Listener.bind(to: try transport.freshAddress).address }()
+                let error = failure { _ = try Connection.connect(to: address) }
                 // The file of a Unix listener is gone, too.
                 expect(transport == .unix ? error?.errno?.rawValue == ENOENT : error?.code == .refused, "\(String(describing: error))")
             }
@@ -255,7 +255,7 @@ extension NetTests {
                 // Both are ready in one batch of events; whoever goes on first closes the other's socket and opens one with the same number.
                 let pairs = try (0..<2).map { _ in try net.pair() }
                 let server = try net.listener()
-                var replacement: (TCPStream, TCPStream)?
+                var replacement: (Connection, Connection)?
                 var first: Int?
                 let readers = try (0..<2).map { i in
                     try Fiber.spawnLocal { () -> Failure? in
@@ -264,8 +264,8 @@ extension NetTests {
                         let other = pairs[1 - i].server
                         let number = try other.fd
                         other.close()
-                        var client = net.keep(try TCPStream.pair().0)
-                        for _ in 0..<200 where try client.fd != number { client = net.keep(try TCPStream.pair().0) }
+                        var client = net.keep(try Connection.pair().0)
+                        for _ in 0..<200 where try client.fd != number { client = net.keep(try Connection.pair().0) }
                         expect(try client.fd == number, "the number was not used again")
                         replacement = (client, client)
                         return nil
@@ -283,14 +283,14 @@ extension NetTests {
 
         @Test func newOwnerInTheSameBatch_isNotWoken_byItsPredecessorsEvents() throws {
             try inRuntime {
-                let a = try TCPStream.pair()
-                let b = try TCPStream.pair()
-                var fresh: (TCPStream, TCPStream)?
+                let a = try Connection.pair()
+                let b = try Connection.pair()
+                var fresh: (Connection, Connection)?
                 var result: [UInt8]?
                 let replacer = try Fiber.spawnLocal {
                     _ = try a.1.read(upTo: 10)
                     b.1.close()
-                    let pair = try TCPStream.pair()
+                    let pair = try Connection.pair()
                     fresh = pair
                     result = try pair.0.read(upTo: 10)
                 }
@@ -312,7 +312,7 @@ extension NetTests {
             try withNet(.ipv4) { net in
                 let listener = try net.listener()
                 for i in 0..<1_000 {
-                    let client = try TCPStream.connect(to: listener.address)
+                    let client = try Connection.connect(to: listener.address)
                     let server = try listener.accept()
                     let reader = try Fiber.spawnLocal { try server.read(upTo: 100) }
                     Fiber.yield()

@@ -43,7 +43,7 @@ public func runWithClosedStreams() {
                 try StandardOutput.open().writeAll("nobody reads this")
             case "errors":
                 // As many as it takes to get any of the numbers.
-                let pairs = try (0..<4).map { _ in try TCPStream.pair() }
+                let pairs = try (0..<4).map { _ in try Connection.pair() }
                 let line = "an error for the operator\n"
                 for fd in Int32(0)...2 { check(write(fd, line, line.utf8.count) == line.utf8.count, "descriptor \(fd) takes no line") }
                 for (a, b) in pairs {

@@ -29,7 +29,7 @@ import Testing
     /// How many turns of computing fibers went by at most between the moment at which a byte was sent and the turn of the fiber that reads it.
     private func mostTurnsToWait(among count: Int) throws -> Int {
         try FiberRuntime.run(.init(workers: 1)) {
-            let (ours, theirs) = try TCPStream.pair()
+            let (ours, theirs) = try Connection.pair()
             let fd = try theirs.withFileDescriptor(\.rawValue)
             var (turns, isOver, most): ([Int64], Bool, Int) = ([], false, 0)
             for _ in 0..<count {

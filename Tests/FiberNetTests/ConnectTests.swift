@@ -17,7 +17,7 @@ extension NetTests {
                 let listener = try net.listener()
                 let address = listener.address
                 listener.close()
-                let error = expect(.refused) { _ = try TCPStream.connect(to: address) }
+                let error = expect(.refused) { _ = try Connection.connect(to: address) }
                 expect(error?.errno == .connectionRefused)
                 expect(error?.subject == address.description)
                 expect(error?.operation == "connect to")
@@ -31,7 +31,7 @@ extension NetTests {
                 let fd = socket(transport == .ipv4 ? AF_INET : AF_INET6, Int32(SOCK_STREAM.rawValue), 0)
                 expect(try transport.freshAddress.withSockaddr { bind(fd, $0, $1) } == 0)
                 let driver = Worker.here("the test").driver
-                let alone = net.keep(try TCPStream(fd, exact: false, driver: driver, "connect"))
+                let alone = net.keep(try Connection(fd, exact: false, driver: driver, "connect"))
                 expect(try alone.localAddress().withSockaddr { connect(fd, $0, $1) } == 0)
                 _ = fcntl(fd, F_SETFL, O_NONBLOCK)
                 try alone.writeAll("x")
@@ -54,9 +54,9 @@ extension NetTests {
                             close(next)
                             limit.rlim_cur = rlim_t(next)
                             setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-                            let error = failure { _ = try TCPStream.connect(to: .loopback(port: 9)) }
-                            let ofHost = thrown { _ = try TCPStream.connect(host: "127.0.0.1", port: 9) } as? ConnectError
-                            let ofListener = failure { _ = try TCPListener.bind(to: .loopback(port: 9)) }
+                            let error = failure { _ = try Connection.connect(to: .loopback(port: 9)) }
+                            let ofHost = thrown { _ = try Connection.connect(host: "127.0.0.1", port: 9) } as? ConnectError
+                            let ofListener = failure { _ = try Listener.bind(to: .loopback(port: 9)) }
                             limit.rlim_cur = usual
                             setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
                             for error in [error?.io, ofHost?.attempts.first?.error, ofListener?.io] {
@@ -78,14 +78,14 @@ extension NetTests {
                 let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
                 expect(address.withSockaddr { bind(fd, $0, $1) } == 0)
                 close(fd)
-                expect(.refused) { _ = try TCPStream.connect(to: address) }
+                expect(.refused) { _ = try Connection.connect(to: address) }
             }
         }
 
         @Test func connect_throws_whenTheFileDoesNotExist() throws {
             try inRuntime {
                 let path = freshPath()
-                let error = expect(.system) { _ = try TCPStream.connect(to: .unix(path: path)) }
+                let error = expect(.system) { _ = try Connection.connect(to: .unix(path: path)) }
                 expect(error?.errno == .noSuchFileOrDirectory)
                 expect(error?.description.contains(path) == true, "\(String(describing: error))")
             }
@@ -95,7 +95,7 @@ extension NetTests {
             // TCP to a multicast address: the kernel refuses it before a packet leaves.
             try inRuntime {
                 let address = try SocketAddress(host: "224.0.0.1", port: 9)
-                let error = expect(.unreachable) { _ = try withTimeout(.seconds(5)) { try TCPStream.connect(to: address) } }
+                let error = expect(.unreachable) { _ = try withTimeout(.seconds(5)) { try Connection.connect(to: address) } }
                 expect(error?.subject == "224.0.0.1:9")
             }
         }
@@ -106,9 +106,9 @@ extension NetTests {
                 let (listener, _) = try fullListener(net)
                 let clock = ContinuousClock()
                 let start = clock.now
-                expect(.timedOut) { _ = try withTimeout(.milliseconds(30)) { try TCPStream.connect(to: listener.address) } }
+                expect(.timedOut) { _ = try withTimeout(.milliseconds(30)) { try Connection.connect(to: listener.address) } }
                 expect(clock.now - start >= .milliseconds(30))
-                expect(.timedOut) { _ = try withTimeout(.zero) { try TCPStream.connect(to: listener.address) } }
+                expect(.timedOut) { _ = try withTimeout(.zero) { try Connection.connect(to: listener.address) } }
             }
         }
 
@@ -118,7 +118,7 @@ extension NetTests {
                 let (listener, _) = try fullListener(net)
                 var turns = 0
                 let waiting = try Fiber.spawnLocal {
-                    failure { _ = try withTimeout(.milliseconds(30)) { try TCPStream.connect(to: listener.address) } }
+                    failure { _ = try withTimeout(.milliseconds(30)) { try Connection.connect(to: listener.address) } }
                 }
                 while !waiting.fiber.isFinished {
                     turns += 1
@@ -132,7 +132,7 @@ extension NetTests {
         @Test func connect_succeeds_whenAUnixListenersQueueHasRoomAgain() throws {
             try withNet(.unix) { net in
                 let (listener, queued) = try fullListener(net)
-                let late = try Fiber.spawnLocal { net.keep(try TCPStream.connect(to: listener.address)) }
+                let late = try Fiber.spawnLocal { net.keep(try Connection.connect(to: listener.address)) }
                 letOthersRun()
                 expect(!late.fiber.isFinished)
                 for _ in queued { _ = net.keep(try listener.accept()) }
@@ -148,7 +148,7 @@ extension NetTests {
                 let count = 100
                 let clients = try (0..<count).map { i in
                     try Fiber.spawnLocal {
-                        let stream = try TCPStream.connect(to: listener.address)
+                        let stream = try Connection.connect(to: listener.address)
                         try stream.writeAll([UInt8(i)])
                         return try stream.read(upTo: 1)
                     }
@@ -173,8 +173,8 @@ extension NetTests {
                                 gone.close()
                                 let before = openSockets
                                 for _ in 0..<20 {
-                                    _ = failure { _ = try withTimeout(.milliseconds(1)) { try TCPStream.connect(to: listener.address) } }
-                                    _ = failure { _ = try TCPStream.connect(to: address) }
+                                    _ = failure { _ = try withTimeout(.milliseconds(1)) { try Connection.connect(to: listener.address) } }
+                                    _ = failure { _ = try Connection.connect(to: address) }
                                 }
                                 expect(openSockets == before)
                             }
@@ -189,13 +189,13 @@ extension NetTests {
                         try withNet(.ipv4) { net in
                             let listener = try net.listener()
                             let taken = takeAllDescriptors()
-                            let error = expect(.resources) { _ = try TCPStream.connect(to: listener.address) }
+                            let error = expect(.resources) { _ = try Connection.connect(to: listener.address) }
                             expect(error?.description.contains("ulimit -n") == true, "\(String(describing: error))")
-                            expect(.resources) { _ = try TCPStream.pair() }
-                            expect(.resources) { _ = try TCPListener.bind(to: .loopback(port: 0)) }
+                            expect(.resources) { _ = try Connection.pair() }
+                            expect(.resources) { _ = try Listener.bind(to: .loopback(port: 0)) }
                             expect(.resources) { _ = try Signals.of(.user1) }
                             taken.forEach { close($0) }
-                            _ = net.keep(try TCPStream.connect(to: listener.address))
+                            _ = net.keep(try Connection.connect(to: listener.address))
                         }
                     }
                 }
@@ -205,12 +205,12 @@ extension NetTests {
 }
 
 /// A listener whose queue has no room, and the connections in it.
-func fullListener(_ net: Net) throws -> (TCPListener, [TCPStream]) {
+func fullListener(_ net: Net) throws -> (Listener, [Connection]) {
     let listener = try net.listener(backlog: 0)
-    var queued: [TCPStream] = []
+    var queued: [Connection] = []
     while queued.count < 20 {
-        var stream: TCPStream?
-        let error = failure { stream = net.keep(try withTimeout(.milliseconds(20)) { try TCPStream.connect(to: listener.address) }) }
+        var stream: Connection?
+        let error = failure { stream = net.keep(try withTimeout(.milliseconds(20)) { try Connection.connect(to: listener.address) }) }
         if error?.code == .timedOut { return (listener, queued) }
         if let error { throw error.error }
         queued.append(stream!)

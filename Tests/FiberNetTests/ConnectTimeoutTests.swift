@@ -19,7 +19,7 @@ extension NetTests {
                         defer { withCancellationShield { try? Fiber.sleep(for: .microseconds(100)) } }
                         // No attempt begins in the moment in which the time is over.
                         _ = net.keep(
-                            try TCPStream.connect(
+                            try Connection.connect(
                                 host: "example.org", port: 80, to: addresses, attemptDelay: .seconds(1_000)))
                     }
                 }

@@ -295,7 +295,7 @@ extension NetTests {
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
                     reportingErrors {
                         try inRuntime {
-                            let (first, second) = try UDPSocket.pair()
+                            let (first, second) = try DatagramSocket.pair()
                             let batch = DatagramBatch(capacity: 2, datagramSize: 10)
                             try Fiber.spawnLocal { try first.receiveBatch(into: batch) }
                             letOthersRun()
@@ -313,7 +313,7 @@ extension NetTests {
                 expectMessage(batch, "make it for fewer")
                 let datagram = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
                     reportingErrors {
-                        try inRuntime { _ = try UDPSocket.pair().0.receive(upTo: .max) }
+                        try inRuntime { _ = try DatagramSocket.pair().0.receive(upTo: .max) }
                     }
                 }
                 expectMessage(datagram, "give it the length")

@@ -26,7 +26,7 @@ extension NetTests {
         func bind_throwsAddressInUse_whenSomebodyReceivesThere(transport: Transport) throws {
             try withNet(transport) { net in
                 let first = try net.receiver()
-                let error = expect(.addressInUse) { _ = try UDPSocket.bind(to: first.address) }
+                let error = expect(.addressInUse) { _ = try DatagramSocket.bind(to: first.address) }
                 expect(error?.operation == "bind" && error?.subject == first.address.description)
                 // The failure took nothing away from the first.
                 try net.receiver().send("x", to: first.address)
@@ -37,14 +37,14 @@ extension NetTests {
         @Test func bind_throwsAddressNotAvailable_whenItIsNoneOfThisMachine() throws {
             // TEST-NET-1 (RFC 5737).
             try inRuntime {
-                let error = expect(.addressNotAvailable) { _ = try UDPSocket.bind(to: try SocketAddress(host: "192.0.2.1", port: 0)) }
+                let error = expect(.addressNotAvailable) { _ = try DatagramSocket.bind(to: try SocketAddress(host: "192.0.2.1", port: 0)) }
                 expect(error?.subject == "192.0.2.1:0")
             }
         }
 
         @Test func bind_throws_whenTheDirectoryDoesNotExist() throws {
             try inRuntime {
-                let error = expect(.system) { _ = try UDPSocket.bind(to: .unix(path: freshPath() + "/socket")) }
+                let error = expect(.system) { _ = try DatagramSocket.bind(to: .unix(path: freshPath() + "/socket")) }
                 expect(error?.errno == .noSuchFileOrDirectory)
             }
         }
@@ -52,12 +52,12 @@ extension NetTests {
         @Test func unixFile_isThereWhileReceiving_andGoneAfterwards() throws {
             try inRuntime {
                 let path = freshPath()
-                let socket = try UDPSocket.bind(to: .unix(path: path))
+                let socket = try DatagramSocket.bind(to: .unix(path: path))
                 expect(socket.address.path == path && access(path, F_OK) == 0)
                 socket.close()
                 expect(access(path, F_OK) != 0)
                 // A second close does not remove the file of whoever came next.
-                let second = try UDPSocket.bind(to: .unix(path: path))
+                let second = try DatagramSocket.bind(to: .unix(path: path))
                 socket.close()
                 expect(access(path, F_OK) == 0)
                 _ = consume second
@@ -68,8 +68,8 @@ extension NetTests {
         @Test func failedBind_leavesTheFileOfTheOther() throws {
             try inRuntime {
                 let path = freshPath()
-                let first = try UDPSocket.bind(to: .unix(path: path))
-                expect(.addressInUse) { _ = try UDPSocket.bind(to: .unix(path: path)) }
+                let first = try DatagramSocket.bind(to: .unix(path: path))
+                expect(.addressInUse) { _ = try DatagramSocket.bind(to: .unix(path: path)) }
                 expect(access(path, F_OK) == 0)
                 first.close()
             }
@@ -92,7 +92,7 @@ extension NetTests {
         @Test func multicast_arrives_whileTheSocketIsAMember() throws {
             try withNet(.ipv4) { net in
                 let loopback = Int(if_nametoindex("lo"))
-                let member = net.keep(try UDPSocket.bind(to: .any(port: 0))), sender = try net.receiver()
+                let member = net.keep(try DatagramSocket.bind(to: .any(port: 0))), sender = try net.receiver()
                 let group = try SocketAddress(host: "239.255.77.77", port: member.address.port!)
                 // By the interface that `sender` is bound to.
                 var address = in_addr(s_addr: UInt32(0x7F00_0001).bigEndian)

@@ -57,7 +57,7 @@ extension NetTests {
         func neighbours_goOn_whileASocketIsFlooded(transport: Transport) throws {
             try withNet(transport) { net in
                 let server = try net.receiver(), client = try net.client(of: server)
-                let (first, second) = try TCPStream.pair()
+                let (first, second) = try Connection.pair()
                 let echo = try Fiber.spawnLocal { while try second.readAvailable({ try second.writeAll($0) }) {} }
                 let block = letters(100)
                 let flood = try Fiber.spawnLocal { failure { while true { try client.send(block) } } }
@@ -93,23 +93,23 @@ extension NetTests {
                                 let (first, second) = try net.datagramPair(), third = try net.receiver()
                                 try first.send("x")
                                 expect(try second.receive(upTo: 1).length == 1)
-                                expect(.addressInUse) { _ = try UDPSocket.bind(to: first.address) }
+                                expect(.addressInUse) { _ = try DatagramSocket.bind(to: first.address) }
                                 let waiting = try Fiber.spawnLocal { failure { _ = try second.receive(upTo: 1) } }
                                 letOthersRun()
                                 // None of these is closed by hand.
-                                _ = try UDPSocket.pair()
-                                _ = try UDPSocket.open()
-                                _ = try UDPSocket.connect(to: third.address)
+                                _ = try DatagramSocket.pair()
+                                _ = try DatagramSocket.open()
+                                _ = try DatagramSocket.connect(to: third.address)
                                 let cancelled = try Fiber.spawnLocal {
                                     Fiber.current?.cancel()
-                                    _ = try UDPSocket.connect(to: third.address)
+                                    _ = try DatagramSocket.connect(to: third.address)
                                 }
                                 expect(.cancelled) { try cancelled.join() }
                                 second.close()
                                 expect(try waiting.join()?.code == .closed)
                             }
                             // The runtime ends with them open.
-                            try inRuntime { _ = Box(try UDPSocket.bind(to: transport.freshAddress)) }
+                            try inRuntime { _ = Box(try DatagramSocket.bind(to: transport.freshAddress)) }
                         }
                         for transport in Transport.all { try round(transport) }
                         let before = openSockets
@@ -124,8 +124,8 @@ extension NetTests {
                     reportingErrors {
                         signal(SIGPIPE, SIG_DFL)
                         try inRuntime {
-                            let (first, second) = try UDPSocket.pair()
-                            for socket in [first, second, try UDPSocket.open(), try UDPSocket.bind(to: .loopback(port: 0))] {
+                            let (first, second) = try DatagramSocket.pair()
+                            for socket in [first, second, try DatagramSocket.open(), try DatagramSocket.bind(to: .loopback(port: 0))] {
                                 let fd = try socket.fd
                                 expect(fcntl(fd, F_GETFD) & FD_CLOEXEC != 0 && fcntl(fd, F_GETFL) & O_NONBLOCK != 0)
                             }

@@ -10,17 +10,17 @@ import Testing
 
 extension Net {
     /// A socket to which others can send.
-    func receiver() throws -> UDPSocket { keep(try UDPSocket.bind(to: try transport.freshAddress)) }
+    func receiver() throws -> DatagramSocket { keep(try DatagramSocket.bind(to: try transport.freshAddress)) }
 
     /// A socket with an address of its own that is connected to another.
-    func client(of server: UDPSocket) throws -> UDPSocket {
+    func client(of server: DatagramSocket) throws -> DatagramSocket {
         let client = try receiver()
         try client.connect(to: server.address)
         return client
     }
 
     /// Two sockets, each connected to the other.
-    func datagramPair() throws -> (UDPSocket, UDPSocket) {
+    func datagramPair() throws -> (DatagramSocket, DatagramSocket) {
         let first = try receiver(), second = try client(of: first)
         try first.connect(to: second.address)
         return (first, second)
@@ -29,8 +29,8 @@ extension Net {
 
 /// A Unix socket that takes nothing more, and one that sends to it.
 final class FullReceiver {
-    let receiver: UDPSocket
-    let sender: UDPSocket
+    let receiver: DatagramSocket
+    let sender: DatagramSocket
     let isConnected: Bool
     /// How many datagrams fitted, each with its number in it.
     private(set) var count = 0
@@ -38,7 +38,7 @@ final class FullReceiver {
     init(_ net: Net, isConnected: Bool) throws {
         self.isConnected = isConnected
         receiver = try net.receiver()
-        sender = isConnected ? try net.client(of: receiver) : net.keep(try UDPSocket.open(.unix))
+        sender = isConnected ? try net.client(of: receiver) : net.keep(try DatagramSocket.open(.unix))
         while try fits("\(count)") { count += 1 }
         expect(count > 0)
     }
@@ -87,7 +87,7 @@ enum ReceiveWay: Sendable, CaseIterable {
     case intoSpan, intoMemory, upTo, lent, batch
 
     /// One datagram, of which at most `limit` bytes are kept; `lent` keeps as many as a buffer of the worker's pool holds.
-    func receive(_ socket: UDPSocket, upTo limit: Int = 100, timeout: Duration? = nil) throws -> Received {
+    func receive(_ socket: DatagramSocket, upTo limit: Int = 100, timeout: Duration? = nil) throws -> Received {
         switch self {
         case .intoSpan:
             var array = [UInt8](repeating: 0, count: limit)
@@ -121,7 +121,7 @@ enum SendWay: Sendable, CaseIterable {
     case span, array, string, batch
 
     /// Sends bytes, which are ASCII, to an address, or to the peer for nil.
-    func send(_ bytes: [UInt8], _ socket: UDPSocket, to address: SocketAddress? = nil, timeout: Duration? = nil) throws {
+    func send(_ bytes: [UInt8], _ socket: DatagramSocket, to address: SocketAddress? = nil, timeout: Duration? = nil) throws {
         switch (self, address) {
         case (.span, let address?): try withTimeout(timeout) { try socket.send(bytes.span.bytes, to: address) }
         case (.span, nil): try withTimeout(timeout) { try socket.send(bytes.span.bytes) }

@@ -114,8 +114,8 @@ extension NetTests {
                 let server = try net.receiver(), client = try net.client(of: server)
                 let largest =
                     switch transport {
-                    case .ipv4: UDPSocket.maximumSize
-                    case .ipv6: UDPSocket.maximumSize + 20
+                    case .ipv4: DatagramSocket.maximumSize
+                    case .ipv6: DatagramSocket.maximumSize + 20
                     // The kernel keeps 32 bytes to itself.
                     case .unix: try client.option(.sendBufferSize) - 32
                     }
@@ -154,14 +154,14 @@ extension NetTests {
         @Test func sender_isNil_whenTheUnixSocketHasNoName() throws {
             try withNet(.unix) { net in
                 let server = try net.receiver()
-                let nameless = [net.keep(try UDPSocket.open(.unix)), net.keep(try UDPSocket.connect(to: server.address))]
+                let nameless = [net.keep(try DatagramSocket.open(.unix)), net.keep(try DatagramSocket.connect(to: server.address))]
                 for way in ReceiveWay.allCases {
                     for client in nameless {
                         try client.send("x", to: server.address)
                         let received = try way.receive(server)
                         expect(received.sender == nil && received.bytes == Array("x".utf8), "\(way)")
                     }
-                    let (first, second) = try UDPSocket.pair()
+                    let (first, second) = try DatagramSocket.pair()
                     try first.send("y")
                     expect(try way.receive(second).sender == nil)
                 }
@@ -172,7 +172,7 @@ extension NetTests {
             try withNet(.unix) { net in
                 let path = freshPath()
                 let longest = path + String(repeating: "x", count: 108 - path.utf8.count)
-                let client = net.keep(try UDPSocket.bind(to: .unix(path: longest))), server = try net.receiver()
+                let client = net.keep(try DatagramSocket.bind(to: .unix(path: longest))), server = try net.receiver()
                 for way in ReceiveWay.allCases {
                     try client.send("x", to: server.address)
                     expect(try way.receive(server).sender == .unix(path: longest), "\(way)")
@@ -188,7 +188,7 @@ extension NetTests {
 
         @Test func sender_isAnAbstractName_whenItIsBoundToNone() throws {
             try withNet(.unix) { net in
-                let server = try net.receiver(), client = net.keep(try UDPSocket.bind(to: SocketAddress(parsing: "unix:")))
+                let server = try net.receiver(), client = net.keep(try DatagramSocket.bind(to: SocketAddress(parsing: "unix:")))
                 expect("\(client.address)".hasPrefix("unix:@"), "\(client.address)")
                 try client.send("x", to: server.address)
                 let sender = try #require(server.receive(upTo: 1).sender)
@@ -201,7 +201,7 @@ extension NetTests {
         @Test(arguments: Transport.tcp)
         func unboundSocket_getsAnAddress_withItsFirstDatagram(transport: Transport) throws {
             try withNet(transport) { net in
-                let server = try net.receiver(), client = net.keep(try UDPSocket.open(transport == .ipv4 ? .ipv4 : .ipv6))
+                let server = try net.receiver(), client = net.keep(try DatagramSocket.open(transport == .ipv4 ? .ipv4 : .ipv6))
                 expect(client.address.port == 0)
                 try client.send("x", to: server.address)
                 let sender = try #require(server.receive(upTo: 1).sender)
@@ -215,7 +215,7 @@ extension NetTests {
         func connectedSocket_receivesFromItsPeerAlone(transport: Transport) throws {
             try withNet(transport) { net in
                 let server = try net.receiver(), stranger = try net.receiver()
-                let client = net.keep(try UDPSocket.connect(to: server.address))
+                let client = net.keep(try DatagramSocket.connect(to: server.address))
                 expect(client.address.port != 0 && client.address.host == server.address.host, "\(client.address)")
                 try stranger.send("stranger", to: client.address)
                 try server.send("server", to: client.address)
@@ -255,7 +255,7 @@ extension NetTests {
                     expect(error?.operation == name && error?.errno == .connectionRefused, "\(String(describing: error))")
                     expect(.timedOut) { _ = try withTimeout(.zero) { try client.receive(upTo: 1) } }
                 }
-                let back = net.keep(try UDPSocket.bind(to: gone.address))
+                let back = net.keep(try DatagramSocket.bind(to: gone.address))
                 try client.send("somebody there")
                 expect(try back.receive(upTo: 100).bytes == Array("somebody there".utf8))
                 try back.send("yes", to: client.address)
@@ -291,13 +291,13 @@ extension NetTests {
 
         @Test func unixReceiverThatIsGone_refuses_theDatagramItself() throws {
             try withNet(.unix) { net in
-                let gone = net.keep(try UDPSocket.bind(to: .unixAbstract(name: "fibernet-\(getpid())-gone")))
-                let client = try net.client(of: gone), other = net.keep(try UDPSocket.open(.unix))
+                let gone = net.keep(try DatagramSocket.bind(to: .unixAbstract(name: "fibernet-\(getpid())-gone")))
+                let client = try net.client(of: gone), other = net.keep(try DatagramSocket.open(.unix))
                 gone.close()
                 let error = expect(.refused) { try other.send("x", to: gone.address) }
                 expect(error?.subject == gone.address.description && error?.operation == "send to")
                 expect(.refused) { try client.send("x") }
-                expect(.refused) { _ = try UDPSocket.connect(to: gone.address) }
+                expect(.refused) { _ = try DatagramSocket.connect(to: gone.address) }
                 expect(other.isOpen && client.isOpen)
             }
         }
@@ -319,7 +319,7 @@ extension NetTests {
 
         @Test func broadcast_isNotPermitted_withoutTheOption() throws {
             try withNet(.ipv4) { net in
-                let socket = net.keep(try UDPSocket.bind(to: .any(port: 0)))
+                let socket = net.keep(try DatagramSocket.bind(to: .any(port: 0)))
                 let everybody = try SocketAddress(host: "127.255.255.255", port: socket.address.port!)
                 expect(try !socket.option(.broadcast))
                 let error = expect(.notPermitted) { try socket.send("all", to: everybody) }

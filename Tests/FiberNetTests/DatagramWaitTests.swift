@@ -125,7 +125,7 @@ extension NetTests {
         @Test func send_waits_whileTheSocketsOwnBufferIsFull() throws {
             try inRuntime {
                 // Between two that are connected to each other it is the buffer alone that counts.
-                let (first, second) = try UDPSocket.pair()
+                let (first, second) = try DatagramSocket.pair()
                 try first.setOption(.sendBufferSize, to: 8192)
                 var count = 0
                 while failure({ try withTimeout(.zero) { try first.send(letters(1000)) } }) == nil { count += 1 }

@@ -15,7 +15,7 @@ extension NetTests {
         private var staleEvents: Int { Worker.current!.pointee.statistics.staleEvents }
 
         /// Has a stream wait once, so that epoll knows it.
-        private func waitOnce(_ stream: TCPStream, _ peer: TCPStream) throws {
+        private func waitOnce(_ stream: Connection, _ peer: Connection) throws {
             let reader = try Fiber.spawnLocal { try stream.read(upTo: 1) }
             letOthersRun()
             expect(!reader.fiber.isFinished)
@@ -25,7 +25,7 @@ extension NetTests {
 
         /// Has the worker look at what epoll reports.
         private func lookForEvents() throws {
-            let (a, b) = try TCPStream.pair()
+            let (a, b) = try Connection.pair()
             let reader = try Fiber.spawnLocal { try b.read(upTo: 1) }
             letOthersRun()
             try a.writeAll("x")
@@ -36,11 +36,11 @@ extension NetTests {
         func duplicate_isWaitedFor_whenItsStreamHadWaitedAndIsClosed(transport: Transport) throws {
             try withNet(transport) { net in
                 for isDropped in [false, true, false, true] {
-                    let client: TCPStream
+                    let client: Connection
                     let duplicate: Int32
                     do {
                         let listener = try net.listener()
-                        client = net.keep(try TCPStream.connect(to: listener.address))
+                        client = net.keep(try Connection.connect(to: listener.address))
                         let server = try listener.accept()
                         try waitOnce(server, client)
                         duplicate = try server.withFileDescriptor { fcntl($0.rawValue, F_DUPFD_CLOEXEC, 500) }
@@ -112,7 +112,7 @@ extension NetTests {
                 for _ in 0..<10 {
                     let waiter = try Fiber.spawnLocal { try waitReadable(FileDescriptor(rawValue: duplicate)) }
                     letOthersRun()
-                    let client = net.keep(try TCPStream.connect(to: listener.address))
+                    let client = net.keep(try Connection.connect(to: listener.address))
                     try waiter.join()
                     let accepted = accept(duplicate, nil, nil)
                     expect(accepted >= 0)
@@ -127,8 +127,8 @@ extension NetTests {
         @Test(arguments: Transport.all)
         func closedDatagramSocket_wakesNobody_whileItsDuplicateReceives(transport: Transport) throws {
             try withNet(transport) { net in
-                let socket = net.keep(try UDPSocket.bind(to: transport.freshAddress))
-                let sender = net.keep(try UDPSocket.connect(to: socket.address))
+                let socket = net.keep(try DatagramSocket.bind(to: transport.freshAddress))
+                let sender = net.keep(try DatagramSocket.connect(to: socket.address))
                 expect(.timedOut) { _ = try withTimeout(.milliseconds(1)) { try socket.receive(upTo: 1) } }
                 let duplicate = try socket.withFileDescriptor { fcntl($0.rawValue, F_DUPFD_CLOEXEC, 0) }
                 defer { close(duplicate) }

@@ -86,7 +86,7 @@ extension NetTests {
                 let count = scaled(300, sanitized: 100)
                 let clients = try Fiber.spawnLocal {
                     // A connection may be reset by the server before its connect returns.
-                    for _ in 0..<count { try? TCPStream.connect(to: listener.address).reset() }
+                    for _ in 0..<count { try? Connection.connect(to: listener.address).reset() }
                     listener.close()
                 }
                 var echoes = 0
@@ -105,7 +105,7 @@ extension NetTests {
 }
 
 /// Reads a flooded stream for forty ticks of 5 ms, and expects of ten neighbours and of the ticks that they go on.
-private func expectProgress(_ net: Net, _ flooded: () -> TCPStream) throws {
+private func expectProgress(_ net: Net, _ flooded: () -> Connection) throws {
     let flooded = flooded()
     var running = true
     var (flood, reads) = (0, 0)

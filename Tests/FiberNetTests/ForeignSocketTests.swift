@@ -27,7 +27,7 @@
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
                     reportingErrors {
                         try FiberRuntime.run(.init(workers: 1)) {
-                            let listener = Box(try TCPListener.bind(to: SocketAddress(parsing: "127.0.0.1:0")))
+                            let listener = Box(try Listener.bind(to: SocketAddress(parsing: "127.0.0.1:0")))
                             Thread { listener.value.close() }.join()
                         }
                     }
@@ -45,14 +45,14 @@
         fileprivate func prepare() throws -> () throws -> Void {
             switch self {
             case .read, .close:
-                let listener = try TCPListener.bind(to: SocketAddress(parsing: "127.0.0.1:0"))
-                let client = try TCPStream.connect(to: try listener.localAddress())
+                let listener = try Listener.bind(to: SocketAddress(parsing: "127.0.0.1:0"))
+                let client = try Connection.connect(to: try listener.localAddress())
                 return {
                     if self == .close { client.close() } else { _ = try client.read(upTo: 1) }
                     withExtendedLifetime(listener) {}
                 }
             case .closeUnnamed:
-                let (first, second) = try TCPStream.pair()
+                let (first, second) = try Connection.pair()
                 return { withExtendedLifetime(second) { first.close() } }
             case .readPipe:
                 let pipe = try Pipe.make()

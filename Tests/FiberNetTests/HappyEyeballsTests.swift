@@ -32,7 +32,7 @@ extension NetTests {
                 let listeners = try listeners(net, on: ["127.0.0.2", "127.0.0.3"])
                 let resolver = knowing(["127.0.0.2", "127.0.0.3"])
                 for _ in 0..<20 {
-                    let stream = net.keep(try TCPStream.connect(host: "example.org", port: listeners[0].address.port!, resolver: resolver))
+                    let stream = net.keep(try Connection.connect(host: "example.org", port: listeners[0].address.port!, resolver: resolver))
                     expect(try stream.peerAddress() == listeners[0].address)
                     _ = net.keep(try listeners[0].accept())
                 }
@@ -46,7 +46,7 @@ extension NetTests {
                 let hosts = ["127.0.0.2", "127.0.0.3", "::1", "127.0.0.4"]
                 let error = connectFailure {
                     _ = try withTimeout(.seconds(1_000)) {
-                        try TCPStream.connect(host: "Example.org", port: port, resolver: knowing(hosts), attemptDelay: .seconds(1_000))
+                        try Connection.connect(host: "Example.org", port: port, resolver: knowing(hosts), attemptDelay: .seconds(1_000))
                     }
                 }
                 let order = ["127.0.0.2", "::1", "127.0.0.3", "127.0.0.4"].map { address($0, port) }
@@ -66,7 +66,7 @@ extension NetTests {
             try withNet(.ipv4) { net in
                 // Nobody listens at the first two.
                 let listener = try listeners(net, on: ["127.0.0.4"])[0]
-                let stream = try TCPStream.connect(
+                let stream = try Connection.connect(
                     host: "example.org", port: listener.address.port!, resolver: knowing(["127.0.0.2", "127.0.0.3", "127.0.0.4"]),
                     attemptDelay: .seconds(1_000))
                 expect(try net.keep(stream).peerAddress() == listener.address)
@@ -78,7 +78,7 @@ extension NetTests {
                 let listeners = try listeners(net, on: ["127.0.0.2", "127.0.0.3"], silent: 1)
                 let clock = ContinuousClock()
                 let start = clock.now
-                let stream = try TCPStream.connect(
+                let stream = try Connection.connect(
                     host: "example.org", port: listeners[0].address.port!, resolver: knowing(["127.0.0.2", "127.0.0.3"]),
                     attemptDelay: .milliseconds(30))
                 expect(clock.now - start >= .milliseconds(30))
@@ -92,7 +92,7 @@ extension NetTests {
                 for delay in [Duration.zero, .seconds(-1), .milliseconds(9)] {
                     let clock = ContinuousClock()
                     let start = clock.now
-                    let stream = try TCPStream.connect(
+                    let stream = try Connection.connect(
                         host: "example.org", port: listeners[0].address.port!, resolver: knowing(["127.0.0.2", "127.0.0.3"]),
                         attemptDelay: delay)
                     expect(clock.now - start >= .milliseconds(10), "\(delay)")
@@ -106,7 +106,7 @@ extension NetTests {
                 let listeners = try listeners(net, on: ["127.0.0.2"], silent: 1)
                 let resolver = knowing(["127.0.0.2", "127.0.0.3", "127.0.0.4"], warm: true)
                 let connecting = try Fiber.spawnLocal {
-                    try TCPStream.connect(
+                    try Connection.connect(
                         host: "example.org", port: listeners[0].address.port!,
                         resolver: resolver, attemptDelay: .milliseconds(10))
                 }
@@ -130,7 +130,7 @@ extension NetTests {
                 let listener = try net.listener()
                 let host = listener.address.host!
                 for host in transport == .ipv6 ? [host, "[\(host)]"] : [host] {
-                    let stream = net.keep(try TCPStream.connect(host: host, port: listener.address.port!, resolver: resolver))
+                    let stream = net.keep(try Connection.connect(host: host, port: listener.address.port!, resolver: resolver))
                     try stream.writeAll("hello")
                     expect(try net.keep(listener.accept()).readExactly(5) == Array("hello".utf8))
                 }
@@ -142,8 +142,8 @@ extension NetTests {
             try withNet(.ipv4) { net in
                 let listener = try net.listener()
                 // Where ::1 comes first, nobody listens there.
-                let stream: TCPStream = net.keep(
-                    try withTimeout(.seconds(10)) { try TCPStream.connect(host: "localhost", port: listener.address.port!) })
+                let stream: Connection = net.keep(
+                    try withTimeout(.seconds(10)) { try Connection.connect(host: "localhost", port: listener.address.port!) })
                 expect(try stream.peerAddress() == listener.address)
                 expect(Resolver.default.statistics.entries == 1)
             }
@@ -152,7 +152,7 @@ extension NetTests {
         @Test func oneAddress_thatRefuses_isReportedLikeSeveral() throws {
             try withNet(.ipv4) { net in
                 let port = try closedPort(net)
-                let error = connectFailure { _ = try TCPStream.connect(host: "127.0.0.1", port: port) }
+                let error = connectFailure { _ = try Connection.connect(host: "127.0.0.1", port: port) }
                 expect(error?.code == .refused && error?.attempts.count == 1, "\(String(describing: error))")
                 expect(error?.attempts.first?.error.errno == .connectionRefused)
             }
@@ -163,10 +163,10 @@ extension NetTests {
             service.know("shaky", .failure(status: EAI_AGAIN))
             let resolver = service.resolver()
             try inRuntime {
-                expectNoAddresses(.notFound) { _ = try TCPStream.connect(host: "nobody", port: 80, resolver: resolver) }
-                expectNoAddresses(.temporary) { _ = try TCPStream.connect(host: "shaky", port: 80, resolver: resolver) }
-                expectNoAddresses(.invalid) { _ = try TCPStream.connect(host: "", port: 80, resolver: resolver) }
-                expectNoAddresses(.invalid) { _ = try TCPStream.connect(host: "127.0.0.1", port: 65_536, resolver: resolver) }
+                expectNoAddresses(.notFound) { _ = try Connection.connect(host: "nobody", port: 80, resolver: resolver) }
+                expectNoAddresses(.temporary) { _ = try Connection.connect(host: "shaky", port: 80, resolver: resolver) }
+                expectNoAddresses(.invalid) { _ = try Connection.connect(host: "", port: 80, resolver: resolver) }
+                expectNoAddresses(.invalid) { _ = try Connection.connect(host: "127.0.0.1", port: 65_536, resolver: resolver) }
             }
         }
 
@@ -181,7 +181,7 @@ extension NetTests {
                 let clock = ContinuousClock()
                 let start = clock.now
                 let error = thrown {
-                    _ = try withTimeout(.milliseconds(10)) { try TCPStream.connect(host: "dead", port: 80, resolver: resolver) }
+                    _ = try withTimeout(.milliseconds(10)) { try Connection.connect(host: "dead", port: 80, resolver: resolver) }
                 }
                 expect(clock.now - start >= .milliseconds(10))
                 expect((error as? TimeoutError)?.limit == .milliseconds(10), "\(String(describing: error))")
@@ -198,7 +198,7 @@ extension NetTests {
                 let start = clock.now
                 let error = thrown {
                     _ = try withTimeout(.milliseconds(60)) {
-                        try TCPStream.connect(
+                        try Connection.connect(
                             host: "example.org", port: addresses[0].port!,
                             resolver: knowing(Array(hosts[..<count]), warm: true),
                             attemptDelay: .milliseconds(10))
@@ -218,7 +218,7 @@ extension NetTests {
                 var errors: [any Error] = []
                 func connect() throws {
                     do {
-                        let stream = try TCPStream.connect(
+                        let stream = try Connection.connect(
                             host: "example.org", port: addresses[0].port!, resolver: resolver, attemptDelay: .milliseconds(10))
                         _ = net.keep(stream)
                     } catch {
@@ -272,7 +272,7 @@ extension NetTests {
                             let before = openSockets
                             for round in 0..<scaled(3_000, sanitized: 300) {
                                 // No delay: both are under way at once, and mostly answer in the same look at the kernel.
-                                let stream = try TCPStream.connect(
+                                let stream = try Connection.connect(
                                     host: "example.org", port: 1, to: round % 2 == 0 ? addresses : addresses.reversed(),
                                     attemptDelay: .zero)
                                 stream.reset()
@@ -301,7 +301,7 @@ extension NetTests {
                                 let addresses = (listeners.map(\.address) + [closed]).shuffled(using: &random)
                                 let caller = try Fiber.spawnLocal {
                                     do {
-                                        let stream = try TCPStream.connect(
+                                        let stream = try Connection.connect(
                                             host: "example.org", port: 1, to: addresses, attemptDelay: .zero)
                                         connected += 1
                                         stream.close()
@@ -334,14 +334,14 @@ extension NetTests {
                             for _ in 0..<20 {
                                 let silent = failure {
                                     _ = try withTimeout(.milliseconds(15)) {
-                                        try TCPStream.connect(
+                                        try Connection.connect(
                                             host: "example.org", port: port, resolver: resolver,
                                             attemptDelay: .milliseconds(10))
                                     }
                                 }
                                 expect(silent?.code == .timedOut)
                                 let refused = connectFailure {
-                                    _ = try TCPStream.connect(host: "example.org", port: closed, resolver: resolver)
+                                    _ = try Connection.connect(host: "example.org", port: closed, resolver: resolver)
                                 }
                                 expect(refused?.code == .refused && refused?.attempts.count == 3)
                             }
@@ -359,12 +359,12 @@ extension NetTests {
                             let port = listeners[0].address.port!
                             let resolver = knowing(["127.0.0.2", "127.0.0.3"], warm: true)
                             let taken = takeAllDescriptors()
-                            let error = connectFailure { _ = try TCPStream.connect(host: "example.org", port: port, resolver: resolver) }
+                            let error = connectFailure { _ = try Connection.connect(host: "example.org", port: port, resolver: resolver) }
                             expect(error?.code == .resources && error?.attempts.count == 2, "\(String(describing: error))")
                             expect(error?.description.contains("ulimit -n") == true, "\(String(describing: error))")
-                            expectNoAddresses(.resources) { _ = try TCPStream.connect(host: "localhost", port: port) }
+                            expectNoAddresses(.resources) { _ = try Connection.connect(host: "localhost", port: port) }
                             taken.forEach { close($0) }
-                            _ = net.keep(try TCPStream.connect(host: "example.org", port: port, resolver: resolver))
+                            _ = net.keep(try Connection.connect(host: "example.org", port: port, resolver: resolver))
                         }
                     }
                 }
@@ -386,12 +386,12 @@ private func knowing(_ hosts: [String], warm: Bool = false) -> Resolver {
 }
 
 /// Listeners on several addresses and one port. The first few are silent: their queues are full.
-private func listeners(_ net: Net, on hosts: [String], silent: Int = 0) throws -> [TCPListener] {
+private func listeners(_ net: Net, on hosts: [String], silent: Int = 0) throws -> [Listener] {
     for _ in 0..<50 {
-        let first = net.keep(try TCPListener.bind(to: address(hosts[0], 0), backlog: silent > 0 ? 0 : 128))
+        let first = net.keep(try Listener.bind(to: address(hosts[0], 0), backlog: silent > 0 ? 0 : 128))
         do {
             let others = try hosts.indices.dropFirst().map { i in
-                net.keep(try TCPListener.bind(to: address(hosts[i], first.address.port!), backlog: i < silent ? 0 : 128))
+                net.keep(try Listener.bind(to: address(hosts[i], first.address.port!), backlog: i < silent ? 0 : 128))
             }
             let all = [first] + others
             for listener in all.prefix(silent) { try fill(listener, net) }
@@ -402,9 +402,9 @@ private func listeners(_ net: Net, on hosts: [String], silent: Int = 0) throws -
 }
 
 /// Connects until the kernel answers no more.
-private func fill(_ listener: TCPListener, _ net: Net) throws {
+private func fill(_ listener: Listener, _ net: Net) throws {
     for _ in 0..<20 {
-        let error = failure { _ = net.keep(try withTimeout(.milliseconds(20)) { try TCPStream.connect(to: listener.address) }) }
+        let error = failure { _ = net.keep(try withTimeout(.milliseconds(20)) { try Connection.connect(to: listener.address) }) }
         if error?.code == .timedOut { return }
         if let error { throw error.error }
     }
@@ -412,7 +412,7 @@ private func fill(_ listener: TCPListener, _ net: Net) throws {
 }
 
 /// Accepts connections, and closes each once its client has.
-private func holdConnections(_ listener: TCPListener) throws {
+private func holdConnections(_ listener: Listener) throws {
     try Fiber.spawnLocal {
         while let stream = try listener.next() {
             try Fiber.spawnLocal {
@@ -425,7 +425,7 @@ private func holdConnections(_ listener: TCPListener) throws {
 
 /// A port at which nobody listens on any address.
 private func closedPort(_ net: Net) throws -> Int {
-    let listener = try TCPListener.bind(to: .any(port: 0))
+    let listener = try Listener.bind(to: .any(port: 0))
     defer { listener.close() }
     return listener.address.port!
 }

@@ -59,9 +59,9 @@ extension NetTests {
             try withNet(.ipv4) { net in
                 let listener = try net.listener()
                 let port = listener.address.port!
-                let inUse = failure { _ = try TCPListener.bind(to: listener.address) }
+                let inUse = failure { _ = try Listener.bind(to: listener.address) }
                 listener.close()
-                let refused = failure { _ = try TCPStream.connect(to: .loopback(port: port)) }
+                let refused = failure { _ = try Connection.connect(to: .loopback(port: port)) }
                 expect(refused?.description == "connect to 127.0.0.1:\(port): Connection refused", "\(String(describing: refused))")
                 expect(
                     inUse?.description.hasPrefix("bind 127.0.0.1:\(port): Address already in use; ") == true, "\(String(describing: inUse))"

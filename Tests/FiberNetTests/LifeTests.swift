@@ -27,7 +27,7 @@ import Testing
                                 try client.shutdown(.write)
                                 try echo.join()
                                 // Neither is closed by hand here.
-                                _ = try TCPStream.pair()
+                                _ = try Connection.pair()
                                 _ = try Signals.of(.user1)
                             }
                         }
@@ -48,10 +48,10 @@ import Testing
                             var escaped: [Endpoint] = []
                             var peer: Int32 = -1
                             try inRuntime {
-                                let (a, b) = try TCPStream.pair()
+                                let (a, b) = try Connection.pair()
                                 peer = try b.withFileDescriptor { dup($0.rawValue) }
                                 b.close()
-                                escaped = [a, try TCPListener.bind(to: .loopback(port: 0)), try TCPStream.pair().0]
+                                escaped = [a, try Listener.bind(to: .loopback(port: 0)), try Connection.pair().0]
                             }
                             // Closed with it, so that the peer sees the end.
                             var byte: UInt8 = 0
@@ -64,7 +64,7 @@ import Testing
                             escaped[1].close()
                             // Also while another runtime runs on the thread.
                             try inRuntime {
-                                let (c, d) = try TCPStream.pair()
+                                let (c, d) = try Connection.pair()
                                 escaped[2].close()
                                 try c.writeAll("x")
                                 expect(try d.read(upTo: 1).count == 1)
@@ -80,7 +80,7 @@ import Testing
                 let result = await #expect(processExitsWith: .failure, observing: [\.standardErrorContent]) {
                     reportingErrors {
                         try inRuntime {
-                            let pair = Box(try TCPStream.pair())
+                            let pair = Box(try Connection.pair())
                             Thread {
                                 try? FiberRuntime.run { _ = try pair.value.0.read(upTo: 1) }
                             }.join()
@@ -99,9 +99,9 @@ import Testing
                         let before = openSockets
                         try inRuntime {
                             let handle = try Fiber.spawnLocal {
-                                let (a, b) = try TCPStream.pair()
+                                let (a, b) = try Connection.pair()
                                 b.close()
-                                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                                let listener = try Listener.bind(to: .loopback(port: 0))
                                 try a.writeAll("x")
                                 _ = listener
                             }
@@ -117,7 +117,7 @@ import Testing
                     reportingErrors {
                         // What must survive.
                         try inRuntime {
-                            let (a, b) = try TCPStream.pair()
+                            let (a, b) = try Connection.pair()
                             do { _ = Farewell(a) }
                             expect(try b.readExactly(8) == Array("farewell".utf8))
                         }
@@ -136,8 +136,8 @@ import Testing
                                     let listener = who == 0 ? try zero { try net.listener() } : try net.listener()
                                     let client =
                                         try who == 1
-                                        ? zero { net.keep(try TCPStream.connect(to: listener.address)) }
-                                        : net.keep(TCPStream.connect(to: listener.address))
+                                        ? zero { net.keep(try Connection.connect(to: listener.address)) }
+                                        : net.keep(Connection.connect(to: listener.address))
                                     let server = who == 2 ? try zero { net.keep(try listener.accept()) } : net.keep(try listener.accept())
                                     expect(try [listener.fd, client.fd, server.fd].contains(0))
                                     let reader = try Fiber.spawnLocal { try server.read(upTo: 10) }
@@ -179,8 +179,8 @@ import Testing
     }
 
     private final class Farewell {
-        private let stream: TCPStream
-        init(_ stream: TCPStream) { self.stream = stream }
+        private let stream: Connection
+        init(_ stream: Connection) { self.stream = stream }
         deinit { try? stream.writeAll("farewell") }
     }
 #endif
@@ -221,7 +221,7 @@ extension NetTests {
         @Test func callsWithinATimeout_allocateNothing() throws {
             var allocations = -1
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 try Fiber.spawnLocal {
                     func answer(_ bytes: RawSpan) throws { try withTimeout(.seconds(60)) { try b.writeAll(bytes) } }
                     while try withTimeout(.seconds(60), { try b.readAvailable(answer) }) {}

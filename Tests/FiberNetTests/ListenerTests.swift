@@ -25,13 +25,13 @@ extension NetTests {
         @Test func address_isTheOneGiven_forUnixSockets() throws {
             try inRuntime {
                 let path = freshPath()
-                let listener = try TCPListener.bind(to: .unix(path: path))
+                let listener = try Listener.bind(to: .unix(path: path))
                 expect(listener.address.path == path)
                 listener.close()
                 let name = "fibernet-\(getpid())"
-                let abstract = try TCPListener.bind(to: .unixAbstract(name: name))
+                let abstract = try Listener.bind(to: .unixAbstract(name: name))
                 expect(try abstract.address == .unixAbstract(name: name))
-                let client = try TCPStream.connect(to: abstract.address)
+                let client = try Connection.connect(to: abstract.address)
                 try client.writeAll("x")
                 expect(try abstract.accept().read(upTo: 1) == Array("x".utf8))
             }
@@ -41,11 +41,11 @@ extension NetTests {
         func bind_throwsAddressInUse_whenSomebodyListensThere(transport: Transport) throws {
             try withNet(transport) { net in
                 let listener = try net.listener()
-                let error = expect(.addressInUse) { _ = try TCPListener.bind(to: listener.address) }
+                let error = expect(.addressInUse) { _ = try Listener.bind(to: listener.address) }
                 expect(error?.operation == "bind")
                 expect(error?.subject == listener.address.description)
                 // The failure took nothing away from the first.
-                let client = net.keep(try TCPStream.connect(to: listener.address))
+                let client = net.keep(try Connection.connect(to: listener.address))
                 try client.writeAll("x")
                 expect(try net.keep(listener.accept()).read(upTo: 1) == Array("x".utf8))
             }
@@ -56,13 +56,13 @@ extension NetTests {
             try withNet(transport) { net in
                 let listener = try net.listener()
                 expect(try listener.option(.reuseAddress))
-                let client = net.keep(try TCPStream.connect(to: listener.address))
+                let client = net.keep(try Connection.connect(to: listener.address))
                 // The side that closes first keeps the address in TIME_WAIT.
                 net.keep(try listener.accept()).close()
                 expect(try client.readToEnd().isEmpty)
                 client.close()
                 listener.close()
-                let second = net.keep(try TCPListener.bind(to: listener.address))
+                let second = net.keep(try Listener.bind(to: listener.address))
                 expect(second.address == listener.address)
             }
         }
@@ -70,10 +70,10 @@ extension NetTests {
         @Test(arguments: Transport.tcp)
         func severalListeners_shareAPort_whenTheySaySo(transport: Transport) throws {
             try withNet(transport) { net in
-                let first = net.keep(try TCPListener.bind(to: transport.freshAddress, reusePort: true))
-                let second = net.keep(try TCPListener.bind(to: first.address, reusePort: true))
+                let first = net.keep(try Listener.bind(to: transport.freshAddress, reusePort: true))
+                let second = net.keep(try Listener.bind(to: first.address, reusePort: true))
                 expect(try second.option(.reusePort))
-                expect(.addressInUse) { _ = try TCPListener.bind(to: first.address) }
+                expect(.addressInUse) { _ = try Listener.bind(to: first.address) }
             }
         }
 
@@ -81,14 +81,14 @@ extension NetTests {
             // TEST-NET-1 (RFC 5737).
             try inRuntime {
                 let address = try SocketAddress(host: "192.0.2.1", port: 0)
-                let error = expect(.addressNotAvailable) { _ = try TCPListener.bind(to: address) }
+                let error = expect(.addressNotAvailable) { _ = try Listener.bind(to: address) }
                 expect(error?.subject == "192.0.2.1:0")
             }
         }
 
         @Test func bind_throws_whenTheDirectoryDoesNotExist() throws {
             try inRuntime {
-                let error = expect(.system) { _ = try TCPListener.bind(to: .unix(path: freshPath() + "/socket")) }
+                let error = expect(.system) { _ = try Listener.bind(to: .unix(path: freshPath() + "/socket")) }
                 expect(error?.errno == .noSuchFileOrDirectory)
             }
         }
@@ -105,10 +105,10 @@ extension NetTests {
                         if geteuid() == 0 { expect(seteuid(65_534) == 0) }
                         defer { _ = seteuid(getuid()) }
                         try inRuntime {
-                            let error = expect(.notPermitted) { _ = try TCPListener.bind(to: .unix(path: directory + "/socket")) }
+                            let error = expect(.notPermitted) { _ = try Listener.bind(to: .unix(path: directory + "/socket")) }
                             expect(error?.description.contains("1024") == false, "\(String(describing: error)): a file has no port")
                             guard unprivilegedPorts > 1 else { return }
-                            let other = expect(.notPermitted) { _ = try TCPListener.bind(to: .loopback(port: 1)) }
+                            let other = expect(.notPermitted) { _ = try Listener.bind(to: .loopback(port: 1)) }
                             expect(other?.description.contains("CAP_NET_BIND_SERVICE") == true)
                         }
                     }
@@ -119,12 +119,12 @@ extension NetTests {
         @Test func unixFile_isThereWhileListening_andGoneAfterClose() throws {
             try inRuntime {
                 let path = freshPath()
-                let listener = try TCPListener.bind(to: .unix(path: path))
+                let listener = try Listener.bind(to: .unix(path: path))
                 expect(access(path, F_OK) == 0)
                 listener.close()
                 expect(access(path, F_OK) != 0)
                 // And the path can be used again.
-                let second = try TCPListener.bind(to: .unix(path: path))
+                let second = try Listener.bind(to: .unix(path: path))
                 // Not twice: what stands there now is somebody else's.
                 listener.close()
                 expect(access(path, F_OK) == 0)
@@ -138,7 +138,7 @@ extension NetTests {
                 let fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0o600)
                 close(fd)
                 defer { unlink(path) }
-                expect(.addressInUse) { _ = try TCPListener.bind(to: .unix(path: path)) }
+                expect(.addressInUse) { _ = try Listener.bind(to: .unix(path: path)) }
                 expect(access(path, F_OK) == 0)
             }
         }
@@ -153,7 +153,7 @@ extension NetTests {
                 expect(status == 0)
                 // For listeners the kernel reports the length of the queue here.
                 expect(info.tcpi_sacked == 7)
-                _ = net.keep(try TCPListener.bind(to: transport.freshAddress, backlog: .max))
+                _ = net.keep(try Listener.bind(to: transport.freshAddress, backlog: .max))
             }
         }
 
@@ -163,7 +163,7 @@ extension NetTests {
                 let listener = try net.listener()
                 expect(.timedOut) { _ = try withTimeout(.milliseconds(2)) { try listener.accept() } }
                 expect(.timedOut) { _ = try withTimeout(.zero) { try listener.accept() } }
-                _ = net.keep(try TCPStream.connect(to: listener.address))
+                _ = net.keep(try Connection.connect(to: listener.address))
                 _ = net.keep(try withTimeout(.zero) { try listener.accept() })
             }
         }
@@ -175,7 +175,7 @@ extension NetTests {
                 let accepting = try Fiber.spawnLocal { net.keep(try listener.accept()) }
                 letOthersRun()
                 expect(!accepting.fiber.isFinished)
-                let client = net.keep(try TCPStream.connect(to: listener.address))
+                let client = net.keep(try Connection.connect(to: listener.address))
                 try client.writeAll("x")
                 expect(try accepting.join().read(upTo: 1) == Array("x".utf8))
             }
@@ -186,7 +186,7 @@ extension NetTests {
             try withNet(transport) { net in
                 let listener = try net.listener()
                 expect(.timedOut) { try withTimeout(.milliseconds(1)) { try listener.waitReadable() } }
-                _ = net.keep(try TCPStream.connect(to: listener.address))
+                _ = net.keep(try Connection.connect(to: listener.address))
                 try listener.waitReadable()
                 _ = net.keep(try withTimeout(.zero) { try listener.accept() })
             }
@@ -198,7 +198,7 @@ extension NetTests {
                 let listener = try net.listener()
                 let acceptors = try (0..<5).map { _ in try Fiber.spawnLocal { net.keep(try listener.accept()) } }
                 letOthersRun()
-                for i in 0..<5 { try net.keep(try TCPStream.connect(to: listener.address)).writeAll([UInt8(i)]) }
+                for i in 0..<5 { try net.keep(try Connection.connect(to: listener.address)).writeAll([UInt8(i)]) }
                 let bytes = try acceptors.map { try $0.join().read(upTo: 1) }
                 expect(Set(bytes) == Set((0..<5).map { [UInt8($0)] }))
             }
@@ -208,13 +208,13 @@ extension NetTests {
         func clientThatGaveUp_isHandedOver_asReset(transport: Transport) throws {
             try withNet(transport) { net in
                 let listener = try net.listener()
-                try TCPStream.connect(to: listener.address).reset()
-                let second = net.keep(try TCPStream.connect(to: listener.address))
+                try Connection.connect(to: listener.address).reset()
+                let second = net.keep(try Connection.connect(to: listener.address))
                 try second.writeAll("second")
                 // Linux hands the dead connection out; what matters is that the listener goes on.
                 var found: [[UInt8]] = []
                 while found.last != Array("second".utf8) {
-                    let stream: TCPStream = net.keep(try withTimeout(.seconds(5)) { try listener.accept() })
+                    let stream: Connection = net.keep(try withTimeout(.seconds(5)) { try listener.accept() })
                     found.append((try? stream.read(upTo: 10)) ?? [])
                 }
                 expect(found.count <= 2)
@@ -234,7 +234,7 @@ extension NetTests {
                             warnings.value = []
                             try withNet(transport, configuration) { net in
                                 let listener = try net.listener()
-                                let clients = try (0..<3).map { _ in net.keep(try TCPStream.connect(to: listener.address)) }
+                                let clients = try (0..<3).map { _ in net.keep(try Connection.connect(to: listener.address)) }
                                 let taken = takeAllDescriptors()
                                 var accepted: [Int32] = []
                                 let acceptor = try Fiber.spawnLocal {
@@ -272,7 +272,7 @@ extension NetTests {
                         configuration.onWarning = { _ in }
                         try withNet(.ipv4, configuration) { net in
                             let listener = try net.listener()
-                            _ = net.keep(try TCPStream.connect(to: listener.address))
+                            _ = net.keep(try Connection.connect(to: listener.address))
                             let taken = takeAllDescriptors()
                             expect(.timedOut) { _ = try withTimeout(.milliseconds(20)) { try listener.accept() } }
                             let waiting = try Fiber.spawnLocal { failure { _ = try listener.accept() } }

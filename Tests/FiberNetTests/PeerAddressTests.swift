@@ -15,7 +15,7 @@ extension NetTests {
         func peerAddress_isTheClients_whenItResetBeforeItWasAccepted(transport: Transport) throws {
             try withNet(transport) { net in
                 let listener = try net.listener()
-                let client = net.keep(try TCPStream.connect(to: listener.address))
+                let client = net.keep(try Connection.connect(to: listener.address))
                 let address = try client.localAddress()
                 client.reset()
                 let server = net.keep(try listener.accept())
@@ -55,7 +55,7 @@ extension NetTests {
         @Test func peerAddress_isTheClientsName_whenItHasClosedAUnixStream() throws {
             try inRuntime {
                 let path = freshPath()
-                let listener = try TCPListener.bind(to: .unix(path: freshPath()))
+                let listener = try Listener.bind(to: .unix(path: freshPath()))
                 let fd = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
                 defer { unlink(path) }
                 expect(try SocketAddress.unix(path: path).withSockaddr { bind(fd, $0, $1) } == 0)
@@ -81,7 +81,7 @@ extension NetTests {
                     }
                 }
                 // Those who stay make the worker that the kernel gives most to hand the others over.
-                let held = try (0..<scaled(120, sanitized: 60)).map { _ in try TCPStream.connect(to: server.address) }
+                let held = try (0..<scaled(120, sanitized: 60)).map { _ in try Connection.connect(to: server.address) }
                 try waitUntil { server.connections.reduce(0) { $0 + $1.open } == held.count }
                 let clients = try held.map { try $0.localAddress() }
                 for client in held { client.reset() }
@@ -104,12 +104,12 @@ extension NetTests {
                     }
                 }
                 // The kernel chooses the listener by the client's port, so those that one worker got are those that are kept; then it hands over.
-                var kept: [TCPStream] = []
+                var kept: [Connection] = []
                 var clients: Set<SocketAddress> = []
                 while server.connections.reduce(0, { $0 + $1.handedOver }) < 20 {
                     let before = server.connections[0].accepted
                     let all = server.connections.reduce(0) { $0 + $1.accepted }
-                    let client = try TCPStream.connect(to: server.address)
+                    let client = try Connection.connect(to: server.address)
                     clients.insert(try client.localAddress())
                     try waitUntil { server.connections.reduce(0) { $0 + $1.accepted } > all }
                     if server.connections[0].accepted > before { kept.append(client) } else { client.reset() }

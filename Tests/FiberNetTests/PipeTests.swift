@@ -250,7 +250,7 @@ extension NetTests {
         @Test func socketFile_isNoFIFO() throws {
             let path = freshPath()
             try inRuntime {
-                let listener = try TCPListener.bind(to: .unix(path: path))
+                let listener = try Listener.bind(to: .unix(path: path))
                 let error = expect(.system) { _ = try DescriptorStream.open(path, .readWrite) }
                 expect(error?.subject == path)
                 listener.close()

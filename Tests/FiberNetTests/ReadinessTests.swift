@@ -312,7 +312,7 @@ extension NetTests {
         @Test func wait_throws_whenTheKernelRefusesToWatch() throws {
             guard cfaults_available() != 0 else { return }
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 cfaults_arm(CFAULTS_EPOLL_CTL, 1, ENOSPC, 1)
                 let error = expect(.resources) { _ = try a.read(upTo: 1) }
                 cfaults_disarm()
@@ -384,7 +384,7 @@ extension NetTests {
             // Such a message ends a read on a Unix socket although more is there.
             try inRuntime {
                 for waits in [false, true] {
-                    let (a, b) = try TCPStream.pair()
+                    let (a, b) = try Connection.pair()
                     let reader = try Fiber.spawnLocal { try b.readExactly(50 * 7) }
                     if waits { letOthersRun() }
                     for _ in 0..<50 {

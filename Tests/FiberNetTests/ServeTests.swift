@@ -19,7 +19,7 @@ extension NetTests {
                     }
                 }
                 for i in 0..<20 {
-                    let client = try TCPStream.connect(to: listener.address)
+                    let client = try Connection.connect(to: listener.address)
                     try client.writeAll([UInt8(i)])
                     let echo = try client.read(upTo: 10)
                     let end = try client.read(upTo: 10)
@@ -40,7 +40,7 @@ extension NetTests {
                     try listener.serve(onError: { errors.append($0) }) { _ in throw TestError(text: "no") }
                 }
                 for _ in 0..<3 {
-                    let client = try TCPStream.connect(to: listener.address)
+                    let client = try Connection.connect(to: listener.address)
                     expect(try client.read(upTo: 1).isEmpty)
                     client.close()
                 }
@@ -55,7 +55,7 @@ extension NetTests {
             var configuration = FiberRuntime.Configuration()
             configuration.onUnhandledError = { heard.value.append("\($0)") }
             try FiberRuntime.run(configuration) {
-                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                let listener = try Listener.bind(to: .loopback(port: 0))
                 var sessions = 0
                 let serving = try Fiber.spawnLocal {
                     try listener.serve { stream in
@@ -64,9 +64,9 @@ extension NetTests {
                         _ = try stream.read(upTo: 1)
                     }
                 }
-                let first = try TCPStream.connect(to: listener.address)
+                let first = try Connection.connect(to: listener.address)
                 _ = try first.read(upTo: 1)
-                let second = try TCPStream.connect(to: listener.address)
+                let second = try Connection.connect(to: listener.address)
                 try waitUntil { sessions == 2 }
                 second.reset()
                 listener.close()
@@ -89,7 +89,7 @@ extension NetTests {
                         try stream.writeAll(try stream.read(upTo: 1))
                     }
                 }
-                let clients = try (0..<10).map { _ in net.keep(try TCPStream.connect(to: listener.address)) }
+                let clients = try (0..<10).map { _ in net.keep(try Connection.connect(to: listener.address)) }
                 try waitUntil { running == 3 }
                 letOthersRun()
                 expect(running == 3)
@@ -112,8 +112,8 @@ extension NetTests {
                         while try stream.readAvailable({ try stream.writeAll($0) }) {}
                     }
                 }
-                let client = net.keep(try TCPStream.connect(to: listener.address))
-                let waiting = net.keep(try TCPStream.connect(to: listener.address))
+                let client = net.keep(try Connection.connect(to: listener.address))
+                let waiting = net.keep(try Connection.connect(to: listener.address))
                 try client.writeAll([1])
                 expect(try client.read(upTo: 1) == [1])
                 letOthersRun()
@@ -143,7 +143,7 @@ extension NetTests {
                         }
                     }
                 }
-                let clients = try (0..<5).map { _ in net.keep(try TCPStream.connect(to: listener.address)) }
+                let clients = try (0..<5).map { _ in net.keep(try Connection.connect(to: listener.address)) }
                 for client in clients {
                     try client.writeAll([1])
                     _ = try client.read(upTo: 1)
@@ -169,7 +169,7 @@ extension NetTests {
                         _ = try stream.read(upTo: 1)
                     }
                 }
-                let clients = try (0..<5).map { _ in net.keep(try TCPStream.connect(to: listener.address)) }
+                let clients = try (0..<5).map { _ in net.keep(try Connection.connect(to: listener.address)) }
                 letOthersRun()
                 if isDraining { listener.close() }
                 letOthersRun()
@@ -187,7 +187,7 @@ extension NetTests {
         @Test func serve_isBound_byADeadlineAroundIt() throws {
             try withNet(.ipv4) { net in
                 let listener = try net.listener()
-                let client = net.keep(try TCPStream.connect(to: listener.address))
+                let client = net.keep(try Connection.connect(to: listener.address))
                 do {
                     try withTimeout(.milliseconds(50)) { try listener.serve { _ = try $0.read(upTo: 1) } }
                     expect(false, "no error was thrown")
@@ -201,7 +201,7 @@ extension NetTests {
                 let listener = try net.listener()
                 for _ in 0..<3 {
                     let serving = try Fiber.spawnLocal { try listener.serve { try $0.writeAll([7]) } }
-                    let client = net.keep(try TCPStream.connect(to: listener.address))
+                    let client = net.keep(try Connection.connect(to: listener.address))
                     expect(try client.read(upTo: 2) == [7])
                     serving.cancel()
                     _ = try? serving.join()
@@ -215,7 +215,7 @@ extension NetTests {
                 let serving = try (0..<2).map { _ in
                     try Fiber.spawnLocal { try listener.serve(maxConnections: 2) { _ = try $0.read(upTo: 1) } }
                 }
-                let clients = try (0..<6).map { _ in net.keep(try TCPStream.connect(to: listener.address)) }
+                let clients = try (0..<6).map { _ in net.keep(try Connection.connect(to: listener.address)) }
                 letOthersRun()
                 for client in clients {
                     try client.writeAll([1])

@@ -18,7 +18,7 @@ extension NetTests {
 
         /// Serves until `clients` returns, on so many workers.
         private func withServer(
-            _ workers: Int, _ transport: Transport = .ipv4, most: Int? = nil, _ handler: @escaping @Sendable (TCPStream) throws -> Void,
+            _ workers: Int, _ transport: Transport = .ipv4, most: Int? = nil, _ handler: @escaping @Sendable (Connection) throws -> Void,
             clients: (TCPServer) throws -> Void
         ) throws -> ServeReport {
             try inRuntime(.init(workers: workers)) {
@@ -41,7 +41,7 @@ extension NetTests {
                 while try stream.readAvailable({ try stream.writeAll($0) }) {}
                 totals.served.add(1, ordering: .relaxed)
             } clients: { server in
-                let streams = try (0..<60).map { _ in try TCPStream.connect(to: server.address) }
+                let streams = try (0..<60).map { _ in try Connection.connect(to: server.address) }
                 for (i, stream) in streams.enumerated() { try stream.writeAll([UInt8(i)]) }
                 for (i, stream) in streams.enumerated() { expect(try stream.read(upTo: 2) == [UInt8(i)]) }
                 counts = server.connections
@@ -61,7 +61,7 @@ extension NetTests {
                 while try stream.readAvailable({ try stream.writeAll($0) }) {}
             } clients: { server in
                 let streams = try (0..<count).map { _ in
-                    let stream = try TCPStream.connect(to: server.address)
+                    let stream = try Connection.connect(to: server.address)
                     try stream.writeAll("x")
                     return stream
                 }
@@ -85,7 +85,7 @@ extension NetTests {
                 try withFiberGroup { group in
                     for _ in 0..<40 {
                         try group.spawnLocal {
-                            let stream = try TCPStream.connect(to: server.address)
+                            let stream = try Connection.connect(to: server.address)
                             try stream.writeAll("x")
                             expect(try stream.read(upTo: 1).count == 1)
                             stream.close()
@@ -107,11 +107,11 @@ extension NetTests {
                 while try stream.readAvailable({ try stream.writeAll($0) }) {}
                 open.add(-1)
             } clients: { server in
-                var answered: [TCPStream] = []
+                var answered: [Connection] = []
                 try withFiberGroup { group in
                     for _ in 0..<rounds * size.limit {
                         try group.spawnLocal {
-                            let stream = try TCPStream.connect(to: server.address)
+                            let stream = try Connection.connect(to: server.address)
                             try stream.writeAll("x")
                             expect(try stream.read(upTo: 1).count == 1)
                             answered.append(stream)
@@ -138,7 +138,7 @@ extension NetTests {
                     try server.serve(maxConnections: 1, draining: .milliseconds(20)) { while try $0.readAvailable({ _ in }) {} }
                 }
                 // One is served; the others are in the queues of all workers.
-                let clients = try (0..<40).map { _ in try TCPStream.connect(to: server.address) }
+                let clients = try (0..<40).map { _ in try Connection.connect(to: server.address) }
                 try waitUntil { server.connections.map(\.accepted).reduce(0, +) == 1 }
                 try Fiber.sleep(for: .milliseconds(5))
                 if isCancelled {
@@ -205,7 +205,7 @@ extension NetTests {
                         }
                     }
                     let streams = try (0..<20).map { _ in
-                        let stream = try TCPStream.connect(to: server.address)
+                        let stream = try Connection.connect(to: server.address)
                         try stream.writeAll("x")
                         expect(try stream.read(upTo: 1).count == 1)
                         return stream
@@ -216,7 +216,7 @@ extension NetTests {
                     // The others are still served, until their time is over.
                     try streams[19].writeAll("y")
                     expect(try streams[19].read(upTo: 1).count == 1)
-                    expect(failure { _ = try TCPStream.connect(to: server.address) }?.code == .refused)
+                    expect(failure { _ = try Connection.connect(to: server.address) }?.code == .refused)
                     let report = try group.next()!
                     // Until here, also where the optimiser would let go of them after their last use.
                     for stream in streams { stream.close() }
@@ -239,7 +239,7 @@ extension NetTests {
                         }
                     }
                     for i in 0..<20 {
-                        let stream = try TCPStream.connect(to: server.address)
+                        let stream = try Connection.connect(to: server.address)
                         try stream.writeAll([UInt8(i % 2)])
                         expect(try stream.read(upTo: 2).isEmpty == (i % 2 == 0))
                         stream.close()
@@ -259,7 +259,7 @@ extension NetTests {
                 expect(try unused.serve { _ in }.connections == 0)
                 let server = try TCPServer.bind(to: .loopback(port: 0))
                 let serving = try Fiber.spawnLocal { try server.serve { _ = try $0.read(upTo: 1) } }
-                let clients = try (0..<20).map { _ in try TCPStream.connect(to: server.address) }
+                let clients = try (0..<20).map { _ in try Connection.connect(to: server.address) }
                 letOthersRun()
                 serving.cancel()
                 do {
@@ -275,14 +275,14 @@ extension NetTests {
         func clients_areRefused_whenServingHasFailed_beforeAllWorkersBegan(transport: Transport) throws {
             try inRuntime(.init(workers: 3)) {
                 let server = try TCPServer.bind(to: try transport.freshAddress)
-                let waiting = try TCPStream.connect(to: server.address)
+                let waiting = try Connection.connect(to: server.address)
                 let serving = try Fiber.spawnLocal { try server.serve { _ in } }
                 serving.cancel()
                 expect(thrown { _ = try serving.join() } is CancellationError)
                 // Neither served nor left to wait.
                 let error = failure { expect(try waiting.read(upTo: 1).isEmpty) }
                 expect(error == nil || error?.code == .reset)
-                expect(failure { _ = try TCPStream.connect(to: server.address) } != nil)
+                expect(failure { _ = try Connection.connect(to: server.address) } != nil)
                 expect(try server.serve { _ in } == ServeReport(connections: 0, finished: 0, cancelled: 0))
                 // The address is free.
                 try TCPServer.bind(to: server.address).close()
@@ -306,7 +306,7 @@ extension NetTests {
                 }
                 // Both listen.
                 while server.connections.contains(where: { $0.accepted == 0 }) {
-                    try TCPStream.connect(to: server.address).close()
+                    try Connection.connect(to: server.address).close()
                     Fiber.yield()
                 }
                 try waitUntil { server.connections.allSatisfy { $0.open == 0 } }
@@ -322,11 +322,11 @@ extension NetTests {
                 }
                 try isFull.wait()
                 let before = server.connections[0].handedOver
-                var clients: [TCPStream] = []
+                var clients: [Connection] = []
                 // More than there are slots, which come back with each refusal.
                 try withTimeout(.seconds(20)) {
                     while server.connections[0].handedOver < before + 40 {
-                        clients.append(try TCPStream.connect(to: server.address))
+                        clients.append(try Connection.connect(to: server.address))
                         try Fiber.sleep(for: .microseconds(100))
                     }
                 }
@@ -346,7 +346,7 @@ extension NetTests {
             try FiberRuntime.run(.init(workers: 2)) {
                 let server = try TCPServer.bind(to: .loopback(port: 0))
                 expect(failure { _ = try TCPServer.bind(to: server.address) }?.code == .addressInUse)
-                expect(failure { _ = try TCPListener.bind(to: server.address) }?.code == .addressInUse)
+                expect(failure { _ = try Listener.bind(to: server.address) }?.code == .addressInUse)
                 server.close()
                 try TCPServer.bind(to: server.address).close()
             }

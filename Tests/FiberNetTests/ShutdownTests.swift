@@ -11,8 +11,8 @@ import Testing
 
 extension NetTests {
     struct ShutdownTests {
-        @Test(arguments: Transport.all, [TCPStream.Half.write, .both])
-        func waitingWriter_throwsReset_whenItsHalfIsShutDown(transport: Transport, half: TCPStream.Half) throws {
+        @Test(arguments: Transport.all, [Connection.Half.write, .both])
+        func waitingWriter_throwsReset_whenItsHalfIsShutDown(transport: Transport, half: Connection.Half) throws {
             try withNet(transport) { net in
                 let (client, server) = try net.narrowPair()
                 let sent = pattern(scaled(8_000_000, sanitized: 1_000_000))
@@ -27,8 +27,8 @@ extension NetTests {
             }
         }
 
-        @Test(arguments: Transport.all, [TCPStream.Half.write, .both])
-        func writersInLine_allThrowReset_whenTheirHalfIsShutDown(transport: Transport, half: TCPStream.Half) throws {
+        @Test(arguments: Transport.all, [Connection.Half.write, .both])
+        func writersInLine_allThrowReset_whenTheirHalfIsShutDown(transport: Transport, half: Connection.Half) throws {
             try withNet(transport) { net in
                 let (client, _) = try net.narrowPair()
                 let block = [UInt8](repeating: 7, count: 8_000_000)
@@ -81,8 +81,8 @@ extension NetTests {
             }
         }
 
-        @Test(arguments: Transport.all, [TCPStream.Half.read, .both])
-        func readersInLine_allSeeTheEnd_whenTheirHalfIsShutDown(transport: Transport, half: TCPStream.Half) throws {
+        @Test(arguments: Transport.all, [Connection.Half.read, .both])
+        func readersInLine_allSeeTheEnd_whenTheirHalfIsShutDown(transport: Transport, half: Connection.Half) throws {
             try withNet(transport) { net in
                 let (client, _) = try net.pair()
                 let readers = try (0..<3).map { _ in try Fiber.spawnLocal { try withTimeout(.seconds(10)) { try client.read(upTo: 10) } } }
@@ -131,7 +131,7 @@ extension NetTests {
             try withNet(transport) { net in
                 let (client, server) = try net.pair()
                 client.close()
-                for half in [TCPStream.Half.read, .write, .both] { expect(.closed) { try client.shutdown(half) } }
+                for half in [Connection.Half.read, .write, .both] { expect(.closed) { try client.shutdown(half) } }
                 expect(try server.readToEnd().isEmpty)
                 try server.shutdown(.write)
             }

@@ -42,7 +42,7 @@ import Testing
         private let clock = ContinuousClock()
 
         func run(clients count: Int) throws {
-            let listener = try TCPListener.bind(to: .loopback(port: 0), backlog: 4096)
+            let listener = try Listener.bind(to: .loopback(port: 0), backlog: 4096)
             let clients = try SlowClients(listener.address, count)
             let empty = residentBytes
             let acceptor = try Fiber.spawnLocal {
@@ -94,7 +94,7 @@ import Testing
         }
 
         /// Echoes until the client is silent for too long, by a limit for each read or for each round.
-        private func serve(_ stream: TCPStream, limitsReads: Bool) throws {
+        private func serve(_ stream: Connection, limitsReads: Bool) throws {
             var last = clock.now
             func echo(_ span: RawSpan) throws {
                 bytes += span.byteCount
@@ -122,13 +122,13 @@ import Testing
 
     /// The program with the clients.
     private final class SlowClients {
-        private let control: TCPStream
+        private let control: Connection
         private let path: String
         private var pid = pid_t()
         private var unread: [UInt8] = []
 
         init(_ address: SocketAddress, _ count: Int) throws {
-            let (ours, theirs) = try TCPStream.pair()
+            let (ours, theirs) = try Connection.pair()
             control = ours
             path = freshPath() + ".py"
             let file = open(path, O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0o600)

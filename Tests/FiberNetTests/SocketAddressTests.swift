@@ -62,7 +62,8 @@ import Testing
     }
 
     @Test(arguments: [
-        ("localhost", "TCPStream.connect(host:port:)"), ("", "missing"), ("[::1]", "brackets"), ("::g", "IPv6"), ("127.0.0.1\0", "control"),
+        ("localhost", "Connection.connect(host:port:)"), ("", "missing"), ("[::1]", "brackets"), ("::g", "IPv6"),
+        ("127.0.0.1\0", "control"),
         ("127.0.0.1 ", "space"), ("::1\0", "control"), ("127.1", "four numbers"), ("::1%", "scope"),
     ])
     func initHostPort_rejectsEverythingElse(host: String, problem: String) {
@@ -136,7 +137,7 @@ import Testing
         "localhost:80", "example.org:80", "bücher.example:80", "0x7f.0.0.1:80", "1.2.3.4a:80", "\u{ff11}.2.3.4:80", "*:80",
         "localhost:http",
     ])
-    func parse_rejectsName_withHintWhatTakesNames(text: String) { expectRejected(text, "TCPStream.connect(host:port:)") }
+    func parse_rejectsName_withHintWhatTakesNames(text: String) { expectRejected(text, "Connection.connect(host:port:)") }
 
     @Test(arguments: ["1.2.3.4", "localhost", "80", "[::1]", "[::1]80", "[::1]]:80", "hello"])
     func parse_rejectsMissingPort_withHint(text: String) { expectRejected(text, "missing") }
@@ -166,7 +167,7 @@ import Testing
     @Test(arguments: [
         ("", "is empty"), (":80", "host is missing"), ("[::1:80", "not closed"), ("@abstract", "\"unix:@name\""), ("/a\0b", "NUL"),
         ("unix:/a\\x00b", "NUL"), ("unix:/a\\b", "\\x5c"), ("unix:/a\\x1", "\\x5c"), ("unix:/a\\x+f", "\\x5c"), ("unix:/\\", "\\x5c"),
-        ("UNIX:/a", "TCPStream.connect(host:port:)"),
+        ("UNIX:/a", "Connection.connect(host:port:)"),
         ("/" + String(repeating: "a", count: 108), "109 bytes"),
         ("unix:@" + String(repeating: "a", count: 108), "108 bytes"),
     ])

@@ -20,10 +20,10 @@ extension NetTests {
             func bind(to address: SocketAddress, removesFile: Bool = true) throws -> () throws -> Void {
                 switch self {
                 case .listener:
-                    let listener = try TCPListener.bind(to: address, removesFile: removesFile)
+                    let listener = try Listener.bind(to: address, removesFile: removesFile)
                     return { listener.close() }
                 case .forgottenListener:
-                    let listener = Box<TCPListener?>(try TCPListener.bind(to: address, removesFile: removesFile))
+                    let listener = Box<Listener?>(try Listener.bind(to: address, removesFile: removesFile))
                     return { listener.value = nil }
                 case .server:
                     let server = try TCPServer.bind(to: address, removesFile: removesFile)
@@ -37,7 +37,7 @@ extension NetTests {
                         _ = try? serving.join()
                     }
                 case .datagrams:
-                    let socket = try UDPSocket.bind(to: address, removesFile: removesFile)
+                    let socket = try DatagramSocket.bind(to: address, removesFile: removesFile)
                     return { socket.close() }
                 }
             }
@@ -78,7 +78,7 @@ extension NetTests {
                 try owner.bind(path, removesFile: false)()
                 expect(Self.exists(path))
                 // Nobody listens there.
-                expect(.refused) { _ = try TCPStream.connect(to: .unix(path: path)) }
+                expect(.refused) { _ = try Connection.connect(to: .unix(path: path)) }
             }
         }
 
@@ -88,10 +88,10 @@ extension NetTests {
             try inRuntime {
                 let end = try owner.bind(path)
                 unlink(path)
-                let successor = try TCPListener.bind(to: .unix(path: path))
+                let successor = try Listener.bind(to: .unix(path: path))
                 try end()
                 expect(Self.exists(path))
-                expect(nil) { _ = try TCPStream.connect(to: successor.address) }
+                expect(nil) { _ = try Connection.connect(to: successor.address) }
                 successor.close()
                 expect(!Self.exists(path))
             }
@@ -102,11 +102,11 @@ extension NetTests {
             defer { unlink(path) }
             try inRuntime {
                 let end = try owner.bind(path)
-                let successor = try TCPListener.bind(to: .unix(path: other))
+                let successor = try Listener.bind(to: .unix(path: other))
                 expect(rename(other, path) == 0)
                 try end()
                 expect(Self.exists(path))
-                expect(nil) { _ = try TCPStream.connect(to: .unix(path: path)) }
+                expect(nil) { _ = try Connection.connect(to: .unix(path: path)) }
                 // It is not where it was bound, so its owner leaves it, too.
                 successor.close()
                 expect(Self.exists(path))
@@ -142,8 +142,8 @@ extension NetTests {
             }
             try inRuntime(seconds: 120) {
                 for round in 1...rounds {
-                    let listener = try TCPListener.bind(to: .unix(path: path))
-                    let next = try TCPListener.bind(to: .unix(path: other), removesFile: false)
+                    let listener = try Listener.bind(to: .unix(path: path))
+                    let next = try Listener.bind(to: .unix(path: other), removesFile: false)
                     begun.add()
                     listener.close()
                     while taken.value < round { sched_yield() }
@@ -179,7 +179,7 @@ extension NetTests {
         @Test func listenerThatOutlivesItsRuntime_leavesTheSocketOfItsSuccessor() throws {
             let path = freshPath()
             defer { unlink(path) }
-            var listener: TCPListener? = try inRuntime { try TCPListener.bind(to: .unix(path: path)) }
+            var listener: Listener? = try inRuntime { try Listener.bind(to: .unix(path: path)) }
             // The runtime has closed the socket, so the file system may give its inode's number to the next file. Only their birth times tell the two
             // files apart. Those come from the coarse clock, or from the fine one if it has stamped a file since, so wait until the coarse clock has passed the present time of the fine one.
             let made = Self.time(of: CLOCK_REALTIME)
@@ -196,7 +196,7 @@ extension NetTests {
 
         @Test func listenerThatOutlivesItsRuntime_removesItsFile() throws {
             let path = freshPath()
-            var listener: TCPListener? = try inRuntime { try TCPListener.bind(to: .unix(path: path)) }
+            var listener: Listener? = try inRuntime { try Listener.bind(to: .unix(path: path)) }
             expect(listener != nil && Self.exists(path))
             listener = nil
             expect(!Self.exists(path))

@@ -24,7 +24,7 @@ extension NetTests {
 
         @Test func pair_isConnected() throws {
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 try a.writeAll("1")
                 try b.writeAll("2")
                 expect(try b.read(upTo: 9) == Array("1".utf8))
@@ -35,7 +35,7 @@ extension NetTests {
         @Test(.onlyOn(.epoll, .completing, because: "it uses a pipe"))
         func read_givesWhatIsThere_howeverMuchIsAskedFor() throws {
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 try a.writeAll("few")
                 expect(try b.read(upTo: .max) == Array("few".utf8))
                 expect(try b.read(upTo: 0).isEmpty && b.read(upTo: -1).isEmpty)
@@ -123,7 +123,7 @@ extension NetTests {
 
         @Test func readAvailable_givesItsBufferBack_whenTheBodyThrows() throws {
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 var buffers: Set<UnsafeRawPointer> = []
                 for _ in 0..<100 {
                     try a.writeAll("x")
@@ -146,7 +146,7 @@ extension NetTests {
             var buffers: Set<UnsafeRawPointer> = []
             try inRuntime {
                 var served = 0
-                let pairs = try (0..<50).map { _ in try TCPStream.pair() }
+                let pairs = try (0..<50).map { _ in try Connection.pair() }
                 for (_, b) in pairs {
                     try Fiber.spawnLocal {
                         while try b.readAvailable({
@@ -167,7 +167,7 @@ extension NetTests {
 
         @Test func readAvailable_lendsEachFiberItsOwnBuffer_whenBodiesPark() throws {
             try inRuntime {
-                let pairs = try (0..<20).map { _ in try TCPStream.pair() }
+                let pairs = try (0..<20).map { _ in try Connection.pair() }
                 let wrong = try pairs.enumerated().map { i, pair in
                     try Fiber.spawnLocal {
                         var wrong = 0
@@ -214,7 +214,7 @@ extension NetTests {
 
         @Test func emptyWrite_throwsClosed_whenTheStreamIsClosed() throws {
             try inRuntime {
-                let (a, _) = try TCPStream.pair()
+                let (a, _) = try Connection.pair()
                 a.close()
                 expect(.closed) { try a.writeAll([]) }
                 expect(.closed) { try a.writeAll(pieces: []) }
@@ -223,7 +223,7 @@ extension NetTests {
 
         @Test func emptyWrite_doesNotWait_whileAnotherFiberWrites() throws {
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 let writer = try Fiber.spawnLocal { try a.writeAll([UInt8](repeating: 1, count: 4_000_000)) }
                 letOthersRun()
                 let nothing: [UInt8] = []
@@ -342,7 +342,7 @@ extension NetTests {
         @Test(.onlyOn(.epoll, .completing, because: "it is about the real clock"))
         func read_isNotEarly_whenItTimesOut() throws {
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 defer { b.close() }
                 let clock = ContinuousClock()
                 let start = clock.now
@@ -415,7 +415,7 @@ extension NetTests {
         @Test(.onlyOn(.epoll, .completing, because: "it is about options of the system"))
         func options_throw_whenTheSocketHasNoSuch() throws {
             try inRuntime {
-                let (a, _) = try TCPStream.pair()
+                let (a, _) = try Connection.pair()
                 let error = expect(.system) { try a.setOption(.noDelay, to: true) }
                 expect(error?.operation == "setsockopt")
                 expect(.system) { try a.setOption(.sendBufferSize, to: .max) }

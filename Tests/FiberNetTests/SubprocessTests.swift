@@ -181,7 +181,7 @@ extension NetTests {
             let stray = open("/dev/null", O_RDONLY)
             defer { close(stray) }
             try inRuntime {
-                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                let listener = try Listener.bind(to: .loopback(port: 0))
                 let pipe = try Pipe.make()
                 let result = try Subprocess.run(.init("ls", ["/proc/self/fd"]), input: [1])
                 // The last one is that of the directory.
@@ -254,7 +254,7 @@ extension NetTests {
                 try withSubprocess(.init(try pipeExample(), ["--file", path, "--listen", "0", "wc", "-c"]), errors: .pipe) { child in
                     let words = try child.errors!.lines().next()?.split(separator: " ") ?? []
                     let address = try SocketAddress(parsing: String(words.last ?? ""))
-                    for client in try (0..<5).map({ _ in try TCPStream.connect(to: address) }) {
+                    for client in try (0..<5).map({ _ in try Connection.connect(to: address) }) {
                         expect(try client.readToEnd() == Array("300000\n".utf8))
                     }
                     try child.kill(.terminate)
@@ -510,8 +510,8 @@ extension NetTests {
                         defer { unlink(path) }
                         let before = Set(openDescriptors().keys)
                         try inRuntime {
-                            let listener = try TCPListener.bind(to: .loopback(port: 0))
-                            let client = try TCPStream.connect(to: listener.address)
+                            let listener = try Listener.bind(to: .loopback(port: 0))
+                            let client = try Connection.connect(to: listener.address)
                             let server = try listener.accept()
                             let (file, signals, pipe) = (try File.open(path), try Signals.of(.user1), try Pipe.make())
                             let child = try Subprocess.spawn(.init("cat"), input: .pipe, output: .pipe, errors: .pipe)

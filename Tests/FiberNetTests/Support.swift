@@ -118,7 +118,7 @@ extension Trait where Self == ConditionTrait {
 final class Net {
     let transport: Transport
     private var endpoints: [Endpoint] = []
-    private var listening: TCPListener?
+    private var listening: Listener?
 
     init(_ transport: Transport) { self.transport = transport }
 
@@ -127,20 +127,20 @@ final class Net {
         return endpoint
     }
 
-    func listener(backlog: Int = 128) throws -> TCPListener {
-        keep(try TCPListener.bind(to: try transport.freshAddress, backlog: backlog))
+    func listener(backlog: Int = 128) throws -> Listener {
+        keep(try Listener.bind(to: try transport.freshAddress, backlog: backlog))
     }
 
     /// A client and the server's end of its connection.
-    func pair() throws -> (client: TCPStream, server: TCPStream) {
+    func pair() throws -> (client: Connection, server: Connection) {
         let listener = try listening ?? self.listener()
         listening = listener
-        let client = keep(try TCPStream.connect(to: listener.address))
+        let client = keep(try Connection.connect(to: listener.address))
         return (client, keep(try listener.accept()))
     }
 
     /// The same, where the client's kernel buffer is small, so that large writes have to wait.
-    func narrowPair() throws -> (client: TCPStream, server: TCPStream) {
+    func narrowPair() throws -> (client: Connection, server: Connection) {
         let (client, server) = try pair()
         try client.setOption(.sendBufferSize, to: 32 * 1024)
         try server.setOption(.receiveBufferSize, to: 32 * 1024)
@@ -370,7 +370,7 @@ private func threadMain(_ argument: UnsafeMutableRawPointer?) -> UnsafeMutableRa
 
 /// Has two buffers made that can be lent: who has read may let the other side go on before it is done with what it has read.
 func makeTwoBuffers() throws {
-    let (a, b) = try TCPStream.pair()
+    let (a, b) = try Connection.pair()
     try a.writeAll("a")
     try b.writeAll("b")
     _ = try a.readAvailable { _ in _ = try b.readAvailable { _ in } }
@@ -439,7 +439,7 @@ func same(_ a: [UInt8], _ b: [UInt8]) -> Bool {
     a.count == b.count && (a.isEmpty || memcmp(a, b, a.count) == 0)
 }
 
-extension TCPStream {
+extension Connection {
     /// Everything up to the end of the stream.
     func readToEnd(chunk: Int = 65_536) throws -> [UInt8] {
         var all: [UInt8] = []

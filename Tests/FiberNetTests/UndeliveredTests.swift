@@ -13,7 +13,7 @@ extension NetTests {
         /// Bytes that fit into the writer's kernel buffer and not into the reader's: some wait for a reader.
         private static let response = pattern(200_000)
 
-        private func pairWithAResponseUnderWay(_ net: Net) throws -> (client: TCPStream, server: TCPStream) {
+        private func pairWithAResponseUnderWay(_ net: Net) throws -> (client: Connection, server: Connection) {
             let (client, server) = try net.pair()
             try client.setOption(.receiveBufferSize, to: 16 * 1024)
             try server.setOption(.sendBufferSize, to: 400_000)

@@ -25,7 +25,7 @@ extension NetTests {
                     for (name, body) in calls {
                         seen.insert(name)
                         // A piece that is being sent is sent to its end; the wait for the peer comes after it.
-                        let error = try end(ending, meanwhile: { if name == "TCPStream.send" { try letPoolSettle() } }, body)
+                        let error = try end(ending, meanwhile: { if name == "Connection.send" { try letPoolSettle() } }, body)
                         expect(error != nil && [.cancelled, .timedOut].contains(error?.code), "\(name): \(String(describing: error))")
                     }
                 }
@@ -248,7 +248,7 @@ private func callsOfSockets(_ net: Net, _ resolver: Resolver) throws -> [(name: 
     let (client, server) = try net.narrowPair()
     _ = try fill(client)
     let listener = try net.listener(), (full, _) = try fullListener(net)
-    let quiet = net.keep(try UDPSocket.bind(to: .loopback(port: 0)))
+    let quiet = net.keep(try DatagramSocket.bind(to: .loopback(port: 0)))
     let unix = Net(.unix)
     let receiver = try FullReceiver(unix, isConnected: true)
     func batch() throws -> DatagramBatch {
@@ -264,39 +264,39 @@ private func callsOfSockets(_ net: Net, _ resolver: Resolver) throws -> [(name: 
     let child = try Subprocess.spawn(.init("sleep", ["1000"]))
     return [
         ("Subprocess.wait", { try child.wait() }),
-        ("TCPStream.connect", { _ = try TCPStream.connect(to: full.address) }),
-        ("TCPStream.connect", { _ = try TCPStream.connect(host: "127.0.0.1", port: full.address.port!) }),
-        ("TCPStream.read", { try withExtendedLifetime(server) { _ = try client.read(upTo: 1) } }),
-        ("TCPStream.readAvailable", { _ = try client.readAvailable { _ in } }),
-        ("TCPStream.writeAll", { try client.writeAll("x") }),
-        ("TCPStream.send", { try client.send(file) }),
-        ("TCPListener.accept", { _ = try listener.accept() }),
-        ("TCPListener.next", { _ = try listener.next() }),
-        ("TCPListener.serve", { _ = try TCPListener.bind(to: .loopback(port: 0)).serve { _ in } }),
+        ("Connection.connect", { _ = try Connection.connect(to: full.address) }),
+        ("Connection.connect", { _ = try Connection.connect(host: "127.0.0.1", port: full.address.port!) }),
+        ("Connection.read", { try withExtendedLifetime(server) { _ = try client.read(upTo: 1) } }),
+        ("Connection.readAvailable", { _ = try client.readAvailable { _ in } }),
+        ("Connection.writeAll", { try client.writeAll("x") }),
+        ("Connection.send", { try client.send(file) }),
+        ("Listener.accept", { _ = try listener.accept() }),
+        ("Listener.next", { _ = try listener.next() }),
+        ("Listener.serve", { _ = try Listener.bind(to: .loopback(port: 0)).serve { _ in } }),
         ("TCPServer.serve", { _ = try TCPServer.bind(to: .loopback(port: 0)).serve { _ in } }),
-        ("UDPSocket.receive", { _ = try quiet.receive(upTo: 1) }),
-        ("UDPSocket.receiveAvailable", { try quiet.receiveAvailable { _, _ in } }),
-        ("UDPSocket.receiveBatch", { _ = try quiet.receiveBatch(into: batch()) }),
-        ("UDPSocket.send", { try withExtendedLifetime(unix) { try receiver.send("x") } }),
-        ("UDPSocket.sendBatch", { try receiver.sender.sendBatch(batch()) }),
+        ("DatagramSocket.receive", { _ = try quiet.receive(upTo: 1) }),
+        ("DatagramSocket.receiveAvailable", { try quiet.receiveAvailable { _, _ in } }),
+        ("DatagramSocket.receiveBatch", { _ = try quiet.receiveBatch(into: batch()) }),
+        ("DatagramSocket.send", { try withExtendedLifetime(unix) { try receiver.send("x") } }),
+        ("DatagramSocket.sendBatch", { try receiver.sender.sendBatch(batch()) }),
         ("Endpoint.waitReadable", { try listener.waitReadable() }),
         ("Endpoint.waitWritable", { try client.waitWritable() }),
         ("waitReadable", { try withExtendedLifetime(output) { try waitReadable(input) } }),
         ("waitWritable", { try client.withFileDescriptor { try waitWritable($0) } }),
         ("Resolver.resolve", { _ = try resolver.resolve("slow", port: 1) }),
         ("Signals.next", { _ = try signals.next() }),
-        ("UDPSocket.connect", { try waitThenConnect(quiet) }),
+        ("DatagramSocket.connect", { try waitThenConnect(quiet) }),
     ]
 }
 
 /// A datagram socket has its peer at once, so the fiber is made to wait before.
-private func waitThenConnect(_ socket: UDPSocket) throws {
+private func waitThenConnect(_ socket: DatagramSocket) throws {
     try? Fiber.sleep(for: .seconds(1_000))
     try socket.connect(to: socket.address)
 }
 
 /// Writes until there is no room.
-private func fill(_ stream: TCPStream) throws -> Int {
+private func fill(_ stream: Connection) throws -> Int {
     var all = 0
     while true {
         var written = 0
@@ -357,10 +357,10 @@ private final class Files {
 private func failuresOfSockets(_ net: Net) throws -> [(name: String, errors: [String], body: () throws -> Void)] {
     let (client, server) = try net.pair()
     client.close()
-    let closed = net.keep(try TCPListener.bind(to: .loopback(port: 0)))
+    let closed = net.keep(try Listener.bind(to: .loopback(port: 0)))
     closed.close()
-    let socket = net.keep(try UDPSocket.bind(to: .loopback(port: 0)))
-    let gone = net.keep(try UDPSocket.bind(to: .loopback(port: 0)))
+    let socket = net.keep(try DatagramSocket.bind(to: .loopback(port: 0)))
+    let gone = net.keep(try DatagramSocket.bind(to: .loopback(port: 0)))
     gone.close()
     let large = [UInt8](repeating: 0, count: 70_000)
     let batch = DatagramBatch(capacity: 1, datagramSize: 70_000)
@@ -371,25 +371,25 @@ private func failuresOfSockets(_ net: Net) throws -> [(name: String, errors: [St
     let bad = FileDescriptor(rawValue: -1)
     _ = server
     return [
-        ("TCPStream.connect", ["IOError", "refused"], { _ = try TCPStream.connect(to: closed.address) }),
-        ("TCPStream.connect", ["ConnectError"], { _ = try TCPStream.connect(host: "127.0.0.1", port: closed.address.port!) }),
-        ("TCPStream.connect", ["ResolveError"], { _ = try TCPStream.connect(host: "", port: 1) }),
-        ("TCPStream.read", ["IOError", "closed"], { _ = try client.read(upTo: 1) }),
-        ("TCPStream.readAvailable", ["IOError", "closed"], { _ = try client.readAvailable { _ in } }),
-        ("TCPStream.writeAll", ["IOError", "closed"], { try client.writeAll("x") }),
-        ("TCPStream.send", ["IOError", "closed"], { try client.send(file) }),
-        ("TCPListener.accept", ["IOError", "closed"], { _ = try closed.accept() }),
-        ("UDPSocket.receive", ["IOError", "closed"], { _ = try gone.receive(upTo: 1) }),
-        ("UDPSocket.receiveAvailable", ["IOError", "closed"], { try gone.receiveAvailable { _, _ in } }),
-        ("UDPSocket.receiveBatch", ["IOError", "closed"], { _ = try gone.receiveBatch(into: batch) }),
-        ("UDPSocket.send", ["IOError", "too large"], { try socket.send(large, to: socket.address) }),
+        ("Connection.connect", ["IOError", "refused"], { _ = try Connection.connect(to: closed.address) }),
+        ("Connection.connect", ["ConnectError"], { _ = try Connection.connect(host: "127.0.0.1", port: closed.address.port!) }),
+        ("Connection.connect", ["ResolveError"], { _ = try Connection.connect(host: "", port: 1) }),
+        ("Connection.read", ["IOError", "closed"], { _ = try client.read(upTo: 1) }),
+        ("Connection.readAvailable", ["IOError", "closed"], { _ = try client.readAvailable { _ in } }),
+        ("Connection.writeAll", ["IOError", "closed"], { try client.writeAll("x") }),
+        ("Connection.send", ["IOError", "closed"], { try client.send(file) }),
+        ("Listener.accept", ["IOError", "closed"], { _ = try closed.accept() }),
+        ("DatagramSocket.receive", ["IOError", "closed"], { _ = try gone.receive(upTo: 1) }),
+        ("DatagramSocket.receiveAvailable", ["IOError", "closed"], { try gone.receiveAvailable { _, _ in } }),
+        ("DatagramSocket.receiveBatch", ["IOError", "closed"], { _ = try gone.receiveBatch(into: batch) }),
+        ("DatagramSocket.send", ["IOError", "too large"], { try socket.send(large, to: socket.address) }),
         (
-            "UDPSocket.sendBatch", ["IOError", "too large"],
+            "DatagramSocket.sendBatch", ["IOError", "too large"],
             {
                 try batch.append(large, to: socket.address); try socket.sendBatch(batch)
             }
         ),
-        ("UDPSocket.connect", ["IOError", "closed"], { try gone.connect(to: socket.address) }),
+        ("DatagramSocket.connect", ["IOError", "closed"], { try gone.connect(to: socket.address) }),
         ("Endpoint.waitReadable", ["IOError", "closed"], { try client.waitReadable() }),
         ("Endpoint.waitWritable", ["IOError", "closed"], { try client.waitWritable() }),
         ("waitReadable", ["IOError", "system error"], { try waitReadable(bad) }),

@@ -211,7 +211,7 @@ extension NetTests {
             // The first writer can go on and the second one's time is over when the worker looks next: the first finishes, finds the second in line but
             // already woken by its deadline, and must hand the turn to the third. A timeout there, so that a lost turn is an error and not a hang.
             try inRuntime {
-                let (a, b) = try TCPStream.pair()
+                let (a, b) = try Connection.pair()
                 // One byte more than the kernel takes.
                 let size = try room(in: a, drainedBy: b) + 1
                 for _ in 0..<20 {
@@ -368,7 +368,7 @@ private func unread(_ fd: Int32) -> Int {
 }
 
 /// How many bytes the kernel takes in one write before the writer must wait.
-private func room(in a: TCPStream, drainedBy b: TCPStream) throws -> Int {
+private func room(in a: Connection, drainedBy b: Connection) throws -> Int {
     let block = [UInt8](repeating: 0, count: 8_000_000)
     let sent = failure(writing: { written in try withTimeout(.zero) { try a.writeAll(block, written: &written) } })?.written ?? 0
     expect(try b.withFileDescriptor { drain($0.rawValue) } == sent)

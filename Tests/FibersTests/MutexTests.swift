@@ -41,6 +41,36 @@ extension KernelTests {
             #expect(isClean)
         }
 
+        @Test(arguments: [1, 2])
+        func mutexesInLocalVariablesAndArrays_areSharedByFibers(workers: Int) throws {
+            let counts = try onWorkers(workers) {
+                let mutex = FiberMutex(0), lock = FiberRWLock(0), array = [FiberMutex(0), FiberMutex(0)]
+                try withFiberGroup { group in
+                    for i in 0..<10 {
+                        try group.spawn {
+                            try mutex.withLock { $0 += 1 }
+                            try lock.withWriteLock { $0 += 1 }
+                            try array[i % 2].withLock { $0 += 1 }
+                        }
+                    }
+                }
+                return try [mutex.withLock { $0 }, lock.withReadLock { $0 }] + array.map { try $0.withLock { $0 } }
+            }
+            #expect(counts == [10, 10, 5, 5])
+        }
+
+        @Test func value_staysUntilTheBodyHasEnded_whereTheLastReferenceGoesBefore() throws {
+            try onWorkers(1) {
+                var mutex: FiberMutex? = FiberMutex([1, 2, 3])
+                let sum = try mutex?.withLock { value in
+                    mutex = nil
+                    Fiber.yield()
+                    return value.reduce(0, +)
+                }
+                #expect(sum == 6 && mutex == nil)
+            }
+        }
+
         @Test func withLock_keepsTheValue_whileItsBodyWaits() throws {
             var sums: [Int] = []
             try onWorkers(1) {

@@ -347,13 +347,15 @@ extension KernelTests {
                     reportingErrors {
                         let event = FiberEvent()
                         try FiberRuntime.run {
-                            try Fiber.spawnLocal { try event.wait() }
-                            Fiber.yield()
-                            try event.wait()
+                            try Fiber.spawnLocal(name: "first") { try event.wait() }
+                            let second = try Fiber.spawnLocal(name: "second") { try event.wait() }
+                            try second.join()
                         }
                     }
                 }
-                expectMessage(result, "two fibers wait for one FiberEvent: give each its own")
+                expectMessage(
+                    result,
+                    "two fibers wait for one FiberEvent: fiber #3 \"second\", while fiber #2 \"first\" waits already: give each its own")
             }
         #endif
     }

@@ -60,7 +60,7 @@ extension Kind {
         func accept(_ acceptor: Job) throws {
             while true {
                 let limit: Duration? = acceptor.chance(4) ? .milliseconds(1) : nil
-                let stream: TCPStream = try acceptor.opened { try withTimeout(limit) { try listener.accept() } }
+                let stream: Connection = try acceptor.opened { try withTimeout(limit) { try listener.accept() } }
                 // Accepted is accepted, even if the fiber is cancelled by now.
                 try withCancellationShield {
                     try stream.writeAll(try stream.read(upTo: 1))
@@ -281,7 +281,7 @@ extension Job {
     private func listening() throws -> Scene {
         let listener = try listen(on: .loopback(port: 0))
         let full = try listen(on: try freshName(), backlog: 0)
-        let first = try opened { try TCPStream.connect(to: full.address) }
+        let first = try opened { try Connection.connect(to: full.address) }
         return Scene(
             waits: [
                 { fiber in
@@ -294,7 +294,7 @@ extension Job {
                 },
                 { fiber in
                     fiber.step("connect without success until cancelled")
-                    try fiber.patiently { _ = try TCPStream.connect(to: full.address) }
+                    try fiber.patiently { _ = try Connection.connect(to: full.address) }
                 },
                 { fiber in
                     fiber.step("connect until cancelled")

@@ -13,7 +13,7 @@ extension Kind {
     static let closing = Kind("closing", weight: 6, descriptors: 3, accounts: [.waits]) { job in
         let (stream, peer) = try job.pair()
         let listener = try job.listen(on: .loopback(port: 0))
-        let waits: [@Sendable (Job, TCPStream, TCPListener) throws -> Void] = [
+        let waits: [@Sendable (Job, Connection, Listener) throws -> Void] = [
             { _, stream, _ in _ = try stream.read(upTo: 10) },
             { _, stream, _ in while try stream.readAvailable({ _ in }) {} },
             { _, stream, _ in try stream.waitReadable() },

@@ -35,9 +35,9 @@ extension Kind {
         case 3:
             // A Unix listener that accepts nobody has room for one connection.
             let listener = try job.listen(on: try job.freshName(), backlog: 0)
-            let first = try job.opened { try TCPStream.connect(to: listener.address) }
+            let first = try job.opened { try Connection.connect(to: listener.address) }
             try job.bounded("connect under deadlines") {
-                try job.patiently { _ = try TCPStream.connect(to: listener.address) }
+                try job.patiently { _ = try Connection.connect(to: listener.address) }
                 throw Violation("a listener without room took a connection")
             }
             job.close(first, listener)

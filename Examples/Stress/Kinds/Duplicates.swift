@@ -52,10 +52,10 @@ extension Kind {
 
 extension Job {
     /// A pair over TCP or Unix sockets, both ends of which are this job's.
-    fileprivate func connectedPair() throws -> (TCPStream, TCPStream) {
+    fileprivate func connectedPair() throws -> (Connection, Connection) {
         guard chance(2) else { return try pair() }
         let listener = try listen(on: .loopback(port: 0))
-        let client = try opened { try TCPStream.connect(to: listener.address) }
+        let client = try opened { try Connection.connect(to: listener.address) }
         let server = try opened { try listener.accept() }
         close(listener)
         return (client, server)

@@ -62,7 +62,7 @@ extension Kind {
 
 extension Job {
     /// Sends bytes of the pattern in pieces of all sizes.
-    func send(_ total: Int, on stream: TCPStream, _ connection: Connection) throws {
+    func send(_ total: Int, on stream: Connection, _ connection: Visit) throws {
         var sent = 0
         while sent < total {
             let count = min(size(upTo: 60_000), total - sent)
@@ -82,7 +82,7 @@ extension Job {
     }
 
     /// Reads some bytes in one of the ways to do so and verifies them; returns how many, nil at the end.
-    func receive(on stream: TCPStream, at position: Int) throws -> Int? {
+    func receive(on stream: Connection, at position: Int) throws -> Int? {
         step("read")
         var count = 0
         func verify(_ bytes: UnsafeRawBufferPointer) throws {

@@ -17,7 +17,7 @@ extension Kind {
         let ends = try [a, b].map { stream in
             try job.spawn { end in
                 let total = end.size(upTo: 300_000)
-                let connection = Connection(isOrderly: false)
+                let connection = Visit(isOrderly: false)
                 let sender = try end.spawn { sender in
                     try sender.send(total, on: stream, connection)
                     try stream.shutdown(.write)

@@ -39,7 +39,7 @@ extension Kind {
         var info = stat()
         try Violation.unless(lstat(path, &info) == 0, "the file of a Unix socket was removed by a socket before it")
         if owner.isStream {
-            let client = try job.opened { try TCPStream.connect(to: .unix(path: path)) }
+            let client = try job.opened { try Connection.connect(to: .unix(path: path)) }
             job.close(client)
         }
         // Each listener but the last lost the path to its successor.
@@ -68,7 +68,7 @@ extension Job {
                 }
             }
         case 1:
-            let socket = try opened { try UDPSocket.bind(to: address) }
+            let socket = try opened { try DatagramSocket.bind(to: address) }
             return Owner(isStream: false) { job in
                 try job.spawn { child in
                     try child.pause()

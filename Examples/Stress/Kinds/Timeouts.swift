@@ -20,7 +20,7 @@ extension Kind {
             job.close(listener)
             let (socket, address) = try job.bindOnly()
             try job.patiently {
-                try job.expect(.refused, "connect to nobody") { _ = try withTimeout(.seconds(5)) { try TCPStream.connect(to: address) } }
+                try job.expect(.refused, "connect to nobody") { _ = try withTimeout(.seconds(5)) { try Connection.connect(to: address) } }
             }
             Glibc.close(socket)
             Account.sockets.right += 1
@@ -28,8 +28,8 @@ extension Kind {
             // A Unix listener that accepts nobody has room for one connection.
             let address = try SocketAddress.unixAbstract(name: "swift-fibers-stress-\(job.round.options.seed)-\(job.serial)")
             let listener = try job.listen(on: address, backlog: 0)
-            let first = try job.opened { try TCPStream.connect(to: address) }
-            try job.patiently { try job.timesOut("connect with a timeout") { _ = try TCPStream.connect(to: address) } }
+            let first = try job.opened { try Connection.connect(to: address) }
+            try job.patiently { try job.timesOut("connect with a timeout") { _ = try Connection.connect(to: address) } }
             job.close(first, listener)
         case 3:
             // Connecting to a busy server, with so little time that it may or may not be enough.

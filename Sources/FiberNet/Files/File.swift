@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 import CFiber
 import Fibers
 import Glibc
@@ -89,7 +90,7 @@ public final class File: Sendable {
         if opened.result == Int32(IOCode.unsupported) {
             throw IOError(
                 .unsupported, operation: "open",
-                subject: "\(path) as a file, since it is a FIFO, a socket or a terminal; DescriptorStream.open or TCPStream.connect can:")
+                subject: "\(path) as a file, since it is a FIFO, a socket or a terminal; DescriptorStream.open or Connection.connect can:")
         }
         if opened.result < 0 { throw IOError(file: Int(opened.result), "open", path) }
         return File(opened.result, path: path)

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 import Fibers
 
 /// The lines of a file or a stream, one after the other.

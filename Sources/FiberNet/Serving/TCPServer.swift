@@ -63,13 +63,13 @@ public final class TCPServer: Sendable {
     /// - Parameters:
     ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet.
     ///   - backlog: length of each of the kernel's queues, at most `net.core.somaxconn`.
-    ///   - removesFile: of a Unix socket: whether closing the server removes its file, and no other, as in ``TCPListener/bind(to:backlog:reusePort:removesFile:)``.
+    ///   - removesFile: of a Unix socket: whether closing the server removes its file, and no other, as in ``Listener/bind(to:backlog:reusePort:removesFile:)``.
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
     public static func bind(to address: SocketAddress, backlog: Int = 4096, removesFile: Bool = true) throws(IOError) -> TCPServer {
         let count = FiberRuntime.workerCount
         let driver = Worker.here("TCPServer.bind").driver
         if address.family == .unix || count == 1 {
-            let listener = try TCPListener.bind(to: address, backlog: backlog, removesFile: removesFile)
+            let listener = try Listener.bind(to: address, backlog: backlog, removesFile: removesFile)
             let (bound, file) = (listener.address, listener.file)
             let first = try listener.relinquish()
             var descriptors = [first]
@@ -87,13 +87,13 @@ public final class TCPServer: Sendable {
         }
         // A socket that shares its port would share it with another program of the same user, too, and take a part of its connections without a word. So the first takes the
         // address alone, which fails where somebody else has it, shared or not, and lets the others join when it is its own.
-        let first = try TCPListener.bind(to: address, backlog: backlog)
+        let first = try Listener.bind(to: address, backlog: backlog)
         let bound = first.address
         try first.setOption(.reusePort, to: true)
         var descriptors = [try first.relinquish()]
         do throws(IOError) {
             while descriptors.count < count {
-                descriptors.append(try TCPListener.bind(to: bound, backlog: backlog, reusePort: true).relinquish())
+                descriptors.append(try Listener.bind(to: bound, backlog: backlog, reusePort: true).relinquish())
             }
         } catch {
             for fd in descriptors { _ = driver.call(.close(fd)) }
@@ -138,7 +138,7 @@ public final class TCPServer: Sendable {
     /// Accepts connections on all workers and runs `handler` in a fiber for each, until the server is closed; then lets those that are open finish. Once in the life of a server,
     /// which is closed when this returns or throws.
     ///
-    /// Otherwise as ``TCPListener/serve(maxConnections:draining:onError:_:)``: here, too, idle connections make draining take its whole time unless their handlers give up by themselves.
+    /// Otherwise as ``Listener/serve(maxConnections:draining:onError:_:)``: here, too, idle connections make draining take its whole time unless their handlers give up by themselves.
     /// Streams belong to their workers, so a program that ends idle ones keeps a list of them on each worker.
     ///
     /// - Parameters:
@@ -155,7 +155,7 @@ public final class TCPServer: Sendable {
     @discardableResult
     public func serve(
         maxConnections: Int? = nil, draining limit: Duration = .seconds(10), onError: (@Sendable (any Error) -> Void)? = nil,
-        _ handler: @escaping @Sendable (TCPStream) throws -> Void
+        _ handler: @escaping @Sendable (Connection) throws -> Void
     ) throws -> ServeReport {
         require(
             maxConnections ?? 1 > 0, "serve(maxConnections:) takes at least 1, not \(maxConnections ?? 1): with none it would never accept")
@@ -182,7 +182,7 @@ public final class TCPServer: Sendable {
     /// The part of one worker, in a fiber there.
     private func serve(
         on index: Int, _ slots: ConnectionSlots?, _ limit: Duration, _ onError: (@Sendable (any Error) -> Void)?,
-        _ handler: @escaping @Sendable (TCPStream) throws -> Void
+        _ handler: @escaping @Sendable (Connection) throws -> Void
     ) throws -> ServeReport {
         let own = workers[index]
         defer {
@@ -190,7 +190,7 @@ public final class TCPServer: Sendable {
             file?.remove()
             own.socket.close()
         }
-        let listener = try own.socket.lend { number throws(IOError) in try TCPListener.adopt(number, address) }
+        let listener = try own.socket.lend { number throws(IOError) in try Listener.adopt(number, address) }
         defer { listener.giveBack() }
         return try withFiberGroup { group in
             try group.spawnDaemon(name: "close") {
@@ -221,7 +221,7 @@ public final class TCPServer: Sendable {
     }
 
     /// The next connection of a worker, with a slot where they are counted; nil once it does not listen any more.
-    private func next(_ listener: TCPListener, _ index: Int, _ slots: ConnectionSlots?) throws -> TCPStream? {
+    private func next(_ listener: Listener, _ index: Int, _ slots: ConnectionSlots?) throws -> Connection? {
         guard let slots else { return try listener.next() }
         while true {
             do {
@@ -257,11 +257,11 @@ private final class Service: Sendable {
     private let workers: [TCPServer.WorkerPlace]
     private let slots: ConnectionSlots?
     private let isUnix: Bool
-    private let handler: @Sendable (TCPStream) throws -> Void
+    private let handler: @Sendable (Connection) throws -> Void
 
     init(
         _ workers: [TCPServer.WorkerPlace], _ slots: ConnectionSlots?, isUnix: Bool, _ report: @escaping @Sendable (any Error) -> Void,
-        _ handler: @escaping @Sendable (TCPStream) throws -> Void
+        _ handler: @escaping @Sendable (Connection) throws -> Void
     ) {
         self.workers = workers
         self.slots = slots
@@ -278,7 +278,7 @@ private final class Service: Sendable {
     }
 
     /// The life of a connection, in its fiber.
-    func serve(_ stream: TCPStream, on worker: Int) {
+    func serve(_ stream: Connection, on worker: Int) {
         defer { noteEnd(at: worker) }
         serveConnection(stream, report, handler)
     }
@@ -286,8 +286,8 @@ private final class Service: Sendable {
     /// The life of one that another worker has accepted.
     func serve(_ handover: Handover, on worker: Int) {
         let driver = Worker.here("serve").driver
-        let stream: TCPStream
-        do { stream = try TCPStream(handover.take(), peer: handover.peer, exact: isUnix, driver: driver, "accept") } catch {
+        let stream: Connection
+        do { stream = try Connection(handover.take(), peer: handover.peer, exact: isUnix, driver: driver, "accept") } catch {
             noteEnd(at: worker)
             return report(error)
         }

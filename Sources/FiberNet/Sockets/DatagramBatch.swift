@@ -16,7 +16,7 @@ import CFiber
 import Fibers
 import Glibc
 
-/// Datagrams to be received or sent together, by ``UDPSocket/receiveBatch(into:max:)`` and ``UDPSocket/sendBatch(_:from:)``.
+/// Datagrams to be received or sent together, by ``DatagramSocket/receiveBatch(into:max:)`` and ``DatagramSocket/sendBatch(_:from:)``.
 ///
 /// It holds its memory until it goes, so that a loop that uses it again and again allocates nothing:
 ///
@@ -45,7 +45,7 @@ public final class DatagramBatch {
 
     /// - Parameters:
     ///   - capacity: how many datagrams, 1 to 1,024, which is what the kernel takes at once.
-    ///   - datagramSize: bytes for each, at least 1; with all datagrams at most 1 GiB. ``UDPSocket/maximumSize`` is enough for UDP over IPv4; of memory that is not used only address space is taken.
+    ///   - datagramSize: bytes for each, at least 1; with all datagrams at most 1 GiB. ``DatagramSocket/maximumSize`` is enough for UDP over IPv4; of memory that is not used only address space is taken.
     public init(capacity: Int, datagramSize: Int) {
         require(1...1024 ~= capacity, "a DatagramBatch holds 1 to 1,024 datagrams, not \(capacity)")
         require(1...(1 << 30) ~= datagramSize, "datagramSize of a DatagramBatch is 1 byte to 1 GiB, not \(datagramSize)")

@@ -37,7 +37,7 @@ public class Endpoint {
     /// Closes the socket. Everyone who waits on it throws an ``IOError`` with the code `closed` at once, as does every later call. A second close does nothing.
     ///
     /// The kernel still delivers what was written, with one exception: if input has come that nobody has read, TCP resets the connection, and what is on its way then is
-    /// lost. Where the peer may have sent more than was read, end the sending half by ``TCPStream/shutdown(_:)``, read to the end of the stream, and close it then. On a Unix
+    /// lost. Where the peer may have sent more than was read, end the sending half by ``Connection/shutdown(_:)``, read to the end of the stream, and close it then. On a Unix
     /// stream all is delivered; with unread input the peer gets `reset` where it would read the end.
     ///
     /// Duplicates of the descriptor stay open, in this process or in a child, and from here on have nothing to do with this object. The peer sees the end when the last of

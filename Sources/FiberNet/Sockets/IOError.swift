@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 public import SystemPackage
 
 /// Something that a socket, a descriptor or a file could not do: what happened, to what, and after how many bytes.

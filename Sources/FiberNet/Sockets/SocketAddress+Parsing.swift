@@ -36,7 +36,7 @@ extension SocketAddress: CustomStringConvertible {
     ///
     /// Accepted are `127.0.0.1:80`, `[::1]:80`, `[fe80::1%eth0]:80` and `[fe80::1%2]:80` (with the scope as name or index of a network
     /// interface), `/absolute/path`, `unix:/path`, `unix:@abstract`, and `unix:` for an unnamed socket. After `unix:`, `\xNN` stands for
-    /// the byte with that hexadecimal value. Host names are refused: `TCPStream.connect(host:port:)` connects to them, and ``Resolver`` looks them up.
+    /// the byte with that hexadecimal value. Host names are refused: `Connection.connect(host:port:)` connects to them, and ``Resolver`` looks them up.
     ///
     /// - Throws: `SocketAddressError`, which says what is wrong and what a right text looks like.
     public init(parsing text: String) throws(SocketAddressError) {
@@ -172,7 +172,7 @@ extension SocketAddress: CustomStringConvertible {
             throw Malformed("\(quoted(host)) is not four numbers from 0 to 255 without leading zeros, as in \"127.0.0.1\"")
         }
         throw Malformed(
-            "\(quoted(host)) is not an IP address; write one such as \"127.0.0.1\", or use a name by TCPStream.connect(host:port:) or Resolver.default"
+            "\(quoted(host)) is not an IP address; write one such as \"127.0.0.1\", or use a name by Connection.connect(host:port:) or Resolver.default"
         )
     }
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 extension FiberRuntime {
     /// How a runtime is set up. Every value has a default that suits a server.
     public struct Configuration: Sendable {

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 import CFiber
 
 /// A fiber: a piece of straight-line code with a stack of its own, which parks when it waits and lets its thread go on with others.

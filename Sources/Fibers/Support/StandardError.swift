@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 import Glibc
 
 /// Writes one line to standard error in one system call, so that lines of several threads are not mixed.

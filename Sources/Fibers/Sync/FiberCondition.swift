@@ -58,13 +58,13 @@ public final class FiberCondition: Sendable {
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no signal is lost.
     /// - Note: parks
-    public func wait(_ mutex: borrowing FiberMutex<Void>) throws { try mutex.core.withObject { try core.wait(givingUp: $0) } }
+    public func wait(_ mutex: FiberMutex<Void>) throws { try core.wait(givingUp: mutex.core) }
 
     /// Waits until the predicate holds, which is called with the mutex taken; otherwise as ``wait(_:)``. Does not wait when it holds at once.
     ///
     /// - Throws: what `predicate` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled.
     /// - Note: parks
-    public func wait(_ mutex: borrowing FiberMutex<Void>, until predicate: () throws -> Bool) throws {
+    public func wait(_ mutex: FiberMutex<Void>, until predicate: () throws -> Bool) throws {
         while try !predicate() { try wait(mutex) }
     }
 
@@ -91,13 +91,13 @@ public final class LocalCondition {
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no signal is lost.
     /// - Note: parks
-    public func wait(_ mutex: borrowing LocalMutex<Void>) throws { try mutex.core.withObject { try core.wait(givingUp: $0) } }
+    public func wait(_ mutex: LocalMutex<Void>) throws { try core.wait(givingUp: mutex.core) }
 
     /// Waits until the predicate holds, which is called with the mutex taken; otherwise as ``wait(_:)``. Does not wait when it holds at once.
     ///
     /// - Throws: what `predicate` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled.
     /// - Note: parks
-    public func wait(_ mutex: borrowing LocalMutex<Void>, until predicate: () throws -> Bool) throws {
+    public func wait(_ mutex: LocalMutex<Void>, until predicate: () throws -> Bool) throws {
         while try !predicate() { try wait(mutex) }
     }
 

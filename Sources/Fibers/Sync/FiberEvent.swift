@@ -52,13 +52,18 @@ public final class FiberEvent: Sendable {
                 return worker.chargeOperation()
             }
             if _slowPath(cell.state.load(ordering: .relaxed) > Self.signalled) {
-                require(
-                    cell.removeEndedWaiter(),
-                    "two fibers wait for one FiberEvent: give each its own, or let one wait and pass it on")
+                if let other = cell.removeEndedWaiter() { stopForTwoWaiters(other) }
             }
             // Else a signal has come in between, which another taker may have had.
         } while !worker.beginPark(in: cell, ifStill: WaitCell.empty)
         try worker.check(worker.park(in: cell, .event))
+    }
+
+    @inline(never)
+    private func stopForTwoWaiters(_ other: Holder) -> Never {
+        misuse(
+            "two fibers wait for one FiberEvent: \(Holders.describeCaller()), while \(Holders.describe(other)) waits already: give each its own, or let one wait and pass it on"
+        )
     }
 
     /// True when there was a signal, which is taken. Any thread. Does not wait; a loop over it in a fiber lets others run now and then.

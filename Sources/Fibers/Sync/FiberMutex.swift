@@ -12,14 +12,14 @@
 ///
 /// A caller that finds it locked waits in line, a fiber parks, a plain thread blocks; the holder hands it to the first in line when it unlocks. The program stops with a message that names the
 /// fibers or threads when one locks it twice, unlocks what another holds, ends with it locked, or waits for one that will never unlock it: a fiber that was left behind when its runtime ended.
-public struct FiberMutex<Value: ~Copyable>: ~Copyable {
-    @usableFromInline let core: Unmanaged<MutexCore>
+public final class FiberMutex<Value: ~Copyable> {
+    @usableFromInline let core: MutexCore
     @usableFromInline let value: UnsafeMutablePointer<Value>
 
     /// A mutex that nobody holds.
     @inlinable
     public init(_ value: consuming sending Value) {
-        core = .passRetained(MutexCore(isShared: true))
+        core = MutexCore(isShared: true)
         self.value = .allocate(capacity: 1)
         self.value.initialize(to: value)
     }
@@ -28,22 +28,25 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
     deinit {
         value.deinitialize(count: 1)
         value.deallocate()
-        core.release()
     }
 
     /// Nobody waits, for tests.
-    package borrowing func hasNoWaiters() -> Bool { core.withObject { $0.isLineEmpty } }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 
     /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
     ///
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run. Plain threads are not cancelled.
     /// - Note: parks
     @inlinable
-    public borrowing func withLock<Result: ~Copyable, Failure: Error>(
+    public func withLock<Result: ~Copyable, Failure: Error>(
         _ body: (inout sending Value) throws(Failure) -> sending Result
     ) throws -> sending Result {
-        try core.withObject { try $0.acquire() }
-        defer { core.withObject { $0.release() } }
+        try core.acquire()
+        defer {
+            core.release()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(&value.pointee)
     }
 
@@ -51,11 +54,15 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
     ///
     /// - Throws: what `body` throws.
     @inlinable
-    public borrowing func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
+    public func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout sending Value) throws(Failure) -> sending Result
     ) throws(Failure) -> sending Result? {
-        guard core.withObject({ $0.tryAcquire() }) else { return nil }
-        defer { core.withObject { $0.release() } }
+        guard core.tryAcquire() else { return nil }
+        defer {
+            core.release()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(&value.pointee)
     }
 
@@ -68,13 +75,17 @@ public struct FiberMutex<Value: ~Copyable>: ~Copyable {
     /// - Throws: what `predicate` and `body` throw; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
     /// - Note: parks
     @inlinable
-    public borrowing func withLock<Result: ~Copyable>(
+    public func withLock<Result: ~Copyable>(
         waitingOn condition: FiberCondition, until predicate: (inout sending Value) throws -> Bool,
         _ body: (inout sending Value) throws -> sending Result
     ) throws -> sending Result {
-        try core.withObject { try $0.acquire() }
-        defer { core.withObject { $0.release() } }
-        while try !predicate(&value.pointee) { try core.withObject { try condition.core.wait(givingUp: $0) } }
+        try core.acquire()
+        defer {
+            core.release()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
+        while try !predicate(&value.pointee) { try condition.core.wait(givingUp: core) }
         return try body(&value.pointee)
     }
 }
@@ -84,35 +95,35 @@ extension FiberMutex: @unchecked Sendable where Value: ~Copyable {}
 /// For what is protected and does not lie in the mutex. `withLock` gives it back for sure and is shorter.
 extension FiberMutex where Value == Void {
     /// A mutex that nobody holds.
-    public init() { self.init(()) }
+    public convenience init() { self.init(()) }
 
     /// Takes the mutex; waits until nobody else has it. A fiber must unlock it before it ends, however it ends: else the program stops.
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
     /// - Note: parks
     @inlinable
-    public borrowing func lock() throws { try core.withObject { try $0.lockOpenly() } }
+    public func lock() throws { try core.lockOpenly() }
 
     /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public borrowing func tryLock() -> Bool { core.withObject { $0.tryLockOpenly() } }
+    public func tryLock() -> Bool { core.tryLockOpenly() }
 
     /// Gives the mutex to the first in line. For the fiber or thread that has taken it; any other stops the program.
     @inlinable
-    public borrowing func unlock() { core.withObject { $0.unlockOpenly() } }
+    public func unlock() { core.unlockOpenly() }
 }
 
 /// A value that one fiber at a time may use, of the fibers of one worker: for code that waits while it has the value. Code that does not wait needs no lock among the fibers of a worker.
 ///
 /// As ``FiberMutex``, without atomic operations. Where fibers of another worker use it while some wait for it, the program stops with a message.
-public struct LocalMutex<Value: ~Copyable>: ~Copyable {
-    @usableFromInline let core: Unmanaged<MutexCore>
+public final class LocalMutex<Value: ~Copyable> {
+    @usableFromInline let core: MutexCore
     @usableFromInline let value: UnsafeMutablePointer<Value>
 
     /// A mutex that nobody holds.
     @inlinable
     public init(_ value: consuming Value) {
-        core = .passRetained(MutexCore(isShared: false))
+        core = MutexCore(isShared: false)
         self.value = .allocate(capacity: 1)
         self.value.initialize(to: value)
     }
@@ -121,20 +132,23 @@ public struct LocalMutex<Value: ~Copyable>: ~Copyable {
     deinit {
         value.deinitialize(count: 1)
         value.deallocate()
-        core.release()
     }
 
     /// Nobody waits, for tests.
-    package borrowing func hasNoWaiters() -> Bool { core.withObject { $0.isLineEmpty } }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 
     /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
     ///
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
     /// - Note: parks
     @inlinable
-    public borrowing func withLock<Result: ~Copyable, Failure: Error>(_ body: (inout Value) throws(Failure) -> Result) throws -> Result {
-        try core.withObject { try $0.acquire() }
-        defer { core.withObject { $0.release() } }
+    public func withLock<Result: ~Copyable, Failure: Error>(_ body: (inout Value) throws(Failure) -> Result) throws -> Result {
+        try core.acquire()
+        defer {
+            core.release()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(&value.pointee)
     }
 
@@ -142,11 +156,15 @@ public struct LocalMutex<Value: ~Copyable>: ~Copyable {
     ///
     /// - Throws: what `body` throws.
     @inlinable
-    public borrowing func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
+    public func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core.withObject({ $0.tryAcquire() }) else { return nil }
-        defer { core.withObject { $0.release() } }
+        guard core.tryAcquire() else { return nil }
+        defer {
+            core.release()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(&value.pointee)
     }
 
@@ -155,13 +173,17 @@ public struct LocalMutex<Value: ~Copyable>: ~Copyable {
     /// - Throws: what `predicate` and `body` throw; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
     /// - Note: parks
     @inlinable
-    public borrowing func withLock<Result: ~Copyable>(
+    public func withLock<Result: ~Copyable>(
         waitingOn condition: LocalCondition, until predicate: (borrowing Value) throws -> Bool,
         _ body: (inout Value) throws -> Result
     ) throws -> Result {
-        try core.withObject { try $0.acquire() }
-        defer { core.withObject { $0.release() } }
-        while try !predicate(value.pointee) { try core.withObject { try condition.core.wait(givingUp: $0) } }
+        try core.acquire()
+        defer {
+            core.release()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
+        while try !predicate(value.pointee) { try condition.core.wait(givingUp: core) }
         return try body(&value.pointee)
     }
 }
@@ -172,20 +194,20 @@ extension LocalMutex: Sendable where Value: ~Copyable {}
 /// For what is protected and does not lie in the mutex. `withLock` gives it back for sure and is shorter.
 extension LocalMutex where Value == Void {
     /// A mutex that nobody holds.
-    public init() { self.init(()) }
+    public convenience init() { self.init(()) }
 
     /// Takes the mutex; waits until nobody else has it. A fiber must unlock it before it ends, however it ends: else the program stops.
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
     /// - Note: parks
     @inlinable
-    public borrowing func lock() throws { try core.withObject { try $0.lockOpenly() } }
+    public func lock() throws { try core.lockOpenly() }
 
     /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public borrowing func tryLock() -> Bool { core.withObject { $0.tryLockOpenly() } }
+    public func tryLock() -> Bool { core.tryLockOpenly() }
 
     /// Gives the mutex to the first in line. For the fiber that has taken it; any other stops the program.
     @inlinable
-    public borrowing func unlock() { core.withObject { $0.unlockOpenly() } }
+    public func unlock() { core.unlockOpenly() }
 }

@@ -77,14 +77,14 @@ final class RWLockCore: PermitCore, @unchecked Sendable {
 /// behind it, and a fiber that reads must not read again inside, nor write: if a writer came in between, both would wait for each other for ever.
 ///
 /// A call that would wait for a writer that was left behind when its runtime ended stops the program. Readers are only counted: those that are left behind keep writers waiting for ever.
-public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
-    @usableFromInline let core: Unmanaged<RWLockCore>
+public final class FiberRWLock<Value: ~Copyable> {
+    @usableFromInline let core: RWLockCore
     @usableFromInline let value: UnsafeMutablePointer<Value>
 
     /// A lock that nobody holds.
     @inlinable
     public init(_ value: consuming sending Value) {
-        core = .passRetained(RWLockCore(isShared: true))
+        core = RWLockCore(isShared: true)
         self.value = .allocate(capacity: 1)
         self.value.initialize(to: value)
     }
@@ -93,22 +93,25 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     deinit {
         value.deinitialize(count: 1)
         value.deallocate()
-        core.release()
     }
 
     /// Nobody waits, for tests.
-    package borrowing func hasNoWaiters() -> Bool { core.withObject { $0.isLineEmpty } }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 
     /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
     ///
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
     /// - Note: parks
     @inlinable
-    public borrowing func withReadLock<Result: ~Copyable, Failure: Error>(
+    public func withReadLock<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
     ) throws -> Result {
-        try core.withObject { try $0.acquireToRead() }
-        defer { core.withObject { $0.releaseReader() } }
+        try core.acquireToRead()
+        defer {
+            core.releaseReader()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(value.pointee)
     }
 
@@ -117,11 +120,15 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
     /// - Note: parks
     @inlinable
-    public borrowing func withWriteLock<Result: ~Copyable, Failure: Error>(
+    public func withWriteLock<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws -> Result {
-        try core.withObject { try $0.acquireToWrite() }
-        defer { core.withObject { $0.releaseWriter() } }
+        try core.acquireToWrite()
+        defer {
+            core.releaseWriter()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(&value.pointee)
     }
 
@@ -129,11 +136,15 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     ///
     /// - Throws: what `body` throws.
     @inlinable
-    public borrowing func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
+    public func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core.withObject({ $0.tryAcquireToRead() }) else { return nil }
-        defer { core.withObject { $0.releaseReader() } }
+        guard core.tryAcquireToRead() else { return nil }
+        defer {
+            core.releaseReader()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(value.pointee)
     }
 
@@ -141,11 +152,15 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
     ///
     /// - Throws: what `body` throws.
     @inlinable
-    public borrowing func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
+    public func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core.withObject({ $0.tryAcquireToWrite() }) else { return nil }
-        defer { core.withObject { $0.releaseWriter() } }
+        guard core.tryAcquireToWrite() else { return nil }
+        defer {
+            core.releaseWriter()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(&value.pointee)
     }
 }
@@ -154,14 +169,14 @@ public struct FiberRWLock<Value: ~Copyable>: ~Copyable {
 extension FiberRWLock: @unchecked Sendable where Value: Sendable & ~Copyable {}
 
 /// A value that many fibers of one worker may read at the same time, or one may write. As ``FiberRWLock``, without locks and atomic operations.
-public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
-    @usableFromInline let core: Unmanaged<RWLockCore>
+public final class LocalRWLock<Value: ~Copyable> {
+    @usableFromInline let core: RWLockCore
     @usableFromInline let value: UnsafeMutablePointer<Value>
 
     /// A lock that nobody holds.
     @inlinable
     public init(_ value: consuming Value) {
-        core = .passRetained(RWLockCore(isShared: false))
+        core = RWLockCore(isShared: false)
         self.value = .allocate(capacity: 1)
         self.value.initialize(to: value)
     }
@@ -170,22 +185,25 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
     deinit {
         value.deinitialize(count: 1)
         value.deallocate()
-        core.release()
     }
 
     /// Nobody waits, for tests.
-    package borrowing func hasNoWaiters() -> Bool { core.withObject { $0.isLineEmpty } }
+    package func hasNoWaiters() -> Bool { core.isLineEmpty }
 
     /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
     ///
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
     /// - Note: parks
     @inlinable
-    public borrowing func withReadLock<Result: ~Copyable, Failure: Error>(
+    public func withReadLock<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
     ) throws -> Result {
-        try core.withObject { try $0.acquireToRead() }
-        defer { core.withObject { $0.releaseReader() } }
+        try core.acquireToRead()
+        defer {
+            core.releaseReader()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(value.pointee)
     }
 
@@ -194,11 +212,15 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
     /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
     /// - Note: parks
     @inlinable
-    public borrowing func withWriteLock<Result: ~Copyable, Failure: Error>(
+    public func withWriteLock<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws -> Result {
-        try core.withObject { try $0.acquireToWrite() }
-        defer { core.withObject { $0.releaseWriter() } }
+        try core.acquireToWrite()
+        defer {
+            core.releaseWriter()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(&value.pointee)
     }
 
@@ -206,11 +228,15 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
     ///
     /// - Throws: what `body` throws.
     @inlinable
-    public borrowing func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
+    public func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core.withObject({ $0.tryAcquireToRead() }) else { return nil }
-        defer { core.withObject { $0.releaseReader() } }
+        guard core.tryAcquireToRead() else { return nil }
+        defer {
+            core.releaseReader()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(value.pointee)
     }
 
@@ -218,11 +244,15 @@ public struct LocalRWLock<Value: ~Copyable>: ~Copyable {
     ///
     /// - Throws: what `body` throws.
     @inlinable
-    public borrowing func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
+    public func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
     ) throws(Failure) -> Result? {
-        guard core.withObject({ $0.tryAcquireToWrite() }) else { return nil }
-        defer { core.withObject { $0.releaseWriter() } }
+        guard core.tryAcquireToWrite() else { return nil }
+        defer {
+            core.releaseWriter()
+            // Keeps the memory of the value until here, even if the caller holds the last reference.
+            withExtendedLifetime(self) {}
+        }
         return try body(&value.pointee)
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 /// An error that a fiber threw and nobody joined.
-public struct UnhandledFiberError: Sendable, CustomStringConvertible {
+public struct UnhandledFiberError: Error, CustomStringConvertible {
     public let fiberID: UInt64
     public let fiberName: String?
     public let error: any Error

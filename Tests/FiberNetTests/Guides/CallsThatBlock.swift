@@ -71,11 +71,11 @@ extension NetTests {
 
         @Test func names_areLookedUp() throws {
             try inRuntime {
-                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                let listener = try Listener.bind(to: .loopback(port: 0))
                 let port = listener.address.port!
                 let accepted = try Fiber.spawnLocal { try listener.accept().read(upTo: 5) }
                 // snippet.show
-                let stream = try TCPStream.connect(host: "localhost", port: port)
+                let stream = try Connection.connect(host: "localhost", port: port)
                 try stream.writeAll("hello")
                 // snippet.hide
                 expect(try accepted.join() == Array("hello".utf8))

@@ -10,7 +10,7 @@ extension NetTests {
     struct CancellationAndDeadlinesGuide {
         @Test func withTimeout_throws_whenAReadTakesTooLong() throws {
             try inRuntime {
-                let (server, client) = try TCPStream.pair()
+                let (server, client) = try Connection.pair()
                 var outcome = ""
                 // snippet.show
                 do {
@@ -72,7 +72,7 @@ extension NetTests {
 
         @Test func call_throwsTimeoutError_whenTheTimeAroundItIsOver() throws {
             try inRuntime {
-                let (server, client) = try TCPStream.pair()
+                let (server, client) = try Connection.pair()
                 var isIdle = false
                 // snippet.show
                 do {
@@ -89,11 +89,11 @@ extension NetTests {
         @Test func connection_ends_whenItIsIdle() throws {
             try inRuntime {
                 // snippet.show
-                func echo(_ stream: TCPStream, idle limit: Duration) throws {
+                func echo(_ stream: Connection, idle limit: Duration) throws {
                     while try withTimeout(limit, { try stream.readAvailable { try stream.writeAll($0) } }) {}
                 }
                 // snippet.hide
-                let (server, client) = try TCPStream.pair()
+                let (server, client) = try Connection.pair()
                 let session = try Fiber.spawnLocal { try echo(server, idle: .milliseconds(50)) }
                 try client.writeAll("x")
                 expect(try client.read(upTo: 1).count == 1)
@@ -102,7 +102,7 @@ extension NetTests {
                     expect(false, "it goes on")
                 } catch { expect((error as? TimeoutError)?.limit == .milliseconds(50), "\(error)") }
                 // And while it is not, it goes on to the end.
-                let (secondServer, secondClient) = try TCPStream.pair()
+                let (secondServer, secondClient) = try Connection.pair()
                 let second = try Fiber.spawnLocal { try echo(secondServer, idle: .seconds(20)) }
                 try secondClient.writeAll("x")
                 expect(try secondClient.read(upTo: 1).count == 1)
@@ -155,7 +155,7 @@ extension NetTests {
         @Test func goodbye_isSaid_whenTheSessionIsCancelled() throws {
             try inRuntime {
                 // snippet.show
-                func session(_ stream: TCPStream) throws {
+                func session(_ stream: Connection) throws {
                     defer {
                         withCancellationShield {
                             try? withTimeout(.seconds(1)) { try stream.writeAll("bye\n") }
@@ -165,7 +165,7 @@ extension NetTests {
                     while try stream.readAvailable({ try stream.writeAll($0) }) {}
                 }
                 // snippet.hide
-                let (server, client) = try TCPStream.pair()
+                let (server, client) = try Connection.pair()
                 let running = try Fiber.spawnLocal { try session(server) }
                 try client.writeAll("x")
                 expect(try client.read(upTo: 1).count == 1)
@@ -177,7 +177,7 @@ extension NetTests {
 
         @Test func write_saysHowManyBytesWent_whenItsTimeIsOver() throws {
             try inRuntime {
-                let (stream, peer) = try TCPStream.pair()
+                let (stream, peer) = try Connection.pair()
                 let file = pattern(4_000_000)
                 // snippet.show
                 var written = 0
@@ -196,7 +196,7 @@ extension NetTests {
         @Test func errors_areAnswered_unlessTheyAreCancellations() throws {
             try inRuntime {
                 // snippet.show
-                func answer(_ stream: TCPStream, with work: () throws -> String) throws {
+                func answer(_ stream: Connection, with work: () throws -> String) throws {
                     do {
                         try stream.writeAll("200 \(try work())")
                     } catch let error where Fiber.isCancelled {
@@ -206,7 +206,7 @@ extension NetTests {
                     }
                 }
                 // snippet.hide
-                let (server, client) = try TCPStream.pair()
+                let (server, client) = try Connection.pair()
                 try answer(server) { "fine" }
                 expect(String(decoding: try client.readExactly(8), as: UTF8.self) == "200 fine")
                 try answer(server) { throw Unavailable() }

@@ -63,7 +63,7 @@ extension NetTests {
                             while try stream.readAvailable({ try stream.writeAll($0) }) {}
                         }
                     }
-                    let client = try TCPStream.connect(to: server.address)
+                    let client = try Connection.connect(to: server.address)
                     try client.writeAll("hello")
                     echo = try client.read(upTo: 5)
                     client.close()

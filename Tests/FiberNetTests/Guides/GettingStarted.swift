@@ -74,7 +74,7 @@ extension NetTests {
             let watchdog = Watchdog(seconds: 30, #function)
             defer { watchdog.stop() }
             // snippet.show
-            func echo(on listener: TCPListener) throws {
+            func echo(on listener: Listener) throws {
                 try listener.serve { stream in
                     while try stream.readAvailable({ try stream.writeAll($0) }) {}
                 }
@@ -82,10 +82,10 @@ extension NetTests {
             // snippet.hide
             // snippet.show
             let reply = try FiberRuntime.run {
-                let listener = try TCPListener.bind(to: .loopback(port: 0))  // 0: any free port
+                let listener = try Listener.bind(to: .loopback(port: 0))  // 0: any free port
                 let client = try Fiber.spawnLocal(name: "client") {
                     defer { listener.close() }  // which ends `serve`
-                    let stream = try TCPStream.connect(to: listener.address)
+                    let stream = try Connection.connect(to: listener.address)
                     try stream.writeAll("hello")
                     return String(decoding: try stream.read(upTo: 100), as: UTF8.self)
                 }
@@ -141,7 +141,7 @@ extension NetTests {
                     reportingErrors {
                         // A second descriptor goes on listening.
                         let taken = try? FiberRuntime.run {
-                            let listener = try TCPListener.bind(to: .loopback(port: 0))
+                            let listener = try Listener.bind(to: .loopback(port: 0))
                             _ = dup(try listener.fd)
                             return listener.address
                         }

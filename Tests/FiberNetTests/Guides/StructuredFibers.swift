@@ -195,12 +195,12 @@ extension NetTests {
         @Test func race_isWonByTheFirst() throws {
             try inRuntime {
                 // snippet.show
-                func connect(toFirstOf addresses: [SocketAddress], every delay: Duration = .milliseconds(250)) throws -> TCPStream? {
-                    try withFiberGroup(of: TCPStream?.self) { group in
+                func connect(toFirstOf addresses: [SocketAddress], every delay: Duration = .milliseconds(250)) throws -> Connection? {
+                    try withFiberGroup(of: Connection?.self) { group in
                         for (turn, address) in addresses.enumerated() {
                             try group.spawnLocal(name: "\(address)") {
                                 try Fiber.sleep(for: delay * turn)
-                                return try? TCPStream.connect(to: address)
+                                return try? Connection.connect(to: address)
                             }
                         }
                         while let attempt = try group.next() {
@@ -213,8 +213,8 @@ extension NetTests {
                     }
                 }
                 // snippet.hide
-                let listener = try TCPListener.bind(to: .loopback(port: 0))
-                let deaf = try TCPListener.bind(to: .loopback(port: 0))
+                let listener = try Listener.bind(to: .loopback(port: 0))
+                let deaf = try Listener.bind(to: .loopback(port: 0))
                 let silent = deaf.address
                 deaf.close()
                 // The first refuses; the third would be tried in an hour.
@@ -286,8 +286,8 @@ extension NetTests {
 
         @Test func idleConnections_endAtOnce_whenTheirServerStops() throws {
             // snippet.show
-            func serve(_ listener: TCPListener, until stop: FiberEvent, _ answer: (TCPStream) throws -> Bool) throws -> ServeReport {
-                var idle: [ObjectIdentifier: TCPStream] = [:]
+            func serve(_ listener: Listener, until stop: FiberEvent, _ answer: (Connection) throws -> Bool) throws -> ServeReport {
+                var idle: [ObjectIdentifier: Connection] = [:]
                 return try withFiberGroup { group in
                     try group.spawnDaemon(name: "stop") {
                         try stop.wait()
@@ -307,7 +307,7 @@ extension NetTests {
             }
             // snippet.hide
             try inRuntime(seconds: 20) {
-                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                let listener = try Listener.bind(to: .loopback(port: 0))
                 let stop = FiberEvent()
                 let serving = try Fiber.spawnLocal {
                     try serve(listener, until: stop) { stream in
@@ -316,7 +316,7 @@ extension NetTests {
                         return !request.isEmpty
                     }
                 }
-                let clients = try (0..<3).map { _ in try TCPStream.connect(to: listener.address) }
+                let clients = try (0..<3).map { _ in try Connection.connect(to: listener.address) }
                 for client in clients {
                     try client.writeAll("request")
                     expect(try client.readExactly(7).count == 7)
@@ -335,7 +335,7 @@ extension NetTests {
                 await #expect(processExitsWith: .success) {
                     reportingErrors {
                         // snippet.show
-                        func serve(_ listener: TCPListener, _ session: (TCPStream) throws -> Void) throws -> ServeReport {
+                        func serve(_ listener: Listener, _ session: (Connection) throws -> Void) throws -> ServeReport {
                             let signals = try Signals.of(.interrupt, .terminate)
                             return try withFiberGroup { group in
                                 try group.spawnDaemon(name: "signals") {
@@ -353,7 +353,7 @@ extension NetTests {
                         pthread_sigmask(SIG_UNBLOCK, &all, nil)
                         for count in 1...2 {
                             try inRuntime {
-                                let listener = try TCPListener.bind(to: .loopback(port: 0))
+                                let listener = try Listener.bind(to: .loopback(port: 0))
                                 var ended = 0
                                 let serving = try Fiber.spawnLocal {
                                     try serve(listener) { stream in
@@ -361,7 +361,7 @@ extension NetTests {
                                         while try stream.readAvailable({ try stream.writeAll($0) }) {}
                                     }
                                 }
-                                let client = try TCPStream.connect(to: listener.address)
+                                let client = try Connection.connect(to: listener.address)
                                 try client.writeAll("x")
                                 expect(try client.read(upTo: 1).count == 1)
                                 for _ in 0..<count {

@@ -83,16 +83,17 @@ package class WaitCell: @unchecked Sendable {
         if _slowPath(old & Self.hasSleepers != 0) { cfiber_futex_wake_all(futex) }
     }
 
-    /// Makes the cell free of a waiter whose wait something else has ended, and which has not run since. False when the waiter still waits; then the cell stays busy, and the caller stops
-    /// the program.
+    /// Makes the cell free of a waiter whose wait something else has ended, and which has not run since. If the waiter still waits, returns who it is; then the cell stays busy, and the caller
+    /// stops the program.
     @inline(never)
-    final func removeEndedWaiter() -> Bool {
+    final func removeEndedWaiter() -> Holder? {
         let waiting = state.load(ordering: .relaxed)
         if Self.isBusy(waiting) { waitWhileBusy() }
-        guard Self.holdsWaiter(waiting), takeOut(waiting) else { return true }
-        if Waiter(presentOf: ClaimWord(bitPattern: waiting).unsafelyUnwrapped).isUnclaimed { return false }
+        guard Self.holdsWaiter(waiting), takeOut(waiting) else { return nil }
+        let waiter = Waiter(presentOf: ClaimWord(bitPattern: waiting).unsafelyUnwrapped)
+        if waiter.isUnclaimed { return Holder(waiter.fiber.pointee.life) }
         free(leaving: Self.empty)
-        return true
+        return nil
     }
 
     // The waiter's side.

@@ -28,7 +28,7 @@ public struct ServeReport: Hashable, Sendable, CustomStringConvertible {
     }
 }
 
-extension TCPListener {
+extension Listener {
     /// Accepts connections and runs `handler` in a fiber for each, until the listener is closed; then lets those that are open finish.
     ///
     /// ```swift
@@ -62,7 +62,7 @@ extension TCPListener {
     @discardableResult
     public func serve(
         maxConnections: Int? = nil, draining limit: Duration = .seconds(10), onError: ((any Error) -> Void)? = nil,
-        _ handler: (TCPStream) throws -> Void
+        _ handler: (Connection) throws -> Void
     ) throws -> ServeReport {
         require(
             maxConnections ?? 1 > 0, "serve(maxConnections:) takes at least 1, not \(maxConnections ?? 1): with none it would never accept")
@@ -77,8 +77,8 @@ extension TCPListener {
 
     /// The same; `next` accepts a connection, or returns nil once the listener has been closed, and `spawn` makes a fiber of the group for it, in a slot that was reserved.
     func serve(
-        maxConnections: Int?, draining limit: Duration, _ report: (any Error) -> Void, next: () throws -> TCPStream?,
-        spawn: (FiberGroup<Void>, TCPStream) throws -> Void
+        maxConnections: Int?, draining limit: Duration, _ report: (any Error) -> Void, next: () throws -> Connection?,
+        spawn: (FiberGroup<Void>, Connection) throws -> Void
     ) throws -> ServeReport {
         try withFiberGroup(limit: maxConnections) { group in
             let connections = try accept(into: group, report, next, spawn)
@@ -92,8 +92,8 @@ extension TCPListener {
 
     /// Spawns a fiber for each connection until the listener is closed, and returns how many.
     private func accept(
-        into group: FiberGroup<Void>, _ report: (any Error) -> Void, _ next: () throws -> TCPStream?,
-        _ spawn: (FiberGroup<Void>, TCPStream) throws -> Void
+        into group: FiberGroup<Void>, _ report: (any Error) -> Void, _ next: () throws -> Connection?,
+        _ spawn: (FiberGroup<Void>, Connection) throws -> Void
     ) throws -> Int {
         serving[ObjectIdentifier(group)] = group
         defer { serving[ObjectIdentifier(group)] = nil }
@@ -114,9 +114,9 @@ extension TCPListener {
     }
 }
 
-extension TCPListener {
+extension Listener {
     /// The next connection; otherwise calls `giveUp` before it returns nil or throws.
-    private func accepted(by next: () throws -> TCPStream?, orGiveUp giveUp: () -> Void) throws -> TCPStream? {
+    private func accepted(by next: () throws -> Connection?, orGiveUp giveUp: () -> Void) throws -> Connection? {
         var isTaken = false
         defer { if !isTaken { giveUp() } }
         let stream = try next()
@@ -126,7 +126,7 @@ extension TCPListener {
 }
 
 /// The life of a connection.
-func serveConnection(_ stream: TCPStream, _ report: (any Error) -> Void, _ handler: (TCPStream) throws -> Void) {
+func serveConnection(_ stream: Connection, _ report: (any Error) -> Void, _ handler: (Connection) throws -> Void) {
     defer { stream.close() }
     do { try handler(stream) } catch {
         // That a cancelled handler ends is no news.

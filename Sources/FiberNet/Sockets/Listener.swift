@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 import CFiber
 import Fibers
 import Glibc
@@ -6,11 +7,11 @@ import Glibc
 /// Waits for connections: TCP, or a Unix stream socket, depending on the address.
 ///
 /// ```swift
-/// let listener = try TCPListener.bind(to: .loopback(port: 0))
+/// let listener = try Listener.bind(to: .loopback(port: 0))
 /// print("port \(listener.address.port!)")
 /// try listener.serve { stream in try session(stream) }
 /// ```
-public final class TCPListener: Endpoint {
+public final class Listener: Endpoint {
     /// Where it listens, with the port that the system chose if it was bound to port 0.
     public private(set) var address = SocketAddress.any(port: 0)
     /// The file to remove at the end, for Unix sockets.
@@ -31,11 +32,11 @@ public final class TCPListener: Endpoint {
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
     public static func bind(
         to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false, removesFile: Bool = true
-    ) throws(IOError) -> TCPListener {
-        let driver = Worker.here("TCPListener.bind").driver
+    ) throws(IOError) -> Listener {
+        let driver = Worker.here("Listener.bind").driver
         let fd = driver.call(.socket(domain: address.domain, type: Int32(SOCK_STREAM.rawValue)))
         if fd < 0 { throw IOError(fd, "socket for", subject: address.description) }
-        let listener = try TCPListener(Int32(fd), exact: true, driver: driver, "bind")
+        let listener = try Listener(Int32(fd), exact: true, driver: driver, "bind")
         if address.family != .unix {
             try listener.setOption(.reuseAddress, to: true)
             if reusePort { try listener.setOption(.reusePort, to: true) }
@@ -52,8 +53,8 @@ public final class TCPListener: Endpoint {
     }
 
     /// Goes on with a descriptor that listens already; takes it over, and closes it when that fails.
-    static func adopt(_ fd: Int32, _ address: SocketAddress) throws(IOError) -> TCPListener {
-        let listener = try TCPListener(fd, exact: true, driver: Worker.here("TCPListener").driver, "listen")
+    static func adopt(_ fd: Int32, _ address: SocketAddress) throws(IOError) -> Listener {
+        let listener = try Listener(fd, exact: true, driver: Worker.here("Listener").driver, "listen")
         listener.address = address
         return listener
     }
@@ -89,13 +90,13 @@ public final class TCPListener: Endpoint {
     ///
     /// - Throws: ``IOError`` with `closed` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled, and then no connection is lost.
     /// - Note: parks
-    public func accept() throws -> TCPStream {
+    public func accept() throws -> Connection {
         let (result, peer) = accept(waits: true)
         return try stream(result, peer)
     }
 
     /// Accepts a connection that is there; nil where none is. Parks only while descriptors are short.
-    func acceptNow() throws -> TCPStream? {
+    func acceptNow() throws -> Connection? {
         let (result, peer) = accept(waits: false)
         return result == IOCode.nothing ? nil : try stream(result, peer)
     }
@@ -111,15 +112,15 @@ public final class TCPListener: Endpoint {
         }
     }
 
-    private func stream(_ result: Int, _ peer: SocketAddress?) throws -> TCPStream {
+    private func stream(_ result: Int, _ peer: SocketAddress?) throws -> Connection {
         if result < 0 { throw failure(result, "accept") }
         // Over Unix sockets the address is not asked for.
-        return try TCPStream(Int32(result), peer: peer, exact: peer == nil, driver: driver, "accept")
+        return try Connection(Int32(result), peer: peer, exact: peer == nil, driver: driver, "accept")
     }
 
     /// Accepts one connection, or returns nil once the listener has been closed: `while let stream = try listener.next() { … }`.
     /// - Note: parks
-    public func next() throws -> TCPStream? {
+    public func next() throws -> Connection? {
         do { return try accept() } catch let error as IOError where error.code == .closed { return nil }
     }
 

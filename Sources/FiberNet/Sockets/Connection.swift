@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+
 import CFiber
 package import Fibers
 import Glibc
@@ -7,7 +8,7 @@ import Glibc
 ///
 /// One fiber may read while another writes. Several that read are served in order; what several write with `writeAll` is never mixed. A stream belongs to
 /// the worker that made it. It is closed by ``Endpoint/close()`` or when the last reference goes.
-public final class TCPStream: Endpoint {
+public final class Connection: Endpoint {
     /// The other end of a connection over IP, from when it was made: the kernel forgets it with a reset. In place, since a connection has few bytes besides; nil where the kernel
     /// knows it for as long as the socket is open (Unix), or was not asked.
     private(set) var peer: SocketAddress?
@@ -22,8 +23,8 @@ public final class TCPStream: Endpoint {
     /// - Throws: ``IOError`` with `refused`, `unreachable`, `timedOut`, `resources`, `notPermitted`, `addressNotAvailable` or `system`; `CancellationError` or `TimeoutError` when the fiber is
     ///   cancelled.
     /// - Note: parks
-    public static func connect(to address: SocketAddress) throws -> TCPStream {
-        let worker = Worker.here("TCPStream.connect")
+    public static func connect(to address: SocketAddress) throws -> Connection {
+        let worker = Worker.here("Connection.connect")
         if worker.refusesOperation() { throw worker.running.cancellation }
         let driver = worker.driver
         let fd = driver.call(.socket(domain: address.domain, type: Int32(SOCK_STREAM.rawValue)))
@@ -31,7 +32,7 @@ public final class TCPStream: Endpoint {
             worker.chargeOperation()
             throw IOError(fd, "socket for", subject: address.description)
         }
-        let stream = try TCPStream(Int32(fd), exact: address.family == .unix, driver: driver, "connect")
+        let stream = try Connection(Int32(fd), exact: address.family == .unix, driver: driver, "connect")
         if address.family != .unix { try stream.setOption(.noDelay, to: true) }
         let result = address.withSockaddr { driver.connect(stream.descriptor, $0, $1) }
         if result < 0 { throw failure(result, "connect to", subject: address.description) }
@@ -51,15 +52,15 @@ public final class TCPStream: Endpoint {
 
     /// Two streams connected to each other.
     /// - Throws: ``IOError`` with `resources`.
-    public static func pair() throws(IOError) -> (TCPStream, TCPStream) {
-        let driver = Worker.here("TCPStream.pair").driver
+    public static func pair() throws(IOError) -> (Connection, Connection) {
+        let driver = Worker.here("Connection.pair").driver
         let (one, other) = try driver.makePair(Int32(SOCK_STREAM.rawValue))
-        let first: TCPStream
-        do { first = try TCPStream(one, exact: true, driver: driver, "socketpair") } catch {
+        let first: Connection
+        do { first = try Connection(one, exact: true, driver: driver, "socketpair") } catch {
             _ = driver.call(.close(other))
             throw error
         }
-        return (first, try TCPStream(other, exact: true, driver: driver, "socketpair"))
+        return (first, try Connection(other, exact: true, driver: driver, "socketpair"))
     }
 
     /// The address of the other end, also when that has closed or reset the connection.

@@ -13,7 +13,7 @@ import Fibers
 import Glibc
 import Synchronization
 
-extension TCPStream {
+extension Connection {
     /// Sends a part of a file, in one piece: what other fibers write comes before or after. The position in the file is neither used nor moved.
     ///
     /// - Parameters:
@@ -38,7 +38,8 @@ extension TCPStream {
         written = 0
         let range = range ?? 0..<Int.max
         require(
-            range.lowerBound >= 0, "TCPStream.send takes a range from the beginning of the file, not one that begins at \(range.lowerBound)"
+            range.lowerBound >= 0,
+            "Connection.send takes a range from the beginning of the file, not one that begins at \(range.lowerBound)"
         )
         let second = driver.call(on: descriptor) { .duplicate($0) }
         if second < 0 { throw failure(second, "sendfile", subject: file.path) }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Datagrams over UDP, or over Unix datagram sockets, by the family of the address, as `TCPStream` is either kind of stream.
+// Datagrams over UDP, or over Unix datagram sockets, by the family of the address, as `Connection` is either kind of stream.
 //
 // Invariants:
 //   * a datagram is received or sent whole, or not at all; what does not fit into the receiver's memory is cut off, and said to be;
@@ -15,7 +15,7 @@ import Glibc
 /// Sends and receives datagrams: UDP, or a Unix datagram socket, depending on the address.
 ///
 /// ```swift
-/// let socket = try UDPSocket.bind(to: .loopback(port: 5353))
+/// let socket = try DatagramSocket.bind(to: .loopback(port: 5353))
 /// while true {
 ///     let question = try socket.receive(upTo: 1500)
 ///     try socket.send(answer(question.bytes), to: question.sender!)
@@ -29,7 +29,7 @@ import Glibc
 /// nobody listens makes the next call throw `refused`, once; the socket is as good as before.
 ///
 /// It belongs to the worker that made it. It is closed by ``close()`` or when the last reference goes.
-public final class UDPSocket: Endpoint {
+public final class DatagramSocket: Endpoint {
     /// Where it receives: what it was bound to, with the port that the system chose for port 0, or what the system chose when it was connected. A socket that is neither
     /// gets an address when it sends for the first time, which ``Endpoint/localAddress()`` tells.
     public private(set) var address: SocketAddress
@@ -57,9 +57,10 @@ public final class UDPSocket: Endpoint {
     ///     choose an abstract one, so that a client of a Unix server can be answered.
     ///   - reusePort: let other sockets share the port, each getting a part of the senders. Not with port 0: the system might choose one that sockets of other programs share. For
     ///     several sockets at a port of the system's choice bind the first without `reusePort`, set ``SocketOption/reusePort`` on it, and bind the others to its ``address``.
-    ///   - removesFile: of a Unix socket: whether closing it removes its file, and no other, as in ``TCPListener/bind(to:backlog:reusePort:removesFile:)``.
+    ///   - removesFile: of a Unix socket: whether closing it removes its file, and no other, as in ``Listener/bind(to:backlog:reusePort:removesFile:)``.
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system` (also `reusePort` with port 0).
-    public static func bind(to address: SocketAddress, reusePort: Bool = false, removesFile: Bool = true) throws(IOError) -> UDPSocket {
+    public static func bind(to address: SocketAddress, reusePort: Bool = false, removesFile: Bool = true) throws(IOError) -> DatagramSocket
+    {
         if reusePort && address.port == 0 { throw IOError(-Int(EINVAL), "bind", subject: "\(address) with reusePort") }
         let socket = try open(address.family)
         if reusePort && address.family != .unix { try socket.setOption(.reusePort, to: true) }
@@ -77,7 +78,7 @@ public final class UDPSocket: Endpoint {
     /// - Throws: ``IOError`` with `unreachable`, `refused` (Unix only), `notPermitted` (Unix: the peer is connected to another socket), `resources` or `system`;
     ///   `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
-    public static func connect(to peer: SocketAddress) throws -> UDPSocket {
+    public static func connect(to peer: SocketAddress) throws -> DatagramSocket {
         let socket = try open(peer.family)
         try socket.connect(to: peer)
         return socket
@@ -85,8 +86,8 @@ public final class UDPSocket: Endpoint {
 
     /// A socket without an address: for sending, and for the answers. With the first datagram that it sends over UDP it gets an address on a port that is free.
     /// - Throws: ``IOError`` with `resources` or `system`.
-    public static func open(_ family: SocketAddress.Family = .ipv4) throws(IOError) -> UDPSocket {
-        let driver = Worker.here("UDPSocket.open").driver
+    public static func open(_ family: SocketAddress.Family = .ipv4) throws(IOError) -> DatagramSocket {
+        let driver = Worker.here("DatagramSocket.open").driver
         let nowhere: SocketAddress =
             switch family {
             case .ipv4: .any(port: 0)
@@ -95,21 +96,21 @@ public final class UDPSocket: Endpoint {
             }
         let fd = driver.call(.socket(domain: nowhere.domain, type: Int32(SOCK_DGRAM.rawValue)))
         if fd < 0 { throw IOError(fd, "socket") }
-        return try UDPSocket(Int32(fd), nowhere, driver, "socket")
+        return try DatagramSocket(Int32(fd), nowhere, driver, "socket")
     }
 
     /// Two Unix sockets connected to each other. Neither has a name; each receives what the other sends.
     /// - Throws: ``IOError`` with `resources`.
-    public static func pair() throws(IOError) -> (UDPSocket, UDPSocket) {
-        let driver = Worker.here("UDPSocket.pair").driver
+    public static func pair() throws(IOError) -> (DatagramSocket, DatagramSocket) {
+        let driver = Worker.here("DatagramSocket.pair").driver
         let (one, other) = try driver.makePair(Int32(SOCK_DGRAM.rawValue))
         let nowhere = SocketAddress(.unixUnnamed)
-        let first: UDPSocket
-        do { first = try UDPSocket(one, nowhere, driver, "socketpair") } catch {
+        let first: DatagramSocket
+        do { first = try DatagramSocket(one, nowhere, driver, "socketpair") } catch {
             _ = driver.call(.close(other))
             throw error
         }
-        return (first, try UDPSocket(other, nowhere, driver, "socketpair"))
+        return (first, try DatagramSocket(other, nowhere, driver, "socketpair"))
     }
 
     // Its peer.

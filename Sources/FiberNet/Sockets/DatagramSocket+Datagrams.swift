@@ -6,7 +6,7 @@ import CFiber
 import Fibers
 import Glibc
 
-extension UDPSocket {
+extension DatagramSocket {
     // Receiving.
 
     /// Receives one datagram into memory of the caller's. What does not fit is cut off, which ``DatagramInfo/isTruncated`` tells; an empty span takes the datagram
@@ -37,7 +37,7 @@ extension UDPSocket {
         let isUnix = address.family == .unix
         require(
             !isUnix || limit <= 1 << 30,
-            "UDPSocket.receive(upTo:) takes memory for the whole limit, and \(limit) bytes are more than 1 GiB: give it the length that the senders keep to"
+            "DatagramSocket.receive(upTo:) takes memory for the whole limit, and \(limit) bytes are more than 1 GiB: give it the length that the senders keep to"
         )
         let limit = max(0, isUnix ? limit : min(limit, 65_535))
         var received: (result: Int, info: DatagramInfo?) = (0, nil)

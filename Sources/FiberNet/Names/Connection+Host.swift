@@ -8,7 +8,7 @@
 
 import Fibers
 
-extension TCPStream {
+extension Connection {
     /// Connects to a host, by whichever of its addresses answers first: "Happy Eyeballs", version 2 (Schinazi & Pauly, RFC 8305).
     ///
     /// The addresses are tried in the system's order (RFC 6724), but with the families taking turns. Where one does not answer within `attemptDelay` the next is
@@ -16,7 +16,7 @@ extension TCPStream {
     /// IPv6 that come one after the other does not apply: `getaddrinfo` gives them together.
     ///
     /// ```swift
-    /// let stream = try TCPStream.connect(host: "localhost", port: 7777)
+    /// let stream = try Connection.connect(host: "localhost", port: 7777)
     /// ```
     ///
     /// - Parameters:
@@ -30,7 +30,7 @@ extension TCPStream {
     /// - Note: parks
     public static func connect(
         host: String, port: Int, resolver: Resolver? = nil, attemptDelay: Duration = .milliseconds(250)
-    ) throws -> TCPStream {
+    ) throws -> Connection {
         let addresses = try (resolver ?? .default).resolve(host, port: port)
         return try connect(host: host, port: port, to: interleaved(addresses), attemptDelay: max(attemptDelay, .milliseconds(10)))
     }
@@ -38,7 +38,7 @@ extension TCPStream {
     /// Connects to whichever of the addresses answers first; they are tried in this order, any delay apart.
     package static func connect(
         host: String, port: Int, to addresses: [SocketAddress], attemptDelay: Duration
-    ) throws -> TCPStream {
+    ) throws -> Connection {
         try ConnectionRace(host: host, port: port, to: addresses, delay: attemptDelay).run()
     }
 }
@@ -57,7 +57,7 @@ private final class ConnectionRace {
     private let port: Int
     private let addresses: [SocketAddress]
     private let delay: Duration
-    private var winner: TCPStream?
+    private var winner: Connection?
     /// One for each attempt that has begun; nil while it goes on.
     private var errors: [IOError?] = []
 
@@ -68,7 +68,7 @@ private final class ConnectionRace {
         self.delay = delay
     }
 
-    func run() throws -> TCPStream {
+    func run() throws -> Connection {
         do {
             if addresses.count > 1 {
                 try withFiberGroup(of: Bool.self, waitingFor: WaitReason(.connect, -1)) { try attempt(in: $0) }
@@ -114,7 +114,7 @@ private final class ConnectionRace {
     /// True when this attempt, or another in the same moment, has won.
     private func attempt(_ index: Int) throws -> Bool {
         do {
-            let stream = try TCPStream.connect(to: addresses[index])
+            let stream = try Connection.connect(to: addresses[index])
             if winner == nil { winner = stream } else { stream.close() }
             return true
         } catch let error as IOError {
