@@ -148,7 +148,8 @@ extension KernelTests {
                 try sender.send(1)
                 try sender.send(2)
                 receiver.close()
-                do { try sender.send(3) } catch let error as ChannelClosedError<Int> { back = error.message }
+                var third: Int? = 3
+                do { try sender.send(moving: &third) } catch is ChannelClosedError { back = third }
                 for _ in 0..<4 { received.append(try receiver.receive()) }
                 let isClosed = sender.isClosed && receiver.isClosed
                 #expect(isClosed)
@@ -167,7 +168,8 @@ extension KernelTests {
                 let (sender, receiver) = kind.make(of: Int.self, capacity)
                 for i in 0..<5 {
                     try Fiber.spawnLocal {
-                        do { try sender.send(i) } catch let error as ChannelClosedError<Int> { back.append(error.message) }
+                        var message: Int? = i
+                        do { try sender.send(moving: &message) } catch is ChannelClosedError { back.append(message ?? -1) }
                     }
                 }
                 Fiber.yield()
@@ -302,7 +304,7 @@ extension KernelTests {
                 try Fiber.spawnLocal {
                     for i in 0..<n {
                         var parcel: Parcel? = Parcel(i, ends)
-                        try sender.send(from: &parcel)
+                        try sender.send(moving: &parcel)
                         if parcel != nil { break }
                     }
                     sender.close()
@@ -330,11 +332,11 @@ extension KernelTests {
                     do { try send(&parcel) } catch { kept.append(number) }
                     if let parcel { kept.append(parcel.number) }
                 }
-                attempt(1) { try sender.send(from: &$0) }
-                attempt(2) { parcel in try withTimeout(.zero) { try sender.send(from: &parcel) } }
-                attempt(3) { _ = sender.trySend(from: &$0) }
+                attempt(1) { try sender.send(moving: &$0) }
+                attempt(2) { parcel in try withTimeout(.zero) { try sender.send(moving: &parcel) } }
+                attempt(3) { _ = sender.trySend(moving: &$0) }
                 receiver.close()
-                attempt(4) { try sender.send(from: &$0) }
+                attempt(4) { try sender.send(moving: &$0) }
                 _ = receiver.count
             }
             #expect(kept == [2, 2, 3, 4, 4])

@@ -27,7 +27,7 @@
                     if let message = try receiver.receive() { sum += first(message) }
                     let (near, nearby) = makeLocalChannel(of: Megabyte.self, .unbounded)
                     var message: Megabyte? = Megabyte(repeating: 3)
-                    try near.send(from: &message)
+                    try near.send(moving: &message)
                     try near.send(Megabyte(repeating: 4))
                     near.close()
                     for message in nearby { sum += first(message) }

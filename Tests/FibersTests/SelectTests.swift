@@ -211,7 +211,7 @@ extension KernelTests {
                         receiver.onReceive { _ in }
                         sender.onSend(1) {}
                     }
-                } catch is ChannelClosedError<Void> { log.append("all closed") }
+                } catch is ChannelClosedError { log.append("all closed") }
                 try select {
                     receiver.onReceive { _ in }
                     otherwise { log.append("otherwise") }
@@ -492,7 +492,7 @@ extension KernelTests {
                         receiver.onReceive { _ in }
                         onTimeout(nil) {}
                     }
-                } catch is ChannelClosedError<Void> { isThrown = true }
+                } catch is ChannelClosedError { isThrown = true }
             }
             #expect(isThrown)
         }
@@ -512,11 +512,11 @@ extension KernelTests {
                         try FiberRuntime.run {
                             let (sender, _) = makeLocalChannel(of: Int.self, .bounded(1))
                             var message: Int?
-                            try sender.send(from: &message)
+                            try sender.send(moving: &message)
                         }
                     }
                 }
-                expectMessage(empty, "send(from:) was given nil")
+                expectMessage(empty, "send(moving:) was given nil")
             }
         #endif
 

@@ -220,6 +220,10 @@ private final class Branch {
             try Violation.unless(bodyWasCancelled && isCancelled, "a group was cancelled, by nobody")
             // It has cancelled itself, which is nobody else's business.
             return 0
+        case .failure(let error as TimeoutError) where failures.isEmpty && Fiber.isCancelled:
+            // Of the scope directly around the group.
+            try Violation.unless(bodyWasCancelled || wasCutShort, "a group timed out that nothing has cut short")
+            throw error
         case .failure(let errors as FiberGroupError) where failures.count > 1:
             outcome = ([errors.first] + errors.others).map { "\($0)" }.joined(separator: "; ")
         case .failure(let error): outcome = "\(error)"

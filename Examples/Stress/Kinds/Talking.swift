@@ -91,14 +91,18 @@ extension Kind {
                     try withTimeout(.microseconds(job.random(0...300))) { try sender.send(number) }
                     isSent = true
                 default:
-                    try sender.send(number)
+                    var message: UInt64? = number
+                    do { try sender.send(moving: &message) } catch {
+                        try Violation.unless(message == number, "a send has failed, and its message is gone")
+                        throw error
+                    }
+                    try Violation.unless(message == nil, "a message was sent and is still there")
                     isSent = true
                 }
             } catch is TimeoutError {
                 Count.expectedErrors += 1
                 continue
-            } catch let error as ChannelClosedError<UInt64> {
-                try Violation.unless(error.message == number, "another message was handed back than was sent")
+            } catch is ChannelClosedError {
                 Count.expectedErrors += 1
                 continue
             }

@@ -23,18 +23,14 @@ public enum ChannelCapacity: Hashable, Sendable {
 }
 
 /// The channel is closed: its last receiver has gone, or ``ChannelSender/close()`` was called.
-public struct ChannelClosedError<Message>: Error, CustomStringConvertible {
-    /// What was not sent.
-    public let message: Message
-
+///
+/// The message that was not sent stays with the caller; see ``ChannelSender/send(moving:)``.
+public struct ChannelClosedError: Error, Hashable, Sendable, CustomStringConvertible {
     @usableFromInline
-    init(_ message: Message) { self.message = message }
+    init() {}
 
-    public var description: String { "the channel is closed: nobody will receive \(message)" }
+    public var description: String { "the channel is closed: the message was not sent" }
 }
-
-// It goes back to where the message came from.
-extension ChannelClosedError: @unchecked Sendable {}
 
 /// What became of a message in a call that does not wait.
 public enum TrySendResult: Hashable, Sendable {
@@ -66,12 +62,18 @@ public class ChannelSender<Message: ~Copyable> {
 
     deinit { core.close() }
 
-    /// Sends the message in `message`, which is nil afterwards; waits for room, or for a receiver. If it throws, the message is still there.
+    /// Moves a message out of a variable and sends it; waits for room, or for a receiver.
     ///
+    /// ```swift
+    /// var job: Job? = Job(number: 7)
+    /// do { try sender.send(moving: &job) } catch is ChannelClosedError { store(job!) }
+    /// ```
+    ///
+    /// - Parameter message: holds the message, and is nil afterwards exactly when the message was sent: whatever this throws, the message is still there.
     /// - Throws: ``ChannelClosedError``; `CancellationError` or ``TimeoutError`` when the fiber is cancelled.
     /// - Note: parks
     @inlinable
-    public final func send(from message: inout Message?) throws {
+    public final func send(moving message: inout Message?) throws {
         if isLarge(Message.self) { return try sendLarge(from: &message) }
         try sendInline(from: &message)
     }
@@ -79,12 +81,12 @@ public class ChannelSender<Message: ~Copyable> {
     @inlinable @inline(__always)
     final func sendInline(from message: inout Message?) throws {
         if message == nil { core.stopWithoutMessage() }
-        guard try core.send(from: &message) else { throw ChannelClosedError(()) }
+        guard try core.send(from: &message) else { throw ChannelClosedError() }
     }
 
-    /// Sends the message in `message` if nobody has to wait for that, and then it is nil afterwards. Does not wait; a loop over it lets other fibers run now and then.
+    /// Moves a message out of a variable and sends it, if that needs no wait; the variable is nil afterwards exactly when it was sent. Does not wait; a loop over it lets other fibers run now and then.
     @inlinable
-    public final func trySend(from message: inout Message?) -> TrySendResult {
+    public final func trySend(moving message: inout Message?) -> TrySendResult {
         if isLarge(Message.self) { return trySendLarge(from: &message) }
         return trySendInline(from: &message)
     }
@@ -124,7 +126,7 @@ public class ChannelSender<Message: ~Copyable> {
 extension ChannelSender {
     /// Sends a message; waits for room, or for a receiver.
     ///
-    /// - Throws: ``ChannelClosedError``, which has the message; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it was not sent.
+    /// - Throws: ``ChannelClosedError``; `CancellationError` or ``TimeoutError`` when the fiber is cancelled. The message was not sent then.
     /// - Note: parks
     @inlinable
     public final func send(_ message: Message) throws {
@@ -142,7 +144,7 @@ extension ChannelSender {
     @inlinable @inline(__always)
     final func sendInline(_ message: Message) throws {
         var unsent: Message? = message
-        guard try core.send(from: &unsent) else { throw ChannelClosedError(message) }
+        guard try core.send(from: &unsent) else { throw ChannelClosedError() }
     }
 
     @inlinable @inline(__always)

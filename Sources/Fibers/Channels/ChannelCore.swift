@@ -341,7 +341,7 @@ class ChannelBase: WaitPoint {
     // Ending.
 
     @usableFromInline
-    final func stopWithoutMessage() -> Never { misuse("send(from:) was given nil: put a message there; it is nil once it has been sent") }
+    final func stopWithoutMessage() -> Never { misuse("send(moving:) was given nil: put a message there; it is nil once it has been sent") }
 
     /// Counts a call that must not wait.
     @usableFromInline

@@ -222,7 +222,7 @@ struct Selection {
             mayCome = true
             return false
         }
-        if !mayCome { throw ChannelClosedError(()) }
+        if !mayCome { throw ChannelClosedError() }
     }
 
     /// Waits; nil when it has to be looked at anew.

@@ -428,10 +428,11 @@ extension NetTests {
                 // snippet.show
                 func produce(_ sender: LocalSender<Int>) throws {
                     do {
-                        for number in 1... { try sender.send(number) }
-                    } catch let error as ChannelClosedError<Int> {
-                        unsent = error.message  // nobody wants any more
-                    }
+                        for number in 1... {
+                            unsent = number
+                            try sender.send(moving: &unsent)
+                        }
+                    } catch is ChannelClosedError {}  // nobody wants any more, and `unsent` still has the number
                 }
                 // snippet.hide
                 let (sender, receiver) = makeLocalChannel(of: Int.self, .rendezvous)
@@ -470,7 +471,7 @@ extension NetTests {
                 try Fiber.spawn {
                     for number in 1...3 {
                         var page: Page? = Page(number: number, bytes: [1, 2, 3])
-                        try sender.send(from: &page)  // nil from here on
+                        try sender.send(moving: &page)  // nil from here on
                     }
                     sender.close()
                 }
