@@ -6,22 +6,23 @@ import Glibc
 
 /// A connection: TCP, or a Unix stream socket, depending on the address.
 ///
-/// One fiber may read while another writes. Several that read are served in order; what several write with `writeAll` is never mixed. A stream belongs to
-/// the worker that made it. It is closed by ``Endpoint/close()`` or when the last reference goes.
+/// One fiber may read while another writes. Several readers are served in order; the bytes of several writers that use `writeAll` never
+/// mix. A stream belongs to the worker that made it. It is closed by ``Endpoint/close()`` or by the release of the last reference.
 public final class Connection: Endpoint {
-    /// The other end of a connection over IP, from when it was made: the kernel forgets it with a reset. In place, since a connection has few bytes besides; nil where the kernel
-    /// knows it for as long as the socket is open (Unix), or was not asked.
+    /// The peer's address of a connection over IP, saved when the connection is made, because the kernel forgets it on a reset. Nil where
+    /// the kernel knows the address for as long as the socket is open (Unix), or was not asked. It is stored inline, since a connection has
+    /// few other bytes.
     private(set) var peer: SocketAddress?
 
-    /// Connects.
+    /// Connects to a listener.
     ///
-    /// `TCP_NODELAY` is on. A Unix listener whose queue is full is tried again until it has room.
+    /// `TCP_NODELAY` is on. If the queue of a Unix listener is full, the call retries until there is room.
     ///
-    /// The system gives up on a silent TCP peer after about two minutes; to give up earlier, connect inside `withTimeout`.
+    /// The system gives up on a silent TCP peer after about two minutes. To give up earlier, connect inside `withTimeout`.
     ///
     /// - Parameter address: the address of a listener.
-    /// - Throws: ``IOError`` with `refused`, `unreachable`, `timedOut`, `resources`, `notPermitted`, `addressNotAvailable` or `system`; `CancellationError` or `TimeoutError` when the fiber is
-    ///   cancelled.
+    /// - Throws: ``IOError`` with `refused`, `unreachable`, `timedOut`, `resources`, `notPermitted`, `addressNotAvailable` or `system`;
+    ///   `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
     public static func connect(to address: SocketAddress) throws -> Connection {
         let worker = Worker.here("Connection.connect")
@@ -39,18 +40,19 @@ public final class Connection: Endpoint {
         if address.family == .unix { return stream }
         stream.peer = (try? stream.peerAddress()) ?? address
         guard stream.isItsOwnPeer else { return stream }
-        // Without a trace: while one is left nobody could listen there.
+        // A reset leaves no trace in the kernel. After a normal close the old connection would keep listeners from binding the port for a
+        // while.
         stream.reset()
         throw IOError(-Int(ECONNREFUSED), "connect to", subject: address.description)
     }
 
-    /// Takes `fd` over; closes it when that fails.
+    /// Takes ownership of `fd`, and closes it on failure.
     package init(_ fd: Int32, peer: SocketAddress? = nil, exact: Bool, driver: Driver, _ operation: String) throws(IOError) {
         self.peer = peer
         try super.init(fd, exact: exact, driver: driver, operation)
     }
 
-    /// Two streams connected to each other.
+    /// Creates two streams connected to each other.
     /// - Throws: ``IOError`` with `resources`.
     public static func pair() throws(IOError) -> (Connection, Connection) {
         let driver = Worker.here("Connection.pair").driver
@@ -63,15 +65,15 @@ public final class Connection: Endpoint {
         return (first, try Connection(other, exact: true, driver: driver, "socketpair"))
     }
 
-    /// The address of the other end, also when that has closed or reset the connection.
+    /// The address of the peer, even after the peer has closed or reset the connection.
     /// - Throws: ``IOError`` with `closed`.
     public func peerAddress() throws(IOError) -> SocketAddress {
         guard isOpen, let peer else { return try address("getpeername") { .peerAddress($0, $1, $2) } }
         return peer
     }
 
-    /// True when both ends are this one. Where nobody listens on a port of this machine, the system may choose that very port for the one that connects, and TCP lets it meet
-    /// itself.
+    /// True when the connection is connected to itself. If no socket listens on a port of this machine, the system may choose that very
+    /// port for the connecting socket, and TCP then connects it to itself.
     package var isItsOwnPeer: Bool {
         guard let local = try? localAddress() else { return false }
         return local == (try? peerAddress())
@@ -79,9 +81,11 @@ public final class Connection: Endpoint {
 
     // Reading.
 
-    /// Reads some bytes: as many as are there and fit, at least one, or 0 at the end of the stream. An empty span returns 0 at once.
+    /// Reads some bytes: waits for at least one, and takes as many as have arrived and fit. Returns 0 at the end of the stream, and at once
+    /// for an empty span.
     ///
-    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled, and then no byte is lost.
+    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`; `CancellationError` or `TimeoutError` when the fiber is
+    ///   cancelled, and then no byte is lost.
     /// - Note: parks
     public func read(into span: inout MutableRawSpan) throws -> Int {
         let result = span.withUnsafeMutableBytes { bytes in
@@ -91,7 +95,7 @@ public final class Connection: Endpoint {
         return result
     }
 
-    /// Reads some bytes into memory of the caller's; otherwise as ``read(into:)-(MutableRawSpan)``.
+    /// Reads some bytes into the caller's memory; otherwise like ``read(into:)-(MutableRawSpan)``.
     /// - Note: parks
     public func read(into memory: UnsafeMutableRawBufferPointer) throws -> Int {
         guard let base = memory.baseAddress, memory.count > 0 else { return 0 }
@@ -100,7 +104,7 @@ public final class Connection: Endpoint {
         return result
     }
 
-    /// Reads some bytes, at most `limit` and at most 1 MiB at once; none at the end of the stream.
+    /// Reads some bytes, at most `limit` and at most 1 MiB per call; returns an empty array at the end of the stream.
     /// - Note: parks
     public func read(upTo limit: Int) throws -> [UInt8] {
         var failure = 0
@@ -114,15 +118,17 @@ public final class Connection: Endpoint {
         return bytes
     }
 
-    /// Waits for bytes without holding a buffer, then lends `body` what is there, in a buffer of the worker's pool; the way to read for servers with many
-    /// connections, of which an idle one then holds no buffer.
+    /// Waits for bytes without holding a buffer, then passes the bytes that have arrived to `body` in a pooled buffer of the worker.
+    ///
+    /// Servers with many connections should read this way: an idle connection holds no buffer.
     ///
     /// ```swift
     /// while try stream.readAvailable({ try stream.writeAll($0) }) {}
     /// ```
     ///
-    /// - Parameter body: gets at least one byte, at most `FiberRuntime.Configuration.readBufferSize`. It may park; the bytes stay valid until it returns.
-    /// - Returns: false at the end of the stream, and then `body` was not called.
+    /// - Parameter body: receives at least one byte, at most `FiberRuntime.Configuration.readBufferSize`. It may park; the bytes stay valid
+    ///   until it returns.
+    /// - Returns: false at the end of the stream; `body` was not called then.
     /// - Throws: the errors of ``read(upTo:)``, and those of `body`.
     /// - Note: parks
     @inline(__always)
@@ -141,24 +147,24 @@ public final class Connection: Endpoint {
 
     // Writing.
 
-    /// Writes all bytes, in one piece: the bytes of other fibers come before or after. Returns when the kernel has them.
+    /// Writes all bytes without mixing them with the bytes of other fibers. Returns when the kernel has taken them.
     ///
-    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled. Some of the bytes may have been written then:
-    ///   ``writeAll(_:written:)-(RawSpan,_)`` tells how many.
+    /// - Throws: ``IOError`` with `reset`, `closed`, `timedOut`, `system`; `CancellationError` or `TimeoutError` when the fiber is
+    ///   cancelled. Some of the bytes may have been written by then: ``writeAll(_:written:)-(RawSpan,_)`` reports how many.
     /// - Note: parks
     public func writeAll(_ span: RawSpan) throws {
         var written = 0
         try writeAll(span, written: &written)
     }
 
-    /// Writes all bytes, and tells how many of them the kernel has, however the call ends.
+    /// Writes all bytes, and reports how many of them the kernel has taken, however the call ends.
     ///
     /// ```swift
     /// var written = 0
     /// do { try stream.writeAll(page, written: &written) } catch { log("sent \(written) of \(page.count) bytes: \(error)") }
     /// ```
     ///
-    /// - Parameter written: set to the number of bytes, also when this throws.
+    /// - Parameter written: set to the number of bytes, even when this throws.
     /// - Throws: as ``writeAll(_:)-(RawSpan)``.
     /// - Note: parks
     public func writeAll(_ span: RawSpan, written: inout Int) throws {
@@ -176,7 +182,7 @@ public final class Connection: Endpoint {
     /// - Note: parks
     public func writeAll(_ bytes: [UInt8]) throws { try writeAll(bytes.span.bytes) }
 
-    /// Writes the bytes of an array, and tells how many of them the kernel has, however the call ends.
+    /// Writes the bytes of an array, and reports how many of them the kernel has taken, however the call ends.
     /// - Note: parks
     public func writeAll(_ bytes: [UInt8], written: inout Int) throws { try writeAll(bytes.span.bytes, written: &written) }
 
@@ -184,24 +190,24 @@ public final class Connection: Endpoint {
     /// - Note: parks
     public func writeAll(_ text: String) throws { try writeAll(Array(text.utf8)) }
 
-    /// Writes the UTF-8 of a string, and tells how many bytes of it the kernel has, however the call ends.
+    /// Writes the UTF-8 of a string, and reports how many bytes of it the kernel has taken, however the call ends.
     /// - Note: parks
     public func writeAll(_ text: String, written: inout Int) throws { try writeAll(Array(text.utf8), written: &written) }
 
-    /// Writes several pieces as if they were one, without copying them together.
+    /// Writes several pieces as if they were one, without copying them into one buffer.
     /// - Note: parks
     public func writeAll(pieces: [[UInt8]]) throws {
         var written = 0
         try writeAll(pieces: pieces, written: &written)
     }
 
-    /// Writes several pieces as if they were one, and tells how many bytes of them the kernel has, however the call ends.
+    /// Writes several pieces as if they were one, and reports how many bytes of them the kernel has taken, however the call ends.
     /// - Note: parks
     public func writeAll(pieces: [[UInt8]], written: inout Int) throws {
         try writing(isEmpty: pieces.allSatisfy(\.isEmpty), &written) { sent in
             var rest = pieces[...]
             var result = 0
-            // Memory of an array is lent for the length of a closure, so each piece takes a frame: some at a time.
+            // The memory of an array is accessible only inside a closure, so each piece takes a stack frame. Batches of 32 bound the stack.
             while !rest.isEmpty && result == 0 {
                 result = withUnsafeTemporaryAllocation(of: iovec.self, capacity: 32) { vectors in
                     lend(rest.prefix(32), vectors, 0) { driver.send(descriptor, $0, sent: &sent) }
@@ -212,14 +218,14 @@ public final class Connection: Endpoint {
         }
     }
 
-    /// Writes two pieces, a header and a body say, as if they were one.
+    /// Writes two pieces, for example a header and a body, as if they were one.
     /// - Note: parks
     public func writeAll(_ first: RawSpan, _ second: RawSpan) throws {
         var written = 0
         try writeAll(first, second, written: &written)
     }
 
-    /// Writes two pieces as if they were one, and tells how many bytes of both the kernel has, however the call ends.
+    /// Writes two pieces as if they were one, and reports how many bytes of both the kernel has taken, however the call ends.
     /// - Note: parks
     public func writeAll(_ first: RawSpan, _ second: RawSpan, written: inout Int) throws {
         try writing(isEmpty: first.isEmpty && second.isEmpty, &written) { sent in
@@ -235,7 +241,7 @@ public final class Connection: Endpoint {
         }
     }
 
-    /// Runs `body` while no other fiber sends; nothing to send needs no exclusion.
+    /// Runs `body` while no other fiber can send. An empty message needs no exclusion.
     private func writing(isEmpty: Bool, _ written: inout Int, _ body: (inout Int) -> Int) throws {
         var sent = 0
         var result = descriptor.isOpen ? 0 : driver.refuseClosed()
@@ -261,21 +267,21 @@ public final class Connection: Endpoint {
         }
     }
 
-    // Ending.
+    // Closing.
 
-    /// Which half of a connection.
+    /// The half of a connection to shut down, or both.
     public enum Half: Sendable {
         case read, write, both
     }
 
-    /// Ends one half: after `.write` the peer reads the end of the stream and can still send.
+    /// Shuts down a half: after `.write` the peer reads the end of the stream and can still send.
     ///
-    /// Fibers that wait for that half go on at once: those that read see the end of the stream, those that write throw `reset`.
+    /// Fibers that wait for that half continue at once: readers see the end of the stream, writers throw `reset`.
     ///
-    /// Over TCP the peer does not learn of `.read`. On a Unix stream its later writes throw `reset`, but one that waits for room already is not told by the system: it waits until
-    /// there is room, or until this end is closed.
+    /// Over TCP the peer does not learn of `.read`. On a Unix stream the peer's later writes throw `reset`, but the system does not wake a
+    /// peer that already waits for room: it waits until there is room, or until this end is closed.
     ///
-    /// - Throws: ``IOError`` with `closed`, or `system` when the connection is gone already.
+    /// - Throws: ``IOError`` with `closed`, or `system` when the connection no longer exists.
     public func shutdown(_ half: Half) throws(IOError) {
         let how: Int =
             switch half {
@@ -287,9 +293,10 @@ public final class Connection: Endpoint {
         if status < 0 { throw IOError(status, "shutdown") }
     }
 
-    /// Closes at once by resetting the connection: the peer gets an error, and what was written and not delivered is lost.
+    /// Closes at once by resetting the connection: the peer gets an error, and written bytes that were not delivered are lost.
     ///
-    /// This is for TCP. There is no such thing on a Unix stream, where it does what ``Endpoint/close()`` does: the peer reads what was written, and then the end.
+    /// This is for TCP. A Unix stream has no reset, so this does the same as ``Endpoint/close()`` there: the peer reads the written bytes,
+    /// and then the end of the stream.
     public func reset() {
         _ = driver.call(on: descriptor) { .linger($0, on: 1, seconds: 0) }
         close()
@@ -297,7 +304,7 @@ public final class Connection: Endpoint {
 }
 
 extension Driver {
-    /// Two connected Unix sockets.
+    /// Creates two connected Unix sockets.
     func makePair(_ type: Int32) throws(IOError) -> (Int32, Int32) {
         var (first, second): (Int32, Int32) = (-1, -1)
         let status = withUnsafeMutablePointer(to: &first) { first in

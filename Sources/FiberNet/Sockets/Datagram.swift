@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What comes out of a datagram socket: one datagram as a value, and what is known of one whose bytes are elsewhere.
+// Results of a datagram socket: a datagram as a value, and the information about a datagram whose bytes are elsewhere.
 //
 // Invariant: `byteCount` is at most `length`, and less exactly when the memory was too small.
 // Thread rule: plain values, any thread.
@@ -8,13 +8,13 @@
 import CFiber
 import Glibc
 
-/// What is known of a datagram besides its bytes.
+/// The information about a datagram besides its bytes.
 public struct DatagramInfo: Sendable, Hashable {
-    /// Bytes that were received; 0 for an empty datagram, which is a datagram like any other.
+    /// The number of bytes received; 0 for an empty datagram, which is a datagram like any other.
     public let byteCount: Int
-    /// Bytes that were sent, also where fewer were received.
+    /// The number of bytes sent, even if fewer were received.
     public let length: Int
-    /// Who sent it; nil for a Unix socket without a name, to which nobody can answer.
+    /// The address of the sender; nil for a Unix socket without a name, which cannot be answered.
     public let sender: SocketAddress?
 
     /// True when the memory was too small: bytes from ``byteCount`` on are lost.
@@ -24,7 +24,7 @@ public struct DatagramInfo: Sendable, Hashable {
         self.init(datagram.header, length: Int(datagram.length), room: room)
     }
 
-    /// `header` is one that the kernel has filled in, with a name of its own.
+    /// `header` is filled in as by the kernel, and its `msg_name` is memory of its own.
     init(_ header: msghdr, length: Int, room: Int) {
         byteCount = min(length, room)
         self.length = length
@@ -36,9 +36,9 @@ public struct DatagramInfo: Sendable, Hashable {
 /// A datagram that was received.
 public struct Datagram: Sendable, Hashable {
     public let bytes: [UInt8]
-    /// Bytes that were sent, also where fewer were received.
+    /// The number of bytes sent, even if fewer were received.
     public let length: Int
-    /// Who sent it; nil for a Unix socket without a name, to which nobody can answer.
+    /// The address of the sender; nil for a Unix socket without a name, which cannot be answered.
     public let sender: SocketAddress?
 
     /// True when the memory was too small: the rest of the bytes is lost.

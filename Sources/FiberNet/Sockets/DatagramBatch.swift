@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Several datagrams in memory that is used again and again, in the form in which the kernel takes and gives them.
+// Several datagrams in reusable memory, in the layout that the kernel reads and writes.
 //
-//     headers   [ h0 ][ h1 ][ h2 ]…   one for the kernel each, pointing to
-//     pieces    [ p0 ][ p1 ][ p2 ]…     where its bytes are, and how many
+//     headers   [ h0 ][ h1 ][ h2 ]…   a message header for the kernel each, pointing to
+//     pieces    [ p0 ][ p1 ][ p2 ]…     the address and the number of its bytes,
 //     names     [ n0 ][ n1 ][ n2 ]…     and the address of its sender or receiver
 //     memory    [ datagramSize ][ datagramSize ]…
 //
 // Invariants:
-//   * of the datagrams below `count`, `pieces` tells the bytes, `names` and the header's `msg_namelen` (0: none) the address, `lengths` how long it was when it was sent;
-//   * the pointers never change; while a call of a socket uses the batch, perhaps parked, nobody changes the rest.
+//   * for the datagrams below `count`, `pieces` holds the bytes, `names` and the header's `msg_namelen` (0: none) the address, and
+//     `lengths` the length with which it was sent;
+//   * the pointers never change. While a call on a socket uses the batch, even if it is parked, no other code changes the rest.
 // Used by one fiber at a time.
 
 import CFiber
@@ -18,7 +19,7 @@ import Glibc
 
 /// Datagrams to be received or sent together, by ``DatagramSocket/receiveBatch(into:max:)`` and ``DatagramSocket/sendBatch(_:from:)``.
 ///
-/// It holds its memory until it goes, so that a loop that uses it again and again allocates nothing:
+/// It keeps its memory for its whole lifetime, so a loop that reuses it allocates nothing:
 ///
 /// ```swift
 /// let batch = DatagramBatch(capacity: 64, datagramSize: 1500)
@@ -28,11 +29,11 @@ import Glibc
 /// }
 /// ```
 public final class DatagramBatch {
-    /// How many datagrams it can hold.
+    /// The maximum number of datagrams.
     public let capacity: Int
-    /// How many bytes of each: longer ones are truncated when they are received, and refused when they are appended.
+    /// The maximum bytes of a datagram: longer datagrams are truncated when they are received, and refused when they are appended.
     public let datagramSize: Int
-    /// How many datagrams it holds.
+    /// The number of datagrams in the batch.
     public private(set) var count = 0
 
     private let headers: UnsafeMutablePointer<cfiber_datagram>
@@ -40,12 +41,13 @@ public final class DatagramBatch {
     private let names: UnsafeMutablePointer<sockaddr_storage>
     private let lengths: UnsafeMutablePointer<Int>
     private let memory: UnsafeMutableRawPointer
-    /// A call of a socket has it, and may be parked.
+    /// True while a call on a socket uses the batch. That call may be parked.
     private var isLent = false
 
     /// - Parameters:
-    ///   - capacity: how many datagrams, 1 to 1,024, which is what the kernel takes at once.
-    ///   - datagramSize: bytes for each, at least 1; with all datagrams at most 1 GiB. ``DatagramSocket/maximumSize`` is enough for UDP over IPv4; of memory that is not used only address space is taken.
+    ///   - capacity: the number of datagrams, 1 to 1,024, which is the kernel's limit for one call.
+    ///   - datagramSize: bytes for each, at least 1; at most 1 GiB for all datagrams together. ``DatagramSocket/maximumSize`` is enough for
+    ///     UDP over IPv4. Unused memory takes only address space.
     public init(capacity: Int, datagramSize: Int) {
         require(1...1024 ~= capacity, "a DatagramBatch holds 1 to 1,024 datagrams, not \(capacity)")
         require(1...(1 << 30) ~= datagramSize, "datagramSize of a DatagramBatch is 1 byte to 1 GiB, not \(datagramSize)")
@@ -79,20 +81,20 @@ public final class DatagramBatch {
         memory.deallocate()
     }
 
-    // Filling it.
+    // Filling.
 
     /// True when there is no room for another datagram.
     public var isFull: Bool { count == capacity }
 
-    /// Forgets the datagrams and keeps the memory.
+    /// Removes all datagrams and keeps the memory.
     public func removeAll() {
         checkIsFree()
         count = 0
     }
 
-    /// Adds a datagram to be sent. There must be room (``isFull``).
-    /// - Parameter receiver: where to; nil for the peer of the socket.
-    /// - Throws: ``IOError`` with `tooLarge` when it has more than ``datagramSize`` bytes.
+    /// Adds a datagram to be sent. The batch must have room for it (``isFull``).
+    /// - Parameter receiver: the address of the receiver; nil for the peer of the socket.
+    /// - Throws: ``IOError`` with `tooLarge` when the datagram has more than ``datagramSize`` bytes.
     public func append(_ bytes: RawSpan, to receiver: SocketAddress? = nil) throws(IOError) {
         checkIsFree()
         require(
@@ -118,21 +120,21 @@ public final class DatagramBatch {
         try append(bytes.span.bytes, to: receiver)
     }
 
-    // Looking into it.
+    // Reading.
 
-    /// A copy of a datagram. To look without copying use ``withBytes(at:_:)``.
+    /// A copy of a datagram. Use ``withBytes(at:_:)`` to avoid the copy.
     public subscript(index: Int) -> Datagram {
         let info = info(at: index)
         return Datagram(Array(UnsafeRawBufferPointer(start: pieces[index].iov_base, count: info.byteCount)), info)
     }
 
-    /// What is known of a datagram: its length and its sender, or, if it was appended, its receiver.
+    /// The length of a datagram and its sender or, if it was appended, its receiver.
     public func info(at index: Int) -> DatagramInfo {
         check(index)
         return DatagramInfo(headers[index].header, length: lengths[index], room: datagramSize)
     }
 
-    /// Lends the bytes of a datagram. `body` must not receive into the batch.
+    /// Calls `body` with the bytes of a datagram. `body` must not receive into the batch.
     public func withBytes<R>(at index: Int, _ body: (RawSpan) throws -> R) rethrows -> R {
         check(index)
         let bytes = UnsafeRawBufferPointer(start: pieces[index].iov_base, count: pieces[index].iov_len)
@@ -141,7 +143,9 @@ public final class DatagramBatch {
 
     // For sockets.
 
-    /// Gets datagrams from `receive`, which is called with headers that have room for so many, and returns how many it received, or an error.
+    /// Fills the batch by `receive`, and returns its result.
+    ///
+    /// `receive` gets the headers and the number of datagrams to receive at most; it returns the number it received, or an error.
     func fill(_ limit: Int?, _ receive: (UnsafeMutablePointer<cfiber_datagram>, Int) -> Int) -> Int {
         checkIsFree()
         require(limit ?? 1 > 0, "a batch of at least one datagram can be received, not of \(limit ?? 0)")
@@ -158,13 +162,13 @@ public final class DatagramBatch {
         for i in 0..<count {
             lengths[i] = Int(headers[i].length)
             pieces[i].iov_len = min(lengths[i], datagramSize)
-            // A path that fills its field is told with a NUL more than may be sent to.
+            // For a path that fills its field, the kernel reports a length with one NUL more than it accepts for sending.
             headers[i].header.msg_namelen = min(headers[i].header.msg_namelen, socklen_t(MemoryLayout<sockaddr_un>.size))
         }
         return result
     }
 
-    /// Lends the headers from `first` on to `send`.
+    /// Calls `send` with the headers from `first` on.
     func lend(from first: Int, _ send: (UnsafeMutablePointer<cfiber_datagram>, Int) -> Int) -> Int {
         checkIsFree()
         require(0...count ~= first, "a batch of \(count) datagrams cannot be sent from datagram \(first) on")
@@ -173,7 +177,7 @@ public final class DatagramBatch {
         return send(headers + first, count - first)
     }
 
-    /// Nil where the datagram has no address.
+    /// The address of a datagram; nil if it has none.
     func address(at index: Int) -> SocketAddress? { index < count ? info(at: index).sender : nil }
 
     func byteCount(of range: Range<Int>) -> Int { range.reduce(0) { $0 + pieces[$1].iov_len } }

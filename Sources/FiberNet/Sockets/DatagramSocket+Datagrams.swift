@@ -9,11 +9,11 @@ import Glibc
 extension DatagramSocket {
     // Receiving.
 
-    /// Receives one datagram into memory of the caller's. What does not fit is cut off, which ``DatagramInfo/isTruncated`` tells; an empty span takes the datagram
-    /// without its bytes.
+    /// Receives one datagram into the caller's memory. Bytes that do not fit are lost, and ``DatagramInfo/isTruncated`` is then true; an
+    /// empty span takes the datagram without its bytes.
     ///
-    /// - Throws: ``IOError`` with `refused` or `unreachable` (what became of a datagram sent earlier; only once it is connected), `closed`, `system`; `CancellationError` or `TimeoutError` when the
-    ///   fiber is cancelled. No datagram is lost then.
+    /// - Throws: ``IOError`` with `refused` or `unreachable` (about a datagram sent earlier; only on a connected socket), `closed`,
+    ///   `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled. No datagram is lost then.
     /// - Note: parks
     public func receive(into span: inout MutableRawSpan) throws -> DatagramInfo {
         let (result, info) = span.withUnsafeMutableBytes { receive($0.baseAddress, $0.count) }
@@ -21,7 +21,7 @@ extension DatagramSocket {
         return info
     }
 
-    /// Receives one datagram into memory of the caller's; otherwise as ``receive(into:)-(MutableRawSpan)``.
+    /// Receives one datagram into the caller's memory; otherwise like ``receive(into:)-(MutableRawSpan)``.
     /// - Note: parks
     public func receive(into memory: UnsafeMutableRawBufferPointer) throws -> DatagramInfo {
         let (result, info) = receive(memory.baseAddress, memory.count)
@@ -29,9 +29,10 @@ extension DatagramSocket {
         return info
     }
 
-    /// Receives one datagram, of which it keeps at most `limit` bytes; otherwise as ``receive(into:)-(MutableRawSpan)``.
+    /// Receives one datagram and keeps at most `limit` bytes of it; otherwise like ``receive(into:)-(MutableRawSpan)``.
     ///
-    /// - Parameter limit: bytes. None over UDP is longer than 65,535; for a Unix socket it is at most 1 GiB, since memory for so many is taken.
+    /// - Parameter limit: bytes. No UDP datagram is longer than 65,535; for a Unix socket it is at most 1 GiB, since memory for the whole
+    ///   limit is allocated.
     /// - Note: parks
     public func receive(upTo limit: Int) throws -> Datagram {
         let isUnix = address.family == .unix
@@ -49,7 +50,9 @@ extension DatagramSocket {
         return Datagram(bytes, info)
     }
 
-    /// Waits for a datagram without holding a buffer, then lends it to `body`, in a buffer of the worker's pool: the way for programs with many sockets.
+    /// Waits for a datagram without holding a buffer, then passes it to `body` in a pooled buffer of the worker.
+    ///
+    /// Programs with many sockets should receive this way: an idle socket holds no buffer.
     ///
     /// ```swift
     /// try socket.receiveAvailable { bytes, info in
@@ -57,9 +60,10 @@ extension DatagramSocket {
     /// }
     /// ```
     ///
-    /// - Parameter body: gets the bytes, at most `FiberRuntime.Configuration.readBufferSize` of them, and what else is known. It may park; the bytes are its own until it returns.
-    /// - Returns: what `body` returns.
-    /// - Throws: ``IOError`` as ``receive(upTo:)``, and whatever `body` throws.
+    /// - Parameter body: receives the bytes, at most `FiberRuntime.Configuration.readBufferSize` of them, and the rest of the information
+    ///   about the datagram. It may park; the bytes stay valid until it returns.
+    /// - Returns: the result of `body`.
+    /// - Throws: ``IOError`` as ``receive(upTo:)``, and any error that `body` throws.
     /// - Note: parks
     public func receiveAvailable<R>(_ body: (RawSpan, DatagramInfo) throws -> R) throws -> R {
         var envelope = cfiber_envelope()
@@ -77,7 +81,7 @@ extension DatagramSocket {
         return try body(bytes.bytes, info)
     }
 
-    /// 1 and what is known of the datagram, or an error.
+    /// Returns 1 and the information about the datagram, or an error.
     private func receive(_ memory: UnsafeMutableRawPointer?, _ count: Int) -> (Int, DatagramInfo?) {
         var envelope = cfiber_envelope()
         return withUnsafeMutablePointer(to: &envelope) { envelope in
@@ -89,14 +93,16 @@ extension DatagramSocket {
 
     // Sending.
 
-    /// Sends one datagram to an address, whole or not at all. Returns when the kernel has it.
+    /// Sends one datagram to an address, whole or not at all. Returns when the kernel has taken it.
     ///
-    /// Waits while the socket's buffer is full. A Unix receiver whose queue is full is waited for, too, by trying again at growing intervals of up to 50 ms, since nothing
-    /// tells when there is room; whoever sends often to one Unix socket should connect to it, which makes the kernel tell.
+    /// Waits while the socket's buffer is full. It also waits for a Unix receiver whose queue is full: it retries at growing intervals of
+    /// up to 50 ms, since the kernel does not report when there is room. To send often to one Unix socket, connect to it: then the kernel
+    /// reports it.
     ///
-    /// - Throws: ``IOError`` with `tooLarge`, `refused` (Unix only: nobody receives there; over UDP only once it is connected, of a datagram sent earlier), `unreachable`,
-    ///   `notPermitted` (a broadcast without ``SocketOption/broadcast``, a firewall, a Unix receiver that is connected to another socket), `closed`, `system`; `CancellationError` or
-    ///   `TimeoutError` when the fiber is cancelled. The datagram was not sent then.
+    /// - Throws: ``IOError`` with `tooLarge`, `refused` (Unix: no socket receives there; UDP: only on a connected socket, about a datagram
+    ///   sent earlier), `unreachable`, `notPermitted` (a broadcast without ``SocketOption/broadcast``, a firewall, a Unix receiver that is
+    ///   connected to another socket), `closed`, `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled. The datagram
+    ///   was not sent then.
     /// - Note: parks
     public func send(_ bytes: RawSpan, to receiver: SocketAddress) throws {
         let result = receiver.withSockaddr { send(bytes, UnsafeMutableRawPointer(mutating: $0), $1) }
@@ -115,10 +121,12 @@ extension DatagramSocket {
         try send(Array(text.utf8), to: receiver)
     }
 
-    /// Sends one datagram to the peer, whole or not at all. Returns when the kernel has it; waits while the socket's buffer, or the queue of a Unix peer, is full.
+    /// Sends one datagram to the peer, whole or not at all. Returns when the kernel has taken it; waits while the socket's buffer, or the
+    /// queue of a Unix peer, is full.
     ///
-    /// - Throws: ``IOError`` with `tooLarge`, `refused` or `unreachable` (of this datagram on a Unix socket, of an earlier one over UDP), `closed`, `system`, also when there is no peer;
-    ///   `CancellationError` or `TimeoutError` when the fiber is cancelled. The datagram was not sent then.
+    /// - Throws: ``IOError`` with `tooLarge`, `refused` or `unreachable` (about this datagram on a Unix socket, about an earlier one over
+    ///   UDP), `closed`, `system` (also when the socket has no peer); `CancellationError` or `TimeoutError` when the fiber is cancelled.
+    ///   The datagram was not sent then.
     /// - Note: parks
     public func send(_ bytes: RawSpan) throws {
         let result = send(bytes, nil, 0)
@@ -152,12 +160,12 @@ extension DatagramSocket {
 
     // Batches.
 
-    /// Receives the datagrams that are there, at least one, in one system call (`recvmmsg`). They replace what was in the batch.
+    /// Receives the datagrams that have arrived, at least one, in one system call (`recvmmsg`). They replace the contents of the batch.
     ///
     /// - Parameters:
-    ///   - batch: where to; it is empty when this throws.
-    ///   - max: how many at most; nil for as many as the batch has room for.
-    /// - Returns: how many came, also in ``DatagramBatch/count``.
+    ///   - batch: the destination; it is empty when this throws.
+    ///   - max: the maximum number of datagrams; nil for as many as the batch has room for.
+    /// - Returns: the number of datagrams received, also in ``DatagramBatch/count``.
     /// - Throws: ``IOError`` as ``receive(upTo:)``.
     /// - Note: parks
     @discardableResult
@@ -167,25 +175,30 @@ extension DatagramSocket {
         return result
     }
 
-    /// Sends the datagrams of a batch in order, in one system call (`sendmmsg`) where the kernel takes them at once: those that were appended with an address go there,
-    /// those that were received go back to their senders, and those without an address to the peer.
+    /// Sends the datagrams of a batch in order, in one system call (`sendmmsg`) where the kernel takes them at once.
     ///
-    /// An error ends it at the datagram that it happened to; ``IOError/datagramsTransferred`` says how many went before it. To leave that one out, go on behind it.
-    /// Where the kernel stops in the middle because of what became of an *earlier* datagram (`refused`), it says so to nobody, and the rest goes all the same.
+    /// A datagram that was appended with an address goes to that address, a received datagram goes back to its sender, and a datagram
+    /// without an address goes to the peer.
+    ///
+    /// An error ends the call at the datagram that caused it; ``IOError/datagramsTransferred`` is the number of datagrams sent before it.
+    /// To skip that datagram, continue after it. If the kernel stops in the middle because of an *earlier* datagram (`refused`), that error
+    /// is not reported, and the rest is sent anyway.
     ///
     /// - Parameters:
-    ///   - batch: what to send. It stays as it is.
-    ///   - first: the datagram to begin with.
-    /// - Throws: ``IOError`` as ``send(_:to:)-(RawSpan,_)``, with the address of the datagram that it happened to, and how many went.
+    ///   - batch: the datagrams to send. It stays unchanged.
+    ///   - first: the index of the first datagram to send.
+    /// - Throws: ``IOError`` as ``send(_:to:)-(RawSpan,_)``, with the address of the datagram that caused it and the number of datagrams
+    ///   sent before.
     /// - Note: parks
     public func sendBatch(_ batch: DatagramBatch, from first: Int = 0) throws {
         var written = 0
         try sendBatch(batch, from: first, written: &written)
     }
 
-    /// Sends the datagrams of a batch in order, and tells how many of them the kernel has, however the call ends; otherwise as ``sendBatch(_:from:)``.
+    /// Sends the datagrams of a batch in order, and reports how many of them the kernel has taken, however the call ends; otherwise like
+    /// ``sendBatch(_:from:)``.
     ///
-    /// - Parameter written: set to the number of datagrams, also when this throws.
+    /// - Parameter written: set to the number of datagrams, even when this throws.
     /// - Note: parks
     public func sendBatch(_ batch: DatagramBatch, from first: Int = 0, written: inout Int) throws {
         var sent = 0

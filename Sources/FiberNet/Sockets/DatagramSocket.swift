@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Datagrams over UDP, or over Unix datagram sockets, by the family of the address, as `Connection` is either kind of stream.
+// Datagrams over UDP or over Unix datagram sockets; the family of the address decides, as for `Connection`.
 //
 // Invariants:
-//   * a datagram is received or sent whole, or not at all; what does not fit into the receiver's memory is cut off, and said to be;
-//   * a socket file that `bind` made is removed at the end, unless something else has taken its path;
-//   * nothing that a datagram or its absence does ends the socket: an empty one is not an end, and an error is of one call.
+//   * a datagram is received or sent whole, or not at all. If it does not fit into the receiver's memory, it is truncated and reported as
+//     such;
+//   * a socket file that `bind` made is removed when the socket closes, unless another file has taken its path;
+//   * neither a datagram nor its absence ends the socket: an empty datagram is not an end of stream, and an error concerns one call.
 // Owner worker only.
 
 import CFiber
@@ -22,42 +23,46 @@ import Glibc
 /// }
 /// ```
 ///
-/// Datagrams keep their borders, and there is no connection: over UDP they may be lost, doubled or overtaken; over Unix sockets they are not. Several fibers that receive
-/// are served in the order in which they came, one datagram (or batch) each.
+/// Datagrams keep their boundaries, and there is no connection. UDP may lose, duplicate or reorder datagrams; Unix sockets do not. Several
+/// fibers that receive are served in order of arrival, one datagram (or batch) each.
 ///
-/// A socket has no end: a datagram without bytes is received as one, and an error concerns one call. After ``connect(to:)-swift.type.method`` a datagram to a port where
-/// nobody listens makes the next call throw `refused`, once; the socket is as good as before.
+/// A socket has no end of stream: an empty datagram is received like any other, and an error concerns one call. After
+/// ``connect(to:)-swift.type.method`` a datagram to a port without a receiver makes the next call throw `refused`, once; the socket stays
+/// usable.
 ///
-/// It belongs to the worker that made it. It is closed by ``close()`` or when the last reference goes.
+/// It belongs to the worker that made it. It is closed by ``close()`` or by the release of the last reference.
 public final class DatagramSocket: Endpoint {
-    /// Where it receives: what it was bound to, with the port that the system chose for port 0, or what the system chose when it was connected. A socket that is neither
-    /// gets an address when it sends for the first time, which ``Endpoint/localAddress()`` tells.
+    /// The address at which it receives: the address to which it was bound, with the port that the system chose for port 0, or the address
+    /// that the system chose when it was connected. A socket that was neither bound nor connected gets an address with its first send;
+    /// ``Endpoint/localAddress()`` returns it.
     public private(set) var address: SocketAddress
-    /// The file to remove at the end, for Unix sockets.
+    /// The file to remove when the socket closes, for Unix sockets.
     private var file: SocketFile?
 
-    /// The greatest number of bytes in a datagram of UDP over IPv4. Over IPv6 it is 20 more; a Unix socket takes a little less than its
+    /// The maximum number of bytes in a UDP datagram over IPv4. Over IPv6 it is 20 more; for a Unix socket it is a little less than its
     /// ``SocketOption/sendBufferSize``.
     public static var maximumSize: Int { 65_507 }
 
     private init(_ fd: Int32, _ address: SocketAddress, _ driver: Driver, _ operation: String) throws(IOError) {
         self.address = address
-        // The kernel never tells by a short count that there is no more.
+        // Exact: a short count from the kernel never means that no more datagrams have arrived.
         try super.init(fd, exact: true, driver: driver, operation)
     }
 
     deinit { file?.remove() }
 
-    // Making one.
+    // Creation.
 
-    /// A socket that receives at an address.
+    /// Creates a socket that receives at an address.
     ///
     /// - Parameters:
-    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet. `unix:` without a name lets Linux
-    ///     choose an abstract one, so that a client of a Unix server can be answered.
-    ///   - reusePort: let other sockets share the port, each getting a part of the senders. Not with port 0: the system might choose one that sockets of other programs share. For
-    ///     several sockets at a port of the system's choice bind the first without `reusePort`, set ``SocketOption/reusePort`` on it, and bind the others to its ``address``.
-    ///   - removesFile: of a Unix socket: whether closing it removes its file, and no other, as in ``Listener/bind(to:backlog:reusePort:removesFile:)``.
+    ///   - address: the address to bind; port 0 lets the system choose. A Unix path must not exist yet. `unix:` without a name lets Linux
+    ///     choose an abstract name, so that a server can answer a Unix client.
+    ///   - reusePort: lets other sockets share the port; each receives from a part of the senders. Not allowed with port 0: the system
+    ///     might choose a port that sockets of other programs share. For several sockets on a port that the system chooses, bind the first
+    ///     without `reusePort`, set ``SocketOption/reusePort`` on it, and bind the others to its ``address``.
+    ///   - removesFile: for a Unix socket: whether closing it removes its file, and no other file, as in
+    ///     ``Listener/bind(to:backlog:reusePort:removesFile:)``.
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system` (also `reusePort` with port 0).
     public static func bind(to address: SocketAddress, reusePort: Bool = false, removesFile: Bool = true) throws(IOError) -> DatagramSocket
     {
@@ -71,9 +76,10 @@ public final class DatagramSocket: Endpoint {
         return socket
     }
 
-    /// A client's socket: it sends to one peer and receives from it alone, at an address that the system chooses. The peer need not be there, except for a Unix socket.
+    /// Creates a client's socket: it sends to one peer, receives only from that peer, and has an address that the system chooses.
     ///
-    /// A Unix socket made so has no name, and cannot be answered: bind one, and connect that.
+    /// The peer need not exist yet, except for a Unix socket. A Unix socket made this way has no name, so the peer cannot answer it: for
+    /// answers, bind a socket and connect that.
     ///
     /// - Throws: ``IOError`` with `unreachable`, `refused` (Unix only), `notPermitted` (Unix: the peer is connected to another socket), `resources` or `system`;
     ///   `CancellationError` or `TimeoutError` when the fiber is cancelled.
@@ -84,7 +90,8 @@ public final class DatagramSocket: Endpoint {
         return socket
     }
 
-    /// A socket without an address: for sending, and for the answers. With the first datagram that it sends over UDP it gets an address on a port that is free.
+    /// Creates a socket without an address, for sending and for receiving the answers. Its first send over UDP gives it an address on a
+    /// free port.
     /// - Throws: ``IOError`` with `resources` or `system`.
     public static func open(_ family: SocketAddress.Family = .ipv4) throws(IOError) -> DatagramSocket {
         let driver = Worker.here("DatagramSocket.open").driver
@@ -99,7 +106,7 @@ public final class DatagramSocket: Endpoint {
         return try DatagramSocket(Int32(fd), nowhere, driver, "socket")
     }
 
-    /// Two Unix sockets connected to each other. Neither has a name; each receives what the other sends.
+    /// Creates two Unix sockets connected to each other. Neither has a name; each receives the datagrams that the other sends.
     /// - Throws: ``IOError`` with `resources`.
     public static func pair() throws(IOError) -> (DatagramSocket, DatagramSocket) {
         let driver = Worker.here("DatagramSocket.pair").driver
@@ -113,12 +120,15 @@ public final class DatagramSocket: Endpoint {
         return (first, try DatagramSocket(other, nowhere, driver, "socketpair"))
     }
 
-    // Its peer.
+    // The peer.
 
-    /// Chooses the peer: from now on only its datagrams are received, `send` without an address sends to it, and errors that the network reports of datagrams sent there
-    /// are thrown by the next call. Datagrams of others that have arrived before stay to be received. A later call chooses another peer.
+    /// Sets the peer: from now on only its datagrams are received, and `send` without an address sends to it.
     ///
-    /// - Throws: ``IOError`` with `unreachable`, `refused` (Unix only), `notPermitted` (Unix: the peer is connected to another socket), `closed` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled.
+    /// The next call throws the errors that the network reports about datagrams sent to the peer. Datagrams of other senders that have
+    /// already arrived can still be received. A later call sets another peer.
+    ///
+    /// - Throws: ``IOError`` with `unreachable`, `refused` (Unix only), `notPermitted` (Unix: the peer is connected to another socket),
+    ///   `closed` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
     public func connect(to peer: SocketAddress) throws {
         let result = peer.withSockaddr { driver.connect(descriptor, $0, $1) }
@@ -126,24 +136,26 @@ public final class DatagramSocket: Endpoint {
         address = try localAddress()
     }
 
-    /// The peer that was chosen by ``connect(to:)-swift.method``.
-    /// - Throws: ``IOError`` with `closed`, or `system` (`ENOTCONN`) when there is none.
+    /// The peer that ``connect(to:)-swift.method`` has set.
+    /// - Throws: ``IOError`` with `closed`, or `system` (`ENOTCONN`) when the socket has no peer.
     public func peerAddress() throws(IOError) -> SocketAddress {
         try address("getpeername") { .peerAddress($0, $1, $2) }
     }
 
-    /// Receives what is sent to a multicast group, too: `224.0.0.251` or `ff02::fb`, say; its port plays no part, that is the one to which this socket is bound.
+    /// Receives datagrams sent to a multicast group too, for example `224.0.0.251` or `ff02::fb`.
+    ///
+    /// The port of the group is ignored: the port is the one to which this socket is bound.
     ///
     /// - Parameters:
     ///   - group: a multicast address of the socket's family.
     ///   - interface: the index of the network interface; 0 lets the system choose.
-    /// - Throws: ``IOError`` with `addressInUse` when it is a member already, `closed`, `resources` or `system`.
+    /// - Throws: ``IOError`` with `addressInUse` when the socket is already a member, `closed`, `resources` or `system`.
     public func join(_ group: SocketAddress, interface: Int = 0) throws(IOError) {
         try change(group, interface, joins: true, "join")
     }
 
-    /// Ends what ``join(_:interface:)`` began.
-    /// - Throws: ``IOError`` with `addressNotAvailable` when it is no member, `closed` or `system`.
+    /// Ends the membership that ``join(_:interface:)`` began.
+    /// - Throws: ``IOError`` with `addressNotAvailable` when the socket is not a member, `closed` or `system`.
     public func leave(_ group: SocketAddress, interface: Int = 0) throws(IOError) {
         try change(group, interface, joins: false, "leave")
     }
@@ -156,12 +168,14 @@ public final class DatagramSocket: Endpoint {
         if status < 0 { throw IOError(status, operation, subject: group.description) }
     }
 
-    // Ending.
+    // Closing.
 
-    /// Closes the socket. Everyone who waits on it throws an ``IOError`` with the code `closed` at once, as does every later call. Datagrams that were not received are
-    /// lost, and the file of a Unix socket goes, if it is still the one that was bound. A second close does nothing.
+    /// Closes the socket. Every fiber that waits on it throws an ``IOError`` with the code `closed` at once, and so does every later call.
+    ///
+    /// Datagrams that were not received are lost. The file of a Unix socket is removed if it is still the file that was bound. A second
+    /// close does nothing.
     public override func close() {
-        // First, while the socket keeps its inode.
+        // First: the kernel keeps the socket's inode only until the socket closes.
         file?.remove()
         super.close()
     }

@@ -1,25 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What streams, listeners and datagram sockets share: a descriptor, the driver that works on it, and its end.
+// The common part of streams, listeners and datagram sockets: a descriptor, the driver that works on it, and closing.
 //
 // Invariants:
-//   * the descriptor is open from `init` to `close`, and `deinit` closes it at the latest: none leaks;
-//   * it is used by fibers of the worker that made it.
+//   * the descriptor is open from `init` to `close`; `deinit` closes it at the latest, so none leaks;
+//   * only fibers of the worker that made the object use it.
 
 package import CFiber
 package import Fibers
 import Glibc
 public import SystemPackage
 
-/// A socket or another descriptor: the part that streams, listeners and datagram sockets have in common. It is made by them.
+/// A socket or another descriptor: the common base of streams, listeners and datagram sockets, which create it.
 ///
-/// It belongs to the worker that made it and is used in that worker's fibers. It is closed by ``close()``, when the last reference goes, or when its runtime ends,
-/// whichever comes first.
+/// It belongs to the worker that made it, and only fibers of that worker may use it. It is closed by ``close()``, by the release of the
+/// last reference, or at the end of its runtime, whichever comes first.
 public class Endpoint {
     package final let driver: Driver
     package final let descriptor: Descriptor
 
-    /// Takes `fd` over; closes it when that fails.
+    /// Takes ownership of `fd`, and closes it on failure.
     package init(_ fd: Int32, exact: Bool, driver: Driver, _ operation: String) throws(IOError) {
         guard let descriptor = driver.register(fd, exact: exact) else {
             _ = driver.call(.close(fd))
@@ -34,19 +34,21 @@ public class Endpoint {
         driver.close(descriptor)
     }
 
-    /// Closes the socket. Everyone who waits on it throws an ``IOError`` with the code `closed` at once, as does every later call. A second close does nothing.
+    /// Closes the socket. Every fiber that waits on it throws an ``IOError`` with the code `closed` at once, and so does every later call.
+    /// A second close does nothing.
     ///
-    /// The kernel still delivers what was written, with one exception: if input has come that nobody has read, TCP resets the connection, and what is on its way then is
-    /// lost. Where the peer may have sent more than was read, end the sending half by ``Connection/shutdown(_:)``, read to the end of the stream, and close it then. On a Unix
-    /// stream all is delivered; with unread input the peer gets `reset` where it would read the end.
+    /// The kernel still delivers the written bytes, with one exception: if input has arrived that was not read, TCP resets the connection,
+    /// and bytes in flight are lost. Where the peer may have sent more than was read, end the sending half by ``Connection/shutdown(_:)``,
+    /// read to the end of the stream, and then close. A Unix stream delivers all written bytes; with unread input the peer gets `reset`
+    /// instead of the end of the stream.
     ///
-    /// Duplicates of the descriptor stay open, in this process or in a child, and from here on have nothing to do with this object. The peer sees the end when the last of
-    /// them is closed.
+    /// Duplicates of the descriptor, in this process or in a child, stay open and are independent of this object from here on. The peer
+    /// sees the end of the stream when the last of them is closed.
     public func close() {
         driver.close(descriptor)
     }
 
-    /// Gives the descriptor away, open; from here on this is closed.
+    /// Transfers ownership of the open descriptor to the caller; from here on this object is closed.
     func relinquish() throws(IOError) -> Int32 {
         let fd = try number("hand over")
         driver.release(descriptor)
@@ -56,14 +58,15 @@ public class Endpoint {
     /// False once it has been closed on this side.
     public final var isOpen: Bool { descriptor.isOpen }
 
-    /// Lends the descriptor, for calls that are not here. It stays owned by this object, non-blocking, and must not be closed.
+    /// Calls `body` with the descriptor, for system calls that this type does not offer. This object keeps ownership; the descriptor must
+    /// stay non-blocking and must not be closed.
     ///
-    /// After reading from it or writing to it by other means, wait with ``waitReadable()`` and ``waitWritable()``, which ask the kernel.
+    /// After reading or writing by other means, wait with ``waitReadable()`` and ``waitWritable()``, which ask the kernel.
     public final func withFileDescriptor<R>(_ body: (FileDescriptor) throws -> R) throws -> R {
         try body(FileDescriptor(rawValue: try number("withFileDescriptor")))
     }
 
-    /// Waits until a read would return at once: bytes, the end, an error, or a connection to accept.
+    /// Waits until a read would return at once with bytes, the end of the stream or an error, or until there is a connection to accept.
     /// - Throws: ``IOError`` with `closed`; `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
     public final func waitReadable() throws {
@@ -71,7 +74,7 @@ public class Endpoint {
         if result < 0 { throw failure(result, "wait until readable") }
     }
 
-    /// Waits until a write would take at least some bytes, or fail at once.
+    /// Waits until a write would take at least some bytes or fail at once.
     /// - Throws: ``IOError`` with `closed`; `CancellationError` or `TimeoutError` when the fiber is cancelled.
     /// - Note: parks
     public final func waitWritable() throws {
@@ -106,7 +109,7 @@ public class Endpoint {
         return Int(value)
     }
 
-    /// The address of this end; the port that the system chose, when it was bound to port 0.
+    /// The address of this end, with the port that the system chose if it was bound to port 0.
     public final func localAddress() throws(IOError) -> SocketAddress {
         try address("getsockname") { .localAddress($0, $1, $2) }
     }

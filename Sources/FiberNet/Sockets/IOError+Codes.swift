@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// From what drivers and system calls return to errors.
+// Converts results of drivers and system calls to errors.
 
 import Fibers
 import SystemPackage
@@ -27,7 +27,7 @@ extension IOError {
                 case .networkUnreachable, .hostIsDown, .noRouteToHost, .networkDown: .unreachable
                 case .addressInUse: .addressInUse
                 case .addressNotAvailable: .addressNotAvailable
-                // Linux says so too when a connection to a Unix socket's file finds no file; that is left as it is.
+                // Linux also reports this for a connection to a Unix socket whose file it does not find; the two cases are not told apart.
                 case .permissionDenied: .notPermitted
                 case .notPermitted: .notPermitted
                 case .messageTooLong: .tooLarge
@@ -41,7 +41,10 @@ extension IOError {
     }
 }
 
-/// The error for a negative result of an operation that waits: `CancellationError` or `TimeoutError` if that ended the wait, `IOError` for everything else. Call it in the scope of the operation.
+/// The error for a negative result of an operation that waits.
+///
+/// It is a `CancellationError` or a `TimeoutError` if the fiber was cancelled, and an `IOError` otherwise. Call it in the scope of the
+/// operation.
 @inline(never)
 func failure(
     _ result: Int, _ operation: String, subject: String? = nil, bytesTransferred: Int = 0, datagramsTransferred: Int = 0

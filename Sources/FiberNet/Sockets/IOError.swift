@@ -2,31 +2,33 @@
 
 public import SystemPackage
 
-/// Something that a socket, a descriptor or a file could not do: what happened, to what, and after how many bytes.
+/// An error of a socket, a descriptor or a file: the cause, the operation, its subject, and the progress before it.
 ///
-/// It says what the outside world did. A cancelled fiber gets a `CancellationError` or a `TimeoutError` instead, from these calls as from all others that wait.
+/// It reports causes outside the program. In a cancelled fiber these calls throw a `CancellationError` or a `TimeoutError` instead, like
+/// all other calls that wait.
 public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
-    /// What happened, for deciding what to do next. More may be added; compare with `==` and keep a default.
+    /// The cause, for deciding what to do next. More codes may be added; compare with `==` and keep a default.
     public struct Code: Hashable, Sendable, CustomStringConvertible {
         public let description: String
 
         /// The socket was closed on this side, before the call or while it waited.
         public static let closed = Code(description: "closed")
-        /// The system gave up, since the peer did not answer for minutes (`ETIMEDOUT`). A `withTimeout` that ends the call throws a `TimeoutError` instead.
+        /// The system gave up, since the peer did not answer for minutes (`ETIMEDOUT`). A `withTimeout` that ends the call throws a
+        /// `TimeoutError` instead.
         public static let timedOut = Code(description: "timed out")
-        /// Nobody listens, or receives datagrams, there.
+        /// No socket listens, or receives datagrams, at the address.
         public static let refused = Code(description: "refused")
-        /// The peer is gone: it reset the connection, or it was written to after the end.
+        /// The peer is gone: it reset the connection, or this side wrote after the peer's end had closed.
         public static let reset = Code(description: "reset by peer")
-        /// There is no way to the peer.
+        /// No route leads to the peer.
         public static let unreachable = Code(description: "unreachable")
-        /// Somebody listens on this address already.
+        /// Another socket already uses the address.
         public static let addressInUse = Code(description: "address in use")
-        /// The address is none of this machine's.
+        /// The address does not belong to this machine.
         public static let addressNotAvailable = Code(description: "address not available")
         /// Not allowed: a port below 1024, a file, a sandbox.
         public static let notPermitted = Code(description: "not permitted")
-        /// A datagram is larger than its way to the receiver can carry; none of it went.
+        /// A datagram is larger than the path to the receiver can carry; no part of it was sent.
         public static let tooLarge = Code(description: "too large")
         /// Descriptors, memory or kernel buffers have run out.
         public static let resources = Code(description: "out of resources")
@@ -37,15 +39,15 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
     }
 
     public let code: Code
-    /// The system's error, where it came from there.
+    /// The system's error, if the error came from the system.
     public let errno: Errno?
     /// The call that failed: `read`, `accept`, `connect`…
     public let operation: String
-    /// What it was done to: an address, where there is one.
+    /// The object of the call: an address, for example.
     public let subject: String?
-    /// Bytes that had been written when it happened; 0 for everything but writes.
+    /// Bytes that had been written before the error; 0 for everything but writes.
     public let bytesTransferred: Int
-    /// Datagrams of a batch that had been sent when it happened: the next one is what it happened to.
+    /// Datagrams of a batch that had been sent before the error. The next datagram caused it.
     public let datagramsTransferred: Int
 
     package init(
@@ -90,6 +92,6 @@ public struct IOError: Error, Hashable, Sendable, CustomStringConvertible {
         }
     }
 
-    /// Of datagrams; what streams do is called `write`.
+    /// Sends of datagrams; for streams the operation is called `write`.
     private var isSend: Bool { operation == "send" || operation == "send to" }
 }

@@ -4,7 +4,7 @@ import CFiber
 import Fibers
 import Glibc
 
-/// Waits for connections: TCP, or a Unix stream socket, depending on the address.
+/// Accepts connections: TCP, or a Unix stream socket, depending on the address.
 ///
 /// ```swift
 /// let listener = try Listener.bind(to: .loopback(port: 0))
@@ -12,23 +12,24 @@ import Glibc
 /// try listener.serve { stream in try session(stream) }
 /// ```
 public final class Listener: Endpoint {
-    /// Where it listens, with the port that the system chose if it was bound to port 0.
+    /// The address on which it listens, with the port that the system chose if it was bound to port 0.
     public private(set) var address = SocketAddress.any(port: 0)
-    /// The file to remove at the end, for Unix sockets.
+    /// The file to remove when the listener closes, for Unix sockets.
     private(set) var file: SocketFile?
-    /// The groups of ``serve(maxConnections:draining:onError:_:)`` that spawn connections, which may be waiting for room.
+    /// The groups in which ``serve(maxConnections:draining:onError:_:)`` spawns connections. They may be waiting for room.
     var serving: [ObjectIdentifier: FiberGroup<Void>] = [:]
 
     /// Starts to listen. Connections that arrive from now on wait in the kernel's queue until they are accepted.
     ///
     /// - Parameters:
-    ///   - address: where; port 0 lets the system choose. A Unix path must not exist yet.
+    ///   - address: the address to bind; port 0 lets the system choose. A Unix path must not exist yet.
     ///   - backlog: length of the kernel's queue, at most `net.core.somaxconn`.
-    ///   - reusePort: let other listeners share the port, each getting a part of the connections. With port 0 the system chooses one that nobody uses; the others then bind to
-    ///     ``address``.
-    ///   - removesFile: of a Unix socket: whether closing the listener removes its file. It removes its own and no other: what has taken the path since, be it the socket of another
-    ///     process or a regular file, stays, as does its own file under a name that it was given later. False for a program that leaves the socket to its successor. A file that is
-    ///     left must be removed before the path can be bound again.
+    ///   - reusePort: lets other listeners share the port; each gets a part of the connections. With port 0 the system chooses an unused
+    ///     port; the others then bind to ``address``.
+    ///   - removesFile: for a Unix socket: whether closing the listener removes its file. It removes only its own file. Another file that
+    ///     has taken the path since stays, whether it is the socket of another process or a regular file. So does its own file under a name
+    ///     that it was given later. Pass false in a program that leaves the socket to its successor. A file that is left must be removed
+    ///     before the path can be bound again.
     /// - Throws: ``IOError`` with `addressInUse`, `addressNotAvailable`, `notPermitted`, `resources` or `system`.
     public static func bind(
         to address: SocketAddress, backlog: Int = 4096, reusePort: Bool = false, removesFile: Bool = true
@@ -40,7 +41,7 @@ public final class Listener: Endpoint {
         if address.family != .unix {
             try listener.setOption(.reuseAddress, to: true)
             if reusePort { try listener.setOption(.reusePort, to: true) }
-            // Linux hands it on to the streams that are accepted, which saves each of them a system call.
+            // On Linux accepted streams inherit the option, which saves each of them a system call.
             try listener.setOption(.noDelay, to: true)
         }
         let (status, file) = SocketFile.bind(listener.descriptor, of: driver, to: address)
@@ -52,20 +53,20 @@ public final class Listener: Endpoint {
         return listener
     }
 
-    /// Goes on with a descriptor that listens already; takes it over, and closes it when that fails.
+    /// Takes ownership of a descriptor that already listens, and closes it on failure.
     static func adopt(_ fd: Int32, _ address: SocketAddress) throws(IOError) -> Listener {
         let listener = try Listener(fd, exact: true, driver: Worker.here("Listener").driver, "listen")
         listener.address = address
         return listener
     }
 
-    /// As `close`, but leaves the descriptor open.
+    /// Like `close`, but leaves the descriptor open.
     func giveBack() {
         _ = try? relinquish()
         for group in serving.values { group.endReserving() }
     }
 
-    /// Also the file that it would remove, which is the caller's to look after.
+    /// Also transfers the file that the listener would remove: from here on the caller must remove it.
     override func relinquish() throws(IOError) -> Int32 {
         let fd = try super.relinquish()
         file = nil
@@ -74,10 +75,12 @@ public final class Listener: Endpoint {
 
     deinit { file?.remove() }
 
-    /// Stops listening. Fibers that wait in ``accept()`` throw `closed`, ``next()`` returns nil, ``serve(maxConnections:draining:onError:_:)`` begins to drain; connections in the kernel's queue are reset.
-    /// The file of a Unix socket goes, if it is still the one that was bound.
+    /// Stops listening.
+    ///
+    /// Fibers that wait in ``accept()`` throw `closed`, ``next()`` returns nil, and ``serve(maxConnections:draining:onError:_:)`` begins to
+    /// drain; connections in the kernel's queue are reset. The file of a Unix socket is removed if it is still the file that was bound.
     public override func close() {
-        // First, while the socket keeps its inode.
+        // First: the kernel keeps the socket's inode only until the socket closes.
         file?.remove()
         super.close()
         for group in serving.values { group.endReserving() }
@@ -85,8 +88,8 @@ public final class Listener: Endpoint {
 
     /// Accepts one connection.
     ///
-    /// A connection that its client gave up before is passed over. While the process has no descriptor left the call waits: other fibers run, and it tries
-    /// again up to ten times a second; `FiberRuntime.Configuration.onWarning` hears of it.
+    /// A connection that its client has already given up is skipped. While the process has no descriptor left, the call waits: other fibers
+    /// run, it retries up to ten times a second, and it reports the shortage to `FiberRuntime.Configuration.onWarning`.
     ///
     /// - Throws: ``IOError`` with `closed` or `system`; `CancellationError` or `TimeoutError` when the fiber is cancelled, and then no connection is lost.
     /// - Note: parks
@@ -95,14 +98,14 @@ public final class Listener: Endpoint {
         return try stream(result, peer)
     }
 
-    /// Accepts a connection that is there; nil where none is. Parks only while descriptors are short.
+    /// Accepts a connection that has already arrived; returns nil if none has. Parks only while descriptors are short.
     func acceptNow() throws -> Connection? {
         let (result, peer) = accept(waits: false)
         return result == IOCode.nothing ? nil : try stream(result, peer)
     }
 
-    /// A descriptor or an error, and the address of the other end. For a Unix socket it is not asked for: there the kernel knows it for as
-    /// long as the socket is open.
+    /// Returns a descriptor or an error, and the address of the peer. A Unix socket is not asked for that address: the kernel knows it for
+    /// as long as the socket is open.
     private func accept(waits: Bool) -> (Int, SocketAddress?) {
         var peer = sockaddr_storage()
         return withUnsafeMutablePointer(to: &peer) { peer in
@@ -114,11 +117,11 @@ public final class Listener: Endpoint {
 
     private func stream(_ result: Int, _ peer: SocketAddress?) throws -> Connection {
         if result < 0 { throw failure(result, "accept") }
-        // Over Unix sockets the address is not asked for.
+        // No peer address means a Unix socket, which is not asked for it.
         return try Connection(Int32(result), peer: peer, exact: peer == nil, driver: driver, "accept")
     }
 
-    /// Accepts one connection, or returns nil once the listener has been closed: `while let stream = try listener.next() { … }`.
+    /// Accepts one connection; returns nil once the listener has been closed: `while let stream = try listener.next() { … }`.
     /// - Note: parks
     public func next() throws -> Connection? {
         do { return try accept() } catch let error as IOError where error.code == .closed { return nil }

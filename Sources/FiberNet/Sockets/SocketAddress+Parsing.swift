@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The text of an address, both ways. What is printed parses back into the same value, for every value:
+// Prints and parses addresses. For every value, the printed text parses back into the same value:
 //
 //     127.0.0.1:80    [::1]:80    [fe80::1%2]:80    unix:/run/echo.sock    unix:@abstract    unix: (unnamed)
 //
-// - A scope prints as the interface's index, since names change hands; parsing takes index or name.
-// - After `unix:`, `\xNN` stands for one byte. Printed so are the backslash, control characters, a leading `@` of a path (which would
-//   read as abstract), and, in a name that is not valid UTF-8, every byte outside ASCII. Hence any bytes print, and all of them return.
-// - A text that begins with `/` is a path as it stands, without escapes.
+// - A scope prints as the index of the interface, since a name can pass to another interface; parsing accepts an index or a name.
+// - After `unix:`, `\xNN` stands for one byte. It is printed for the backslash, control characters, a leading `@` of a path (which would
+//   read as abstract), and, in a name that is not valid UTF-8, every byte outside ASCII. So a name of any bytes prints, and parses back.
+// - A text that begins with `/` is a path without escapes.
 //
-// Everything is compared as bytes: as `Character`s, a colon followed by a combining accent is no colon.
+// All comparisons are of bytes: as `Character`s, a colon followed by a combining accent is not a colon.
 
 #if canImport(Glibc)
     import Glibc
@@ -17,12 +17,12 @@
     import Musl
 #endif
 
-/// Why a text is not a socket address.
+/// The reason why a text is not a socket address.
 public struct SocketAddressError: Error, Sendable, Hashable, CustomStringConvertible {
     /// The text (or host, port, path, name) that was refused, as given.
     public let text: String
 
-    /// What is wrong with it and what a right one looks like, for people.
+    /// The problem and an example of a correct text, for people.
     public let problem: String
 
     /// The text and its problem in one line.
@@ -36,19 +36,20 @@ extension SocketAddress: CustomStringConvertible {
     ///
     /// Accepted are `127.0.0.1:80`, `[::1]:80`, `[fe80::1%eth0]:80` and `[fe80::1%2]:80` (with the scope as name or index of a network
     /// interface), `/absolute/path`, `unix:/path`, `unix:@abstract`, and `unix:` for an unnamed socket. After `unix:`, `\xNN` stands for
-    /// the byte with that hexadecimal value. Host names are refused: `Connection.connect(host:port:)` connects to them, and ``Resolver`` looks them up.
+    /// the byte with that hexadecimal value. Host names are refused: `Connection.connect(host:port:)` connects to them, and ``Resolver``
+    /// looks them up.
     ///
-    /// - Throws: `SocketAddressError`, which says what is wrong and what a right text looks like.
+    /// - Throws: `SocketAddressError`, which names the problem and shows a correct text.
     public init(parsing text: String) throws(SocketAddressError) {
         self.init(try Self.storage(of: text, by: Self.parse))
     }
 
-    /// The address of an IP literal and a port, without resolving names.
+    /// Creates the address of an IP literal and a port, without resolving names.
     ///
     /// - Parameters:
     ///   - host: `127.0.0.1`, `::1`, `fe80::1%eth0` or `fe80::1%2`; no brackets.
     ///   - port: 0 to 65535.
-    /// - Throws: `SocketAddressError` when the host is no IP literal or the port is out of range.
+    /// - Throws: `SocketAddressError` when the host is not an IP literal or the port is out of range.
     public init(host: String, port: Int) throws(SocketAddressError) {
         guard let port = UInt16(exactly: port) else {
             throw SocketAddressError(text: String(port), problem: "a port is a number from 0 to 65535")
@@ -66,7 +67,7 @@ extension SocketAddress: CustomStringConvertible {
 
     /// The IP literal, such as `127.0.0.1` or `fe80::1%2`, or `nil` for a Unix socket.
     ///
-    /// IPv6 is written as RFC 5952 asks, with the scope (if any) as the index of the interface.
+    /// IPv6 is written in the form of RFC 5952, with the scope (if any) as the index of the interface.
     public var host: String? {
         switch storage {
         case .ipv4(let address, _): Self.literal(address)
@@ -78,7 +79,7 @@ extension SocketAddress: CustomStringConvertible {
     /// The text of the address, which `init(parsing:)` turns back into the same address.
     ///
     /// A Unix name prints as UTF-8 with `\xNN` for backslashes and control characters; in a name that is not valid UTF-8, every byte
-    /// outside ASCII prints so.
+    /// outside ASCII prints as `\xNN` too.
     public var description: String {
         switch storage {
         case .ipv4(let address, let port):
@@ -93,7 +94,7 @@ extension SocketAddress: CustomStringConvertible {
 
     // MARK: Parsing
 
-    /// What is wrong, before it is known which text to blame.
+    /// A parsing error whose text is not known yet.
     struct Malformed: Error {
         let problem: String
         init(_ problem: String) { self.problem = problem }
@@ -135,19 +136,19 @@ extension SocketAddress: CustomStringConvertible {
         if rest.contains(UInt8(ascii: ":")) {
             throw Malformed("it has several colons but no brackets; an IPv6 address is written in brackets, as in \"[::1]:80\"")
         }
-        // The host first: for "localhost:http" the name is the news.
+        // The host first: in "localhost:http" the name is the more useful error.
         let address = try ipv4(text[..<colon])
         return .ipv4(address: address, port: try port(rest))
     }
 
-    /// Spaces are never part of an IP address, and a NUL would end it early for the C functions below.
+    /// An IP address never contains spaces, and a NUL would end it early for the C functions below.
     private static func refuseSpaces(_ text: ArraySlice<UInt8>) throws(Malformed) {
         if text.contains(where: { $0 <= 0x20 || $0 == 0x7F }) {
             throw Malformed("it contains a space or control character; write \"127.0.0.1:80\" without any")
         }
     }
 
-    /// The port that digits name as they are written in an address, without sign and leading zeros.
+    /// The port that the digits name, written as in an address: without sign and leading zeros. Nil for any other text.
     static func number(_ digits: ArraySlice<UInt8>) -> UInt16? {
         isDecimal(digits) ? UInt16(String(decoding: digits, as: UTF8.self)) : nil
     }
@@ -188,8 +189,8 @@ extension SocketAddress: CustomStringConvertible {
         return .ipv6(high: high, low: low, scope: scope, port: port)
     }
 
-    /// The index of a network interface. Digits are the index itself, so that a printed scope keeps its meaning whatever interfaces are
-    /// called.
+    /// The index of a network interface. Digits are always an index, so a printed scope keeps its meaning even if an interface has digits
+    /// for a name.
     private static func scope(_ zone: ArraySlice<UInt8>) throws(Malformed) -> UInt32 {
         let remedy = "write \"fe80::1%eth0\" or \"fe80::1%2\""
         if zone.allSatisfy(isDigit) {
@@ -198,7 +199,7 @@ extension SocketAddress: CustomStringConvertible {
             }
             return index
         }
-        // The kernel ignores what follows a colon and musl what exceeds 15 bytes, so that such a name would find another interface.
+        // The kernel ignores everything after a colon, and musl everything after 15 bytes, so such a name would find another interface.
         guard zone.count < Int(IF_NAMESIZE), !zone.contains(UInt8(ascii: ":")) else {
             throw Malformed("the scope \(quoted(zone)) is not the name of a network interface; \(remedy)")
         }
@@ -212,7 +213,7 @@ extension SocketAddress: CustomStringConvertible {
 
     // MARK: Unix names
 
-    /// What follows `unix:`. The `@` counts before escapes are undone, so that `\x40` begins a path.
+    /// Parses the text after `unix:`. The `@` is checked before escapes are decoded, so `\x40` begins a path.
     private static func unix(_ text: ArraySlice<UInt8>) throws(Malformed) -> Storage {
         if text.isEmpty { return .unixUnnamed }
         if text.first == UInt8(ascii: "@") { return try unixAbstract(unescaped(text.dropFirst())) }
@@ -269,7 +270,7 @@ extension SocketAddress: CustomStringConvertible {
                 continue
             }
             let digits = rest.dropFirst().prefix(2)
-            // `allSatisfy` first, because `UInt8("+f", radix: 16)` is a number too.
+            // `allSatisfy` first, because `UInt8("+f", radix: 16)` succeeds too.
             guard rest.first == UInt8(ascii: "x"), digits.count == 2, digits.allSatisfy(isHexDigit),
                 let value = UInt8(String(decoding: digits, as: UTF8.self), radix: 16)
             else {
@@ -281,7 +282,7 @@ extension SocketAddress: CustomStringConvertible {
         return bytes
     }
 
-    // MARK: Pieces
+    // MARK: Helpers
 
     private static func literal(_ address: UInt32) -> String {
         "\(address >> 24).\(address >> 16 & 255).\(address >> 8 & 255).\(address & 255)"
@@ -290,7 +291,7 @@ extension SocketAddress: CustomStringConvertible {
     private static func literal(_ address: in6_addr, scope: UInt32) -> String {
         let digits = withUnsafePointer(to: address) { address in
             String(unsafeUninitializedCapacity: Int(INET6_ADDRSTRLEN)) { buffer in
-                // The buffer holds the longest literal and its NUL, hence this cannot fail.
+                // The buffer holds the longest literal and its NUL, so this cannot fail.
                 buffer.withMemoryRebound(to: CChar.self) { text in
                     inet_ntop(AF_INET6, address, text.baseAddress!, socklen_t(text.count)).map { strlen($0) } ?? 0
                 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Where a socket lives: an IPv4 or IPv6 address with a port, or the name of a Unix socket.
+// A socket address: an IPv4 or IPv6 address with a port, or the name of a Unix socket.
 //
 // Invariants:
-// - A value holds what an address *means*, never a `sockaddr`: padding, trailing NULs and the IPv6 flow label are not kept, so two
+// - A value holds the meaning of an address, never a `sockaddr`: padding, trailing NULs and the IPv6 flow label are not kept. So two
 //   addresses are equal exactly when family, address, port, scope and name are.
-// - A Unix path has 1 to 108 bytes and no NUL; an abstract name has 0 to 107 bytes, any of them. Both are bytes, not text, because the
-//   kernel promises no more; IP addresses live inline, Unix names in one array.
-// - Every value has a text, and the text parses back into the same value (see SocketAddress+Parsing.swift).
+// - A Unix path has 1 to 108 bytes and no NUL; an abstract name has 0 to 107 arbitrary bytes. Both are bytes, not text, because the kernel
+//   promises no more. IP addresses are stored inline, Unix names in one array.
+// - Every value has a text form, and that text parses back into the same value (see SocketAddress+Parsing.swift).
 //
 // Thread rule: a plain value, any thread. Nothing here resolves names or parks.
 
@@ -23,8 +23,8 @@ import Glibc
 /// let file = try SocketAddress.unix(path: "/run/echo.sock")
 /// ```
 ///
-/// Two addresses are equal when they mean the same: family, address, port and scope, or the bytes of the Unix name. An IPv4 address and
-/// the IPv6 address that maps it (`::ffff:127.0.0.1`) are different addresses of different families.
+/// Two addresses are equal when they have the same family, address, port and scope, or the same bytes in the Unix name. An IPv4 address and
+/// the IPv6 address that maps it (`::ffff:127.0.0.1`) belong to different families and are not equal.
 public struct SocketAddress: Sendable, Hashable {
     /// The kind of network that an address belongs to.
     public enum Family: Sendable, Hashable {
@@ -36,7 +36,7 @@ public struct SocketAddress: Sendable, Hashable {
         case unix
     }
 
-    /// Numbers are in host byte order; `high` holds the first eight bytes of an IPv6 address as they are written.
+    /// Numbers are in host byte order; `high` holds the first eight bytes of an IPv6 address, `low` the last eight.
     enum Storage: Sendable, Hashable {
         case ipv4(address: UInt32, port: UInt16)
         case ipv6(high: UInt64, low: UInt64, scope: UInt32, port: UInt16)
@@ -51,30 +51,30 @@ public struct SocketAddress: Sendable, Hashable {
         self.storage = storage
     }
 
-    // MARK: Making one
+    // MARK: Creating an address
 
-    /// This machine over IPv4, `127.0.0.1`.
+    /// The IPv4 loopback address, `127.0.0.1`.
     ///
     /// - Parameter port: 0 to 65535; anything else is a programming error. Listening on 0 lets the system choose.
     public static func loopback(port: Int) -> SocketAddress {
         SocketAddress(.ipv4(address: 0x7F00_0001, port: trusted(port)))
     }
 
-    /// This machine over IPv6, `::1`.
+    /// The IPv6 loopback address, `::1`.
     ///
     /// - Parameter port: 0 to 65535; anything else is a programming error. Listening on 0 lets the system choose.
     public static func loopbackV6(port: Int) -> SocketAddress {
         SocketAddress(.ipv6(high: 0, low: 1, scope: 0, port: trusted(port)))
     }
 
-    /// Every IPv4 address of this machine, `0.0.0.0`: for listening.
+    /// The IPv4 wildcard address, `0.0.0.0`, for listening on every IPv4 address of this machine.
     ///
     /// - Parameter port: 0 to 65535; anything else is a programming error. Listening on 0 lets the system choose.
     public static func any(port: Int) -> SocketAddress {
         SocketAddress(.ipv4(address: 0, port: trusted(port)))
     }
 
-    /// Every IPv6 address of this machine, `::`: for listening.
+    /// The IPv6 wildcard address, `::`, for listening on every IPv6 address of this machine.
     ///
     /// - Parameter port: 0 to 65535; anything else is a programming error. Listening on 0 lets the system choose.
     public static func anyV6(port: Int) -> SocketAddress {
@@ -89,25 +89,26 @@ public struct SocketAddress: Sendable, Hashable {
         return port
     }
 
-    /// A Unix socket that is a file.
+    /// The address of a Unix socket in the file system.
     ///
-    /// - Parameter path: 1 to 108 bytes of UTF-8 without NUL, taken as they stand. A relative path counts from the working directory at
-    ///   the time of use.
+    /// - Parameter path: 1 to 108 bytes of UTF-8 without NUL, used unchanged. A relative path starts at the working directory at the time
+    ///   of use.
     /// - Throws: `SocketAddressError` when the path is empty, too long, or contains NUL.
     public static func unix(path: String) throws(SocketAddressError) -> SocketAddress {
         SocketAddress(try storage(of: path, by: unixPath))
     }
 
-    /// A Unix socket in Linux's abstract namespace, which leaves no file behind and ends with the last socket that uses it.
+    /// The address of a Unix socket in Linux's abstract namespace, which leaves no file behind and disappears with the last socket that
+    /// uses it.
     ///
-    /// - Parameter name: at most 107 bytes of UTF-8, without the leading NUL or `@`. Every byte counts, NUL too, and Linux
-    ///   allows the empty name.
+    /// - Parameter name: at most 107 bytes of UTF-8, without the leading NUL or `@`. Every byte is significant, including NUL. Linux allows
+    ///   the empty name.
     /// - Throws: `SocketAddressError` when the name is too long.
     public static func unixAbstract(name: String) throws(SocketAddressError) -> SocketAddress {
         SocketAddress(try storage(of: name, by: unixAbstract))
     }
 
-    // MARK: Its parts
+    // MARK: Components
 
     /// The kind of network that the address belongs to.
     public var family: Family {
@@ -126,20 +127,20 @@ public struct SocketAddress: Sendable, Hashable {
         }
     }
 
-    /// The file of a Unix socket, or `nil` for every other address.
+    /// The path of a Unix socket's file, or `nil` for every other address.
     ///
-    /// Also `nil` for a path that is not valid UTF-8 (only the kernel can hand one over), because a repaired text would name another file.
+    /// Also `nil` for a path that is not valid UTF-8 (only the kernel can supply one), because a repaired text would name another file.
     public var path: String? { pathBytes.flatMap { String(validating: $0, as: UTF8.self) } }
 
-    /// The file of a Unix socket, UTF-8 or not, without a NUL at its end.
+    /// The path of a Unix socket's file, UTF-8 or not, without a terminating NUL.
     var pathBytes: [UInt8]? {
         guard case .unixPath(let bytes) = storage else { return nil }
         return bytes
     }
 
-    // MARK: To and from the kernel
+    // MARK: Converting to and from `sockaddr`
 
-    /// What `socket(2)` takes first: `AF_INET`, `AF_INET6` or `AF_UNIX`.
+    /// The first argument of `socket(2)`: `AF_INET`, `AF_INET6` or `AF_UNIX`.
     package var domain: Int32 {
         switch family {
         case .ipv4: AF_INET
@@ -148,9 +149,9 @@ public struct SocketAddress: Sendable, Hashable {
         }
     }
 
-    /// Lends the address in the form that `bind(2)` and `connect(2)` take; the pointer is valid during `body` only.
+    /// Calls `body` with the address in the form that `bind(2)` and `connect(2)` take; the pointer is valid only during the call.
     ///
-    /// An unnamed Unix address has no bytes after the family; binding to it lets Linux choose an abstract name.
+    /// An unnamed Unix address has no bytes after the family. Binding to it lets Linux choose an abstract name.
     package func withSockaddr<R>(_ body: (UnsafePointer<sockaddr>, socklen_t) -> R) -> R {
         switch storage {
         case .ipv4(let address, let port):
@@ -167,7 +168,7 @@ public struct SocketAddress: Sendable, Hashable {
             raw.sin6_scope_id = scope
             return Self.lend(raw, length: MemoryLayout<sockaddr_in6>.size, to: body)
         case .unixPath(let path):
-            // The terminating NUL goes along where it fits; Linux supplies it for a path that fills `sun_path`.
+            // The terminating NUL is included where it fits; Linux supplies it for a path that fills `sun_path`.
             return Self.lendUnix(path, at: 0, length: min(path.count + 1, Self.unixCapacity), to: body)
         case .unixAbstract(let name):
             return Self.lendUnix(name, at: 1, length: name.count + 1, to: body)
@@ -176,13 +177,13 @@ public struct SocketAddress: Sendable, Hashable {
         }
     }
 
-    /// The address that the kernel wrote to `storage`, or `nil` for an unknown family or a length that is too short for its family.
+    /// Reads the address that the kernel wrote to `storage`; `nil` for an unknown family or a length that is too short for its family.
     ///
-    /// `length` is what the kernel reported. It may exceed `sockaddr_un` by one, for the NUL behind a path that fills `sun_path`.
+    /// `length` is the value that the kernel reported. It may exceed `sockaddr_un` by one, for the NUL after a path that fills `sun_path`.
     /// - Precondition: `length` bytes are readable at `storage`, or `sizeof(sockaddr_un)` bytes where `length` exceeds that.
     package init?(_ storage: UnsafePointer<sockaddr>, length: socklen_t) {
         let length = Int(length)
-        // Loads are unaligned: a `sockaddr` promises two bytes of alignment, `sockaddr_in` wants four.
+        // Loads are unaligned: a `sockaddr` guarantees two-byte alignment, but `sockaddr_in` needs four.
         let raw = UnsafeRawPointer(storage)
         guard length >= Self.unixOffset else { return nil }
         switch Int32(raw.loadUnaligned(as: sa_family_t.self)) {
@@ -198,15 +199,15 @@ public struct SocketAddress: Sendable, Hashable {
             let name = UnsafeRawBufferPointer(start: raw + Self.unixOffset, count: count)
             switch name.first {
             case nil: self.init(.unixUnnamed)
-            case 0: self.init(.unixAbstract(Array(name.dropFirst())))  // the length ends it, NULs belong to it
-            default: self.init(.unixPath(Array(name.prefix { $0 != 0 })))  // a NUL ends it, if there is one
+            case 0: self.init(.unixAbstract(Array(name.dropFirst())))  // ended by the length; NULs are part of it
+            default: self.init(.unixPath(Array(name.prefix { $0 != 0 })))  // ended by a NUL, if there is one
             }
         default:
             return nil
         }
     }
 
-    /// The address over IP that the kernel wrote to `storage`; how long it is follows from its family, unlike that of a Unix address.
+    /// Reads an IP address that the kernel wrote to `storage`. Its length follows from its family, unlike that of a Unix address.
     init?(ip storage: UnsafePointer<sockaddr_storage>) {
         let address = storage.withMemoryRebound(to: sockaddr.self, capacity: 1) {
             SocketAddress($0, length: socklen_t(MemoryLayout<sockaddr_in6>.size))
@@ -215,7 +216,7 @@ public struct SocketAddress: Sendable, Hashable {
         self = address
     }
 
-    /// Bytes before and in `sun_path`: the family, then 108 bytes on Linux.
+    /// The bytes before `sun_path` (the family) and the bytes in it (108 on Linux).
     private static let unixOffset = MemoryLayout<sa_family_t>.size
     static let unixCapacity = MemoryLayout<sockaddr_un>.size - unixOffset
 
@@ -228,7 +229,7 @@ public struct SocketAddress: Sendable, Hashable {
         return lend(raw, length: unixOffset + length, to: body)
     }
 
-    /// Every `sockaddr_*` begins with the family and is at least as large as `sockaddr`, so that it may be lent as one.
+    /// Every `sockaddr_*` begins with the family and is at least as large as `sockaddr`, so it may be passed as one.
     private static func lend<Raw, R>(_ raw: Raw, length: Int, to body: (UnsafePointer<sockaddr>, socklen_t) -> R) -> R {
         withUnsafePointer(to: raw) { pointer in
             pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { body($0, socklen_t(length)) }

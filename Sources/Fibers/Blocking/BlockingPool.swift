@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Threads for calls that block. A fiber queues a job and parks; a thread runs it and wakes the fiber.
+// Threads for calls that block. A fiber queues a job and parks; a thread runs the job and wakes the fiber.
 //
 // Invariants:
-//   * everything that changes is read and written with `mutex` held;
-//   * a job is in the queue, or with one thread, or over. Its fiber waits in `waiter`, and takes it back from the queue when the wait ends before the job has begun;
-//   * there are at most `limit` threads; one is made when a job comes, none is idle and there is room. So a job waits only while `limit` others run;
-//   * of these at most half run detached jobs, which nobody may be in a hurry to end: others have the rest for themselves;
-//   * a thread holds the pool, so that it may outlive its runtime, which happens when a job does not end; any other thread is joined.
+//   * all mutable state is read and written with `mutex` held;
+//   * a job is queued, or running on one thread, or over. Its fiber waits in `waiter`, and removes the job from the queue when the wait
+//     ends before the job has begun;
+//   * there are at most `limit` threads. A thread is started when a job arrives, no thread is idle and the limit permits it. So a job waits
+//     only while `limit` others run;
+//   * at most half of these run detached jobs, whose callers may not need them to end; the rest is reserved for other jobs;
+//   * a thread retains the pool, so that it may outlive its runtime, which happens when a job does not end. Every other thread is joined.
 // Any thread, except `run` and `stop`, which are for the worker.
 
 import CFiber
 import Glibc
 
-/// What the pool does at a moment.
+/// A snapshot of the pool.
 public struct BlockingStatistics: Hashable, Sendable {
-    /// Threads, idle ones included.
+    /// All threads, idle ones included.
     public let threads: Int
     public let idle: Int
     /// Jobs that wait for a thread.
@@ -39,24 +41,25 @@ final class BlockingPool: @unchecked Sendable {
     private var idle = 0
     private var completed = 0
     private var isStopping = false
-    /// Threads that have ended but for their last instructions, to be joined.
+    /// Threads that have ended except for their last instructions, to be joined.
     private var finished: [pthread_t] = []
-    /// Set when the runtime ends without those that still run.
+    /// Set when the runtime ends without waiting for the threads that still run.
     private var isAbandoned = false
     private let limit: Int
     private let idleLimit: Int64
-    /// Threads end by how many were idle at least, all the time from one look to the next: jobs that come one by one wake the threads in turn, so that each has
-    /// something to do now and then though one would do.
+    /// The number of surplus threads is the least number that were idle at any time from one check to the next; so many end. A time limit
+    /// for each thread would not work: jobs that arrive one by one wake the threads in rotation, so that each is used now and then though
+    /// one would do.
     private var nextLook: Int64 = 0
     private var leastIdle = 0
     private var surplus = 0
 
-    /// Where threads may run, which inherit less from a worker that is bound to a CPU.
+    /// The CPUs that the threads may run on, so that they do not inherit the binding of the worker that starts them.
     private let cpus: cfiber_cpus?
 
     /// - Parameters:
-    ///   - idleLimit: nanoseconds after which threads end that were not needed all that time.
-    ///   - cpus: what threads are bound to; nil for what the worker is bound to that starts them.
+    ///   - idleLimit: the time in nanoseconds after which surplus threads end.
+    ///   - cpus: the CPUs that the threads are bound to; nil for the binding of the worker that starts them.
     init(limit: Int, idleLimit: Int64, cpus: cfiber_cpus? = nil) {
         self.limit = limit
         self.cpus = cpus
@@ -76,7 +79,8 @@ final class BlockingPool: @unchecked Sendable {
         }
     }
 
-    /// Runs a job and parks the calling fiber until it is over. Throws when the fiber is cancelled: a job that waits is then taken back, one that runs is left to itself.
+    /// Runs a job and parks the calling fiber until it is over. Throws when the fiber is cancelled: a queued job is then removed, a running
+    /// one continues on its own.
     func run(_ job: BlockingJob, for worker: Worker) throws {
         try worker.refuseIfCancelled()
         worker.beginPark(in: job.waiter)
@@ -91,7 +95,7 @@ final class BlockingPool: @unchecked Sendable {
         if enqueue(job) { startThread() }
     }
 
-    /// Takes a job out of the line; false when it runs, or is over.
+    /// Removes a job from the queue; false when it is running or over.
     func takeBack(_ job: BlockingJob) -> Bool {
         mutex.withLock {
             guard job.links.isLinked else { return false }
@@ -100,16 +104,17 @@ final class BlockingPool: @unchecked Sendable {
         }
     }
 
-    /// By the clock of the worker that calls. What threads wait for is the system's clock.
+    /// The time on the clock of the calling worker. Threads wait by the system's clock.
     private static var now: Int64 { Worker.current?.now ?? cfiber_now() }
 
-    /// True when there is to be a thread more, which is counted.
+    /// Returns true when the caller must start another thread, which is already counted.
     private func enqueue(_ job: BlockingJob) -> Bool {
-        // In one go: a thread that is idle now may have ended, or have got the job of another worker, by the time the job is in the queue.
+        // In one critical section: a thread that is idle now may have ended, or have taken the job of another worker, by the time the job
+        // is in the queue.
         mutex.withLock {
             job.queuedAt = Self.now
             if job.isDetached { detached.append(job) } else { queue.append(job) }
-            // Where too many of its kind run, one of these threads will take it.
+            // Where the limit on detached jobs is reached, one of the threads that run them will take this one.
             guard !job.isDetached || detached.count <= detachedLimit - runningDetached else { return false }
             let needsThread = idle < queue.count + mayRunDetached && threads < limit
             if needsThread { threads += 1 }
@@ -118,10 +123,10 @@ final class BlockingPool: @unchecked Sendable {
         }
     }
 
-    /// How many detached jobs of those in line may begin.
+    /// How many of the queued detached jobs may begin.
     private var mayRunDetached: Int { min(detached.count, detachedLimit - runningDetached) }
 
-    /// The job that has waited longest of those that may begin.
+    /// Takes the job that has waited longest among the jobs that may begin.
     private func takeNext() -> BlockingJob? {
         guard mayRunDetached > 0, let waiting = detached.first else { return queue.popFirst() }
         if let other = queue.first, other.queuedAt <= waiting.queuedAt { return queue.popFirst() }
@@ -135,7 +140,8 @@ final class BlockingPool: @unchecked Sendable {
         return jobs
     }
 
-    /// Starts a thread that has been counted. When there is none to be had, jobs wait for the others, or are refused if there is no other.
+    /// Starts a thread that has been counted. When the system refuses it, jobs wait for the other threads, or are refused if there is no
+    /// other thread.
     private func startThread() {
         joinFinished()
         var thread = pthread_t()
@@ -152,7 +158,7 @@ final class BlockingPool: @unchecked Sendable {
         for job in refused { job.refuse(.threads(-status, "starting a thread for a blocking call")) }
     }
 
-    /// The life of a thread.
+    /// The main loop of a thread.
     private func serve() {
         if var cpus { _ = cfiber_unpin(&cpus) }
         mutex.lock()
@@ -167,7 +173,7 @@ final class BlockingPool: @unchecked Sendable {
                 running[ObjectIdentifier(job)] = nil
                 if job.isDetached { runningDetached -= 1 }
                 completed += 1
-                // With the mutex held: who goes on finds the job counted, and the runtime's end finds the thread idle.
+                // With the mutex held: the fiber that resumes then finds the job counted, and the end of the runtime finds the thread idle.
                 job.waiter.unparkFromAnyThread(.ready)
             } else if isStopping || isSurplus() {
                 break
@@ -182,7 +188,7 @@ final class BlockingPool: @unchecked Sendable {
         if threads == 0 { ended.signal() }
     }
 
-    /// True for a thread that has nothing to do and may end.
+    /// Returns true for an idle thread that may end.
     private func isSurplus() -> Bool {
         let now = cfiber_now()
         if now >= nextLook {
@@ -204,10 +210,10 @@ final class BlockingPool: @unchecked Sendable {
         for thread in threads { pthread_join(thread, nil) }
     }
 
-    /// Takes jobs back that have not begun, ends idle threads, and waits for the others until a time in monotonic nanoseconds. Returns the names of the jobs that run
-    /// on. No fiber waits any more.
+    /// Refuses the jobs that have not begun, ends idle threads, and waits for the others until a time in monotonic nanoseconds. Returns the
+    /// names of the jobs that are still running. No fiber waits any more.
     func stop(until deadline: Int64) -> [String] {
-        // What they have captured is let go of while the pool is not locked.
+        // The jobs' captures are released while the pool is not locked.
         let dropped = mutex.withLock {
             isStopping = true
             return takeAll()
@@ -228,19 +234,19 @@ final class BlockingPool: @unchecked Sendable {
 /// One call that blocks.
 final class BlockingJob: ListElement, @unchecked Sendable {
     let name: String
-    /// Until it has run.
+    /// Nil once it has run.
     private var body: (() -> Void)?
-    /// Hears why the body will never run, if no fiber waits for it.
+    /// Called with the reason why the body will never run, if no fiber waits for the job.
     private let refused: ((ResourceError) -> Void)?
-    /// No fiber's own.
+    /// The job belongs to no single fiber.
     fileprivate let isDetached: Bool
-    /// Why it will not run. Set before the fiber is woken for that.
+    /// The reason why the job will not run. Set before the fiber is woken for it.
     fileprivate var refusal: ResourceError?
     fileprivate let waiter = WaitCell()
     fileprivate var queuedAt: Int64 = 0
     @exclusivity(unchecked) package var links = ListLinks<BlockingJob>()
 
-    /// - Parameter refused: given for one that is no fiber's own.
+    /// - Parameter refused: given for a detached job only.
     init(name: String, refused: ((ResourceError) -> Void)? = nil, _ body: @escaping () -> Void) {
         self.name = name
         self.refused = refused
@@ -248,7 +254,7 @@ final class BlockingJob: ListElement, @unchecked Sendable {
         self.body = body
     }
 
-    /// Lets go of what it has captured, too, while the pool is not locked.
+    /// Also releases the job's captures while the pool is not locked.
     fileprivate func perform() {
         guard let body else { return }
         self.body = nil
@@ -263,6 +269,6 @@ final class BlockingJob: ListElement, @unchecked Sendable {
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// The runtime's threads for blocking calls, which are the first of its attachments.
+    /// The runtime's pool of threads for blocking calls, which is the first of its attachments.
     var blockingPool: BlockingPool { pointee.workers.attachments.first(as: BlockingPool.self) }
 }

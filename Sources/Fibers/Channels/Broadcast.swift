@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Every value to every subscriber: the ends of broadcasts, as users name them.
+// The public ends of broadcasts. A broadcast delivers every value to every subscriber.
 
-/// What happens to a value for which there is no room, since a subscriber has yet to read the oldest.
+/// What to do when the queue is full and a subscriber has not yet read the oldest value.
 public enum BroadcastPolicy: Hashable, Sendable {
-    /// The oldest value makes room. Who has not read it has missed it, and is told by a ``LaggedError``.
+    /// Drop the oldest value. A subscriber that has not read it misses it and gets a ``LaggedError``.
     case dropOldest
-    /// The sender waits for the slowest subscriber, and all get everything.
+    /// The sender waits for the slowest subscriber, so every subscriber gets every value.
     case wait
 }
 
-/// A subscriber of a broadcast was so slow that values were replaced by newer ones before it came to them. It goes on with the oldest one that is there.
+/// A subscriber was too slow: newer values replaced values that it had not read. Its next receive returns the oldest value still held.
 public struct LaggedError: Error, Hashable, Sendable, CustomStringConvertible {
-    /// How many values it has not received, since the last one that it has.
+    /// The number of values that the subscriber missed since the last one it received.
     public let missed: Int
 
     @usableFromInline
@@ -21,7 +21,7 @@ public struct LaggedError: Error, Hashable, Sendable, CustomStringConvertible {
     public var description: String { "a subscriber of a broadcast was too slow and has missed \(missed) values" }
 }
 
-/// What the sending ends of broadcasts have in common.
+/// The common base of the sending ends of broadcasts.
 public class BroadcastSendingEnd<Value> {
     @usableFromInline final let core: BroadcastCore<Value>
 
@@ -30,10 +30,11 @@ public class BroadcastSendingEnd<Value> {
 
     deinit { core.close() }
 
-    /// Sends a value to all who have subscribed; where that is the policy, waits for the slowest of them to make room. If nobody has, the value is dropped.
+    /// Sends a value to every subscriber. With the policy `wait`, it waits until the slowest subscriber has made room. Without subscribers
+    /// the value is dropped.
     ///
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it was not sent.
-    /// - Complexity: O(*n*) for *n* subscribers that wait.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled. The value was not sent then.
+    /// - Complexity: O(*n*) for *n* waiting subscribers.
     /// - Note: parks
     @inlinable
     public final func send(_ value: Value) throws {
@@ -41,10 +42,11 @@ public class BroadcastSendingEnd<Value> {
         try core.send(value)
     }
 
-    /// Sends a value if nobody has to wait for that: always, with ``BroadcastPolicy/dropOldest``. Does not wait; a loop over it lets other fibers run now and then.
+    /// Sends a value if that needs no wait, which is always so with ``BroadcastPolicy/dropOldest``. Never waits, but yields to other fibers
+    /// from time to time, so a polling loop does not starve them.
     ///
     /// - Returns: `sent` or `full`.
-    /// - Complexity: O(*n*) for *n* subscribers that wait.
+    /// - Complexity: O(*n*) for *n* waiting subscribers.
     @inlinable
     @discardableResult
     public final func trySend(_ value: Value) -> TrySendResult {
@@ -52,21 +54,21 @@ public class BroadcastSendingEnd<Value> {
         return core.trySend(value)
     }
 
-    /// How many have subscribed.
+    /// The number of subscribers.
     @inlinable
     public final var subscriberCount: Int { core.currentSubscribers }
 
-    /// How many values it holds for those who have not read them yet.
+    /// The maximum number of values held for subscribers that have not read them yet.
     @inlinable
     public final var capacity: Int { core.capacity }
 }
 
-/// What subscribers of broadcasts have in common.
+/// The common base of subscribers of broadcasts.
 public class BroadcastReceivingEnd<Value> {
     @usableFromInline final let core: BroadcastCore<Value>
-    /// The number of the next value to be received.
+    /// The sequence number of the next value to receive.
     @exclusivity(unchecked) @usableFromInline final var position: Int
-    /// How many values it has not received because it was too slow, in all.
+    /// The total number of values that this subscriber has missed because it was too slow.
     @exclusivity(unchecked) public private(set) final var missed = 0
 
     @usableFromInline
@@ -77,10 +79,11 @@ public class BroadcastReceivingEnd<Value> {
 
     deinit { core.leave(at: position) }
 
-    /// The next value; waits for one. Nil when the sender has gone and all that it has sent was received.
+    /// Receives the next value and waits for one if necessary. Returns nil when the sender is gone and every value it sent has been
+    /// received.
     ///
-    /// - Throws: ``LaggedError`` when values were missed since the last one, and then the next call has the oldest that is there; `CancellationError` or ``TimeoutError`` when the fiber is
-    ///   cancelled, and then no value is lost.
+    /// - Throws: ``LaggedError`` when the subscriber has missed values since the last receive; the next call then returns the oldest value
+    ///   still held. `CancellationError` or ``TimeoutError`` when the fiber is cancelled; no value is lost then.
     /// - Note: parks
     @inlinable
     public final func receive() throws -> Value? {
@@ -88,9 +91,11 @@ public class BroadcastReceivingEnd<Value> {
         return try receiveInline()
     }
 
-    /// The next value if there is one. Does not wait; a loop over it lets other fibers run now and then.
+    /// Receives the next value if one is available. Never waits, but yields to other fibers from time to time, so a polling loop does not
+    /// starve them.
     ///
-    /// - Throws: ``LaggedError`` when values were missed since the last one, and then the next call has the oldest that is there.
+    /// - Throws: ``LaggedError`` when the subscriber has missed values since the last receive; the next call then returns the oldest value
+    ///   still held.
     @inlinable
     public final func tryReceive() throws(LaggedError) -> TryReceiveResult<Value> {
         if isLarge(Value.self) { return try tryReceiveLarge() }
@@ -153,10 +158,11 @@ public class BroadcastReceivingEnd<Value> {
     }
 }
 
-/// The values as they come, until the sender has gone. Where some were missed the loop goes on with the oldest that is there, and ``missed`` has grown. The loop ends, too, when the fiber is
-/// cancelled; where that matters, `try Fiber.checkCancellation()` behind it tells, or call ``receive()``, which throws.
+/// Iterates over values as they arrive, until the sender is gone. When the subscriber has missed values, the loop continues with the oldest
+/// value still held, and ``missed`` has increased. The loop also ends when the fiber is cancelled. To tell the two apart, call `try
+/// Fiber.checkCancellation()` after the loop, or use ``receive()``, which throws.
 extension BroadcastReceivingEnd: Sequence, IteratorProtocol {
-    /// Itself.
+    /// The subscriber is its own iterator.
     @inlinable
     public final func makeIterator() -> BroadcastReceivingEnd<Value> { self }
 
@@ -167,42 +173,46 @@ extension BroadcastReceivingEnd: Sequence, IteratorProtocol {
     }
 }
 
-/// The sending end of a broadcast between workers and threads. Share it with all that send: when the last reference has gone, the broadcast ends.
+/// The sending end of a broadcast between workers and threads. All senders share one instance; the broadcast ends when its last reference
+/// is released.
 public final class BroadcastSender<Value: Sendable>: BroadcastSendingEnd<Value>, @unchecked Sendable {
-    /// A new subscriber, to whom goes what is sent from here on.
+    /// Adds a subscriber. It receives every value sent from now on.
     public func subscribe() -> sending BroadcastSubscriber<Value> { BroadcastSubscriber(core, at: core.join()) }
 }
 
-/// The sending end of a broadcast that stays on its worker. When the last reference has gone, the broadcast ends.
+/// The sending end of a broadcast that stays on its worker. The broadcast ends when the last reference is released.
 public final class LocalBroadcastSender<Value>: BroadcastSendingEnd<Value> {
-    /// A new subscriber, to whom goes what is sent from here on.
+    /// Adds a subscriber. It receives every value sent from now on.
     public func subscribe() -> LocalBroadcastSubscriber<Value> { LocalBroadcastSubscriber(core, at: core.join()) }
 }
 
-/// A subscriber of a broadcast between workers and threads. It has one owner: it may be given away, to another fiber of any worker or to a thread, and then it is gone here. It has
-/// subscribed until it goes, so one that nobody reads holds up senders that wait.
+/// A subscriber of a broadcast between workers and threads. It has one owner: it can be transferred to a fiber of any worker or to a
+/// thread, and the previous owner can then no longer use it. It stays subscribed until its last reference is released, so a subscriber that
+/// is not read blocks senders that wait.
 public final class BroadcastSubscriber<Value: Sendable>: BroadcastReceivingEnd<Value> {
-    /// Another subscriber, who has received what this one has.
+    /// Adds a subscriber at the same position: it has received exactly the values that this one has.
     ///
-    /// - Complexity: O(*n*) for *n* values that this one has yet to receive.
+    /// - Complexity: O(*n*) for *n* values that this subscriber has not received yet.
     public func share() -> sending BroadcastSubscriber<Value> {
         core.join(at: position)
         return BroadcastSubscriber(core, at: position)
     }
 }
 
-/// A subscriber of a broadcast that stays on its worker. It has subscribed until it goes, so one that nobody reads holds up senders that wait.
+/// A subscriber of a broadcast that stays on its worker. It stays subscribed until its last reference is released, so a subscriber that is
+/// not read blocks senders that wait.
 public final class LocalBroadcastSubscriber<Value>: BroadcastReceivingEnd<Value> {
-    /// Another subscriber, who has received what this one has.
+    /// Adds a subscriber at the same position: it has received exactly the values that this one has.
     ///
-    /// - Complexity: O(*n*) for *n* values that this one has yet to receive.
+    /// - Complexity: O(*n*) for *n* values that this subscriber has not received yet.
     public func share() -> LocalBroadcastSubscriber<Value> {
         core.join(at: position)
         return LocalBroadcastSubscriber(core, at: position)
     }
 }
 
-/// Makes a broadcast between fibers of all workers, plain threads and what else there is in the program: each value goes to each who has subscribed, in the order in which they were sent.
+/// Makes a broadcast between fibers of any worker and plain threads. Every subscriber receives every value, in the order in which the
+/// values were sent.
 ///
 /// ```swift
 /// let prices = makeBroadcast(of: Price.self, capacity: 256, .dropOldest)
@@ -211,12 +221,13 @@ public final class LocalBroadcastSubscriber<Value>: BroadcastReceivingEnd<Value>
 /// try prices.send(price)
 /// ```
 ///
-/// A fiber that has to wait parks, a plain thread blocks.
+/// A fiber that has to wait parks; a plain thread blocks.
 ///
 /// - Parameters:
-///   - type: what is sent, where it cannot be inferred.
-///   - capacity: how many values it holds for those who have not read them yet, at least 1. It takes memory for those that are there, in blocks, and none before.
-///   - policy: what happens when that is not enough for the slowest.
+///   - type: the type of the values, where it cannot be inferred.
+///   - capacity: the maximum number of values held for subscribers that have not read them yet, at least 1. Memory is allocated in blocks,
+///     for the values held and not for the capacity.
+///   - policy: what to do when the queue is full because the slowest subscriber has fallen behind.
 @inlinable
 public func makeBroadcast<Value: Sendable>(
     of type: Value.Type = Value.self, capacity: Int, _ policy: BroadcastPolicy
@@ -224,7 +235,7 @@ public func makeBroadcast<Value: Sendable>(
     BroadcastSender(BroadcastCore(capacity: capacity, policy, isShared: true))
 }
 
-/// Makes a broadcast between fibers of the calling worker: without locks, and for values of any kind.
+/// Makes a broadcast between fibers of the calling worker. It uses no locks and carries values of any type.
 ///
 /// ```swift
 /// let events = makeLocalBroadcast(of: Event.self, capacity: 16, .wait)
@@ -234,9 +245,10 @@ public func makeBroadcast<Value: Sendable>(
 /// ```
 ///
 /// - Parameters:
-///   - type: what is sent, where it cannot be inferred.
-///   - capacity: how many values it holds for those who have not read them yet, at least 1. It takes memory for those that are there, in blocks, and none before.
-///   - policy: what happens when that is not enough for the slowest.
+///   - type: the type of the values, where it cannot be inferred.
+///   - capacity: the maximum number of values held for subscribers that have not read them yet, at least 1. Memory is allocated in blocks,
+///     for the values held and not for the capacity.
+///   - policy: what to do when the queue is full because the slowest subscriber has fallen behind.
 @inlinable
 public func makeLocalBroadcast<Value>(
     of type: Value.Type = Value.self, capacity: Int, _ policy: BroadcastPolicy

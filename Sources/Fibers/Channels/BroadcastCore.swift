@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a broadcast does, for one worker or for all: one queue of values that all subscribers read.
+// The core of a broadcast, local or shared: one queue of values that all subscribers read.
 //
 //     number   9  10  11  12        next = 13        a subscriber at 10 has 10…12 before it; with a capacity of 4, one at 6 has missed 6…8
 //     readers  1   2   3   3                         how many subscribers have yet to read the value
 //
 // Invariants, whenever the lock is free:
-//   * values are numbered in the order in which they are sent; the queue holds no more than the capacity, and takes memory for what it holds (`BroadcastQueue`);
-//   * a value is held as long as a subscriber that was there when it was sent has neither read nor missed it. The last reader moves it out;
-//   * every subscriber reads in the order of the numbers, so the oldest value leaves first. The exception is a subscriber that is leaving: it still counts among the readers of older values and no longer
-//     among those of newer ones, which may leave before it has passed the older ones;
-//   * a subscriber waits only at `next`, while there is a sender; a sender waits only while the queue is full, and only if that is the policy;
-//   * values are destroyed without the lock held, since their deinit may use the broadcast.
-// The class without the type of the value counts and knows the waiters, the generic one moves values.
-// One worker, or any thread: see `WaitPoint`. Only the owner of a subscriber knows its position.
+//   * Values are numbered in the order in which they are sent. The queue holds at most `capacity` values and uses memory only for the
+//     values it holds (`BroadcastQueue`).
+//   * A value is held while at least one subscriber that existed when it was sent has neither read nor missed it. The last reader moves it
+//     out.
+//   * Every subscriber reads in sequence order, so the oldest value leaves first. The exception is a leaving subscriber: it still counts as
+//     a reader of older values but no longer of newer ones, so newer values may leave before it has skipped the older ones.
+//   * A subscriber waits only at `next`, and only while the sender exists. A sender waits only while the queue is full, and only with the
+//     policy `wait`.
+//   * Values are destroyed without the lock held, because their deinit may use the broadcast.
+// The base class, which is not generic, counts readers and holds the waiters; the generic subclass moves values.
+// Runs on one worker or on any thread: see `WaitPoint`. Only the owner of a subscriber accesses its position.
 
 @usableFromInline
 class BroadcastBase: WaitPoint {
@@ -22,29 +25,30 @@ class BroadcastBase: WaitPoint {
     @exclusivity(unchecked) private final var queue: BroadcastQueue
     @exclusivity(unchecked) private final var subscribers = 0
     @exclusivity(unchecked) private final var isClosed = false
-    /// Claimed waiters, which are resumed once the lock is free.
+    /// Claimed waiters, to be resumed once the lock is free.
     @exclusivity(unchecked) private final var claimed = WaitList()
 
     private final var senders: Line { first }
     private final var receivers: Line { second }
 
-    /// What a sender finds.
+    /// The result of a sender's first look at the queue.
     @usableFromInline
     enum SendStep {
-        /// Memory for the value. Locked, until `finish`.
+        /// Memory for the value. The lock is held until `finish`.
         case place(UnsafeMutableRawPointer)
-        /// The oldest value, which some subscribers miss: the caller moves it away, and `replaceOldest` then makes room. Locked, until `finish`.
+        /// The oldest value, which some subscribers miss. The caller moves it out, then calls `replaceOldest` to make room. The lock is
+        /// held until `finish`.
         case oldest(UnsafeMutableRawPointer)
         case wait
         case nobody
     }
 
-    /// What a subscriber finds.
+    /// The result of a subscriber's look at the queue.
     @usableFromInline
     enum ReceiveStep {
-        /// The value here, for others too. Locked, until `finish`.
+        /// The value, which other subscribers have yet to read. The lock is held until `finish`.
         case copy(UnsafeMutableRawPointer)
-        /// The value here, which the caller moves away before it calls `endTaking`. Locked, until `finish`.
+        /// The value, which the caller moves out before it calls `endTaking`. The lock is held until `finish`.
         case take(UnsafeMutableRawPointer)
         case missed(Int)
         case wait
@@ -73,7 +77,7 @@ class BroadcastBase: WaitPoint {
         return trySend()
     }
 
-    /// Finds room for the next value. Locked also where the caller has to wait.
+    /// Finds room for the next value. The lock stays held also when the caller has to wait.
     @usableFromInline
     final func trySend() -> SendStep {
         lock()
@@ -86,15 +90,15 @@ class BroadcastBase: WaitPoint {
         return waits ? .wait : .oldest(queue.slot(of: queue.front))
     }
 
-    /// Drops the oldest value, which has been moved away, and returns memory for the next one. With the lock held.
+    /// Drops the oldest value, which the caller has moved out, and returns memory for the next one. The caller holds the lock.
     @usableFromInline
     final func replaceOldest() -> UnsafeMutableRawPointer {
         queue.removeFirst()
         return queue.append(readers: subscribers)
     }
 
-    /// Waits until a subscriber has moved the value from the slot into the queue. False when the last subscriber has gone; the value is still in the slot then, and also when this throws. With the
-    /// lock held.
+    /// Waits until a subscriber has moved the value from the slot into the queue. Returns false when the last subscriber is gone. When it
+    /// returns false or throws, the value is still in the slot. The caller holds the lock.
     @usableFromInline
     final func waitToSend(_ slot: UnsafeMutableRawPointer) throws -> Bool {
         let outcome = wait(in: senders, slot: slot, .send)
@@ -102,7 +106,7 @@ class BroadcastBase: WaitPoint {
         return outcome == .ready
     }
 
-    /// The first sender in line, if there is room for its value now. With the lock held.
+    /// Claims the first waiting sender if the queue has room for its value. The caller holds the lock.
     @usableFromInline
     final func claimSender() -> (from: UnsafeMutableRawPointer, to: UnsafeMutableRawPointer)? {
         guard !senders.pointee.isEmpty && queue.count < capacity, let sender = claimFirst(of: senders) else { return nil }
@@ -115,7 +119,7 @@ class BroadcastBase: WaitPoint {
     @usableFromInline
     final func beginReceive() throws { try refuseCancelledCaller() }
 
-    /// Finds the value at a position, and moves that on. Locked also where there is none yet.
+    /// Finds the value at a position and advances the position. The lock stays held also when there is no value yet.
     @usableFromInline
     final func tryReceive(at position: inout Int) -> ReceiveStep {
         lock()
@@ -141,17 +145,17 @@ class BroadcastBase: WaitPoint {
         return readers.pointee == 0 ? .take(slot) : .copy(slot)
     }
 
-    /// A value that all have read has been moved away. With the lock held.
+    /// Removes a value from the queue after its last reader has moved it out. The caller holds the lock.
     @usableFromInline
     final func endTaking() { if queue.readers(of: queue.front).pointee == 0 { queue.removeFirst() } }
 
-    /// Waits until there is more to receive, or never will be. With the lock held.
+    /// Waits until there is a value to receive, or the sender is gone. The caller holds the lock.
     @usableFromInline
     final func waitToReceive() throws { try checkWait(wait(in: receivers, .receive)) }
 
     // Ending.
 
-    /// Lets go of the lock, and lets all go on who were claimed, and those who wait for a value if there is a new one.
+    /// Releases the lock and resumes all claimed waiters. If a new value was sent, also resumes the waiting subscribers.
     @usableFromInline
     final func finish(hasSent: Bool, charges: Bool) {
         var claimed = claimed
@@ -169,11 +173,11 @@ class BroadcastBase: WaitPoint {
         chargeCaller()
     }
 
-    /// Counts a call that did not wait. Without the lock.
+    /// Counts a call that did not wait. The caller must not hold the lock.
     @usableFromInline
     final func chargeTry() { chargeCaller() }
 
-    /// The sender has gone.
+    /// Closes the broadcast: the sender is gone.
     @usableFromInline
     final func close() {
         lock()
@@ -186,7 +190,7 @@ class BroadcastBase: WaitPoint {
 
     // Subscribers.
 
-    /// Another subscriber, at the position that is returned.
+    /// Adds a subscriber and returns its position.
     @usableFromInline
     final func join() -> Int {
         withLock {
@@ -195,7 +199,7 @@ class BroadcastBase: WaitPoint {
         }
     }
 
-    /// Another subscriber, who has yet to receive what one at this position has.
+    /// Adds a subscriber that has yet to receive the same values as one at this position.
     @usableFromInline
     final func join(at position: Int) {
         lock()
@@ -204,13 +208,13 @@ class BroadcastBase: WaitPoint {
         unlock()
     }
 
-    /// A subscriber goes, and no more is sent to it: the number of the first value that does not count it.
+    /// Begins to remove a subscriber: no new value counts it as a reader. Returns the number of the first value that does not count it.
     @usableFromInline
     final func beginLeaving() -> Int {
         var released = WaitList()
         lock()
         subscribers -= 1
-        // A sender in line has nobody to wait for then, and keeps its value.
+        // Without subscribers a waiting sender would wait forever. It keeps its value.
         if subscribers == 0 { claimAll(of: senders, into: &released) }
         let end = queue.next
         unlock()
@@ -218,7 +222,8 @@ class BroadcastBase: WaitPoint {
         return end
     }
 
-    /// Passes by values up to the first that nobody else has yet to read: where that lies. Locked then, until `finish`.
+    /// Skips values up to `end` and stops at the first one for which this subscriber is the last reader. Returns the slot of that value
+    /// with the lock held until `finish`, or nil with the lock released.
     @usableFromInline
     final func skip(from position: inout Int, to end: Int) -> UnsafeMutableRawPointer? {
         lock()
@@ -272,7 +277,8 @@ final class BroadcastCore<Value>: BroadcastBase, @unchecked Sendable {
         return result
     }
 
-    /// Sends the value in the slot if there is room for it; true then, and the slot is uninitialised. A value that is dropped for it is destroyed once the lock is free.
+    /// Sends the value in the slot if the queue has room or drops its oldest value. Returns true then, and the slot is uninitialised. A
+    /// dropped value is destroyed once the lock is free.
     @inlinable
     func put(_ own: Slot, _ step: SendStep) -> Bool {
         switch step {
@@ -317,7 +323,7 @@ final class BroadcastCore<Value>: BroadcastBase, @unchecked Sendable {
         to.bindMemory(to: Value.self, capacity: 1).moveInitialize(from: from.assumingMemoryBound(to: Value.self), count: 1)
     }
 
-    /// A subscriber has gone: nobody waits for it any more, and what it alone had yet to read goes with it.
+    /// Removes a subscriber: senders no longer wait for it, and values that no other subscriber has yet to read are destroyed.
     @usableFromInline
     func leave(at position: Int) {
         var position = position

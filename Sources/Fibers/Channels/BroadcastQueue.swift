@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The values of a broadcast that subscribers have yet to read, found by their numbers, in blocks that are allocated as values come and are pooled as values leave.
+// The values of a broadcast that some subscriber has yet to read, indexed by sequence number. They lie in blocks, which are allocated as
+// values arrive and pooled as values leave.
 //
 //     number        front                                   next
 //     block     ┌─────▼────────┐ ┌──────────────┐ ┌───────────▼──┐
@@ -9,43 +10,45 @@
 //     directory       ▲ 2              ▲ 3              ▲ 0              a ring of blocks: block b is at b modulo its length
 //
 // Invariants:
-//   * the queue holds the values with numbers in `front..<next`, except those that were taken out of the middle, whose count is 0. It always holds the value at `front`;
-//   * there are blocks from that of `front` to that of the last value, and a few spare ones. The directory doubles when it has no room for one more block;
-//   * memory grows with the number of values, never with the capacity.
-// It knows places and not types: the caller moves the values. With the lock of the broadcast held.
+//   * The queue holds the values with numbers in `front..<next`, except values already taken out of the middle, whose reader count is 0. It
+//     always holds the value at `front`.
+//   * Blocks exist from the block of `front` to the block of the last value, plus a few spare ones. The directory doubles when it has no
+//     room for another block.
+//   * Memory grows with the number of values, never with the capacity.
+// The queue handles untyped slots; the caller moves the values. The caller holds the lock of the broadcast.
 
 struct BroadcastQueue {
-    /// The oldest value.
+    /// The number of the oldest value.
     private(set) var front = 0
-    /// The number of the value that comes next.
+    /// The number of the next value to append.
     private(set) var next = 0
     private var directory: UnsafeMutablePointer<UnsafeMutableRawPointer>
-    /// The length of the directory, a power of two, less one.
+    /// The length of the directory, a power of two, minus one.
     private var directoryMask = 1
-    /// The number of the first block that is not there.
+    /// The number of the first block that is not allocated.
     private var endOfBlocks = 0
-    /// Blocks that wait to be used again, linked by their first words.
+    /// Pooled blocks, linked by their first words.
     private var spare: UnsafeMutableRawPointer?
     private var spares = 0
     private let mostSpares: Int
-    /// The number of values in a block is a power of two, so that number and place are found by a shift and a mask.
+    /// log2 of the number of values in a block. It is a power of two, so a shift and a mask find the slot of a number.
     private let shift: Int
     private let placeMask: Int
-    /// From one value to the next, and from a count to its value, in bytes.
+    /// The distance in bytes from one entry to the next, and from a reader count to its value.
     private let stride: Int
     private let valueOffset: Int
 
-    /// In a block of a small broadcast, so that not each value needs another one.
+    /// The minimum number of entries in a block, so that a small broadcast does not need a new block for each value.
     private static var fewestPlaces: Int { 8 }
-    /// In a block of many: 64 values, and two kilobytes with their counts.
+    /// The limits of a block: 64 values, and two kilobytes including the reader counts.
     private static var mostPlaces: Int { 64 }
     private static var mostBytes: Int { 2048 }
     private static var mostSpareBytes: Int { 16 * 1024 }
 
     /// - Parameters:
-    ///   - capacity: how many values there will be at most.
-    ///   - size: of a value, its stride.
-    ///   - alignment: of a value, 16 at most.
+    ///   - capacity: the maximum number of values.
+    ///   - size: the stride of a value.
+    ///   - alignment: the alignment of a value, at most 16.
     init(capacity: Int, size: Int, alignment: Int) {
         let alignment = max(alignment, MemoryLayout<Int>.alignment)
         valueOffset = max(alignment, MemoryLayout<Int>.size)
@@ -59,11 +62,11 @@ struct BroadcastQueue {
 
     var count: Int { next - front }
 
-    /// How many have yet to read the value with a number that is there.
+    /// The number of subscribers that have yet to read a value, which must be in the queue.
     @inline(__always)
     func readers(of number: Int) -> UnsafeMutablePointer<Int> { place(of: number).assumingMemoryBound(to: Int.self) }
 
-    /// Where a value lies.
+    /// The address of a value.
     @inline(__always)
     func slot(of number: Int) -> UnsafeMutableRawPointer { place(of: number) + valueOffset }
 
@@ -72,7 +75,7 @@ struct BroadcastQueue {
         directory[(number >> shift) & directoryMask] + (number & placeMask) * stride
     }
 
-    /// Where the caller puts the next value, which so many subscribers will read.
+    /// Appends an entry for the next value, which `readers` subscribers will read. Returns the address to move the value to.
     @inline(__always)
     mutating func append(readers: Int) -> UnsafeMutableRawPointer {
         if _slowPath(next >> shift == endOfBlocks) { addBlock() }
@@ -82,7 +85,7 @@ struct BroadcastQueue {
         return slot(of: number)
     }
 
-    /// Removes the oldest value, which the caller has moved away, and those behind it that were taken out before.
+    /// Removes the oldest value, which the caller has moved out, and the values after it that were already taken out.
     @inline(__always)
     mutating func removeFirst() {
         let block = front >> shift
@@ -130,7 +133,7 @@ struct BroadcastQueue {
         }
     }
 
-    /// Frees all memory; the queue is empty and is not used afterwards.
+    /// Frees all memory. The queue must be empty and must not be used afterwards.
     func free() {
         for block in front >> shift..<max(front >> shift, endOfBlocks) { directory[block & directoryMask].deallocate() }
         var rest = spare

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The ends of channels, as users name them.
+// The public ends of channels.
 
 /// How many messages a channel holds that have been sent and not yet received.
 public enum ChannelCapacity: Hashable, Sendable {
-    /// None: who sends waits until a receiver takes the message.
+    /// None: a sender waits until a receiver takes the message.
     case rendezvous
-    /// So many, at least 1; who sends more waits for room.
+    /// At most this many, at least 1. A sender waits while the channel is full.
     case bounded(Int)
-    /// Any number, in blocks of memory that are used again: who sends never waits.
+    /// Any number, in pooled blocks of memory. A sender never waits.
     case unbounded
 
     @usableFromInline var limit: Int {
@@ -22,7 +22,7 @@ public enum ChannelCapacity: Hashable, Sendable {
     }
 }
 
-/// The channel is closed: its last receiver has gone, or ``ChannelSender/close()`` was called.
+/// The channel is closed: its last receiver is gone, or ``ChannelSender/close()`` was called.
 ///
 /// The message that was not sent stays with the caller; see ``ChannelSender/send(moving:)``.
 public struct ChannelClosedError: Error, Hashable, Sendable, CustomStringConvertible {
@@ -32,28 +32,29 @@ public struct ChannelClosedError: Error, Hashable, Sendable, CustomStringConvert
     public var description: String { "the channel is closed: the message was not sent" }
 }
 
-/// What became of a message in a call that does not wait.
+/// The result of a send that does not wait.
 public enum TrySendResult: Hashable, Sendable {
     case sent
-    /// There is no room, or in a rendezvous no receiver that waits.
+    /// The channel is full or, for a rendezvous, no receiver is waiting.
     case full
     case closed
 }
 
-/// What a call found that does not wait for messages.
+/// The result of a receive that does not wait.
 ///
-/// Swift takes seconds to compile a `switch` over this where a message has hundreds of kilobytes. A ``select(_:)`` with ``otherwise(_:)`` does the same and compiles at once.
+/// The Swift compiler takes seconds for a `switch` over this type when a message has hundreds of kilobytes. A ``select(_:)`` with
+/// ``otherwise(_:)`` does the same and compiles at once.
 public enum TryReceiveResult<Message: ~Copyable>: ~Copyable {
     case message(Message)
     case empty
-    /// There is none, and there will be none.
+    /// The channel is closed and empty: no message will ever arrive.
     case ended
 }
 
 extension TryReceiveResult: Copyable where Message: Copyable {}
 extension TryReceiveResult: Sendable where Message: Sendable & ~Copyable {}
 
-/// The sending end of a channel. Share it with all that send: when the last reference has gone, the channel closes.
+/// The sending end of a channel. All senders share one instance; the channel closes when its last reference is released.
 public class ChannelSender<Message: ~Copyable> {
     @usableFromInline final let core: ChannelCore<Message>
 
@@ -62,14 +63,15 @@ public class ChannelSender<Message: ~Copyable> {
 
     deinit { core.close() }
 
-    /// Moves a message out of a variable and sends it; waits for room, or for a receiver.
+    /// Moves a message out of a variable and sends it. Waits for room or, for a rendezvous, for a receiver.
     ///
     /// ```swift
     /// var job: Job? = Job(number: 7)
     /// do { try sender.send(moving: &job) } catch is ChannelClosedError { store(job!) }
     /// ```
     ///
-    /// - Parameter message: holds the message, and is nil afterwards exactly when the message was sent: whatever this throws, the message is still there.
+    /// - Parameter message: holds the message. It is nil afterwards if and only if the message was sent: when this throws, the message is
+    ///   still there.
     /// - Throws: ``ChannelClosedError``; `CancellationError` or ``TimeoutError`` when the fiber is cancelled.
     /// - Note: parks
     @inlinable
@@ -84,7 +86,8 @@ public class ChannelSender<Message: ~Copyable> {
         guard try core.send(from: &message) else { throw ChannelClosedError() }
     }
 
-    /// Moves a message out of a variable and sends it, if that needs no wait; the variable is nil afterwards exactly when it was sent. Does not wait; a loop over it lets other fibers run now and then.
+    /// Moves a message out of a variable and sends it if that needs no wait. The variable is nil afterwards if and only if the message was
+    /// sent. Never waits, but yields to other fibers from time to time, so a polling loop does not starve them.
     @inlinable
     public final func trySend(moving message: inout Message?) -> TrySendResult {
         if isLarge(Message.self) { return trySendLarge(from: &message) }
@@ -103,30 +106,32 @@ public class ChannelSender<Message: ~Copyable> {
     @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
     final func trySendLarge(from message: inout Message?) -> TrySendResult { trySendInline(from: &message) }
 
-    /// Closes the channel for all senders: receivers have what was sent before, and then see the end. Doing so again does nothing.
+    /// Closes the channel for all senders. Receivers still get the messages sent before, and then see the end. Closing a closed channel has
+    /// no effect.
     @inlinable
     public final func close() { core.close() }
 
-    /// True when nothing can be sent any more. A loop that waits for it lets other fibers run now and then.
+    /// True when the channel is closed for sending. A loop that polls this yields to other fibers from time to time.
     @inlinable
     public final var isClosed: Bool { core.hasClosed || WaitPoint.notYet() }
 
-    /// How many messages have been sent and not yet received.
+    /// The number of messages that have been sent and not yet received.
     @inlinable
     public final var count: Int { core.messageCount }
 
-    /// How many messages it holds: 0 for a rendezvous, nil without a limit.
+    /// The maximum number of messages in the channel: 0 for a rendezvous, nil if unbounded.
     @inlinable
     public final var capacity: Int? { core.limit == .max ? nil : core.limit }
 
-    /// How many stand in line.
+    /// The lengths of the wait queues.
     package final var waiting: (senders: Int, receivers: Int) { core.waiting }
 }
 
 extension ChannelSender {
-    /// Sends a message; waits for room, or for a receiver.
+    /// Sends a message. Waits for room or, for a rendezvous, for a receiver.
     ///
-    /// - Throws: ``ChannelClosedError``; `CancellationError` or ``TimeoutError`` when the fiber is cancelled. The message was not sent then.
+    /// - Throws: ``ChannelClosedError``; `CancellationError` or ``TimeoutError`` when the fiber is cancelled. The message was not sent
+    ///   then.
     /// - Note: parks
     @inlinable
     public final func send(_ message: Message) throws {
@@ -134,7 +139,8 @@ extension ChannelSender {
         try sendInline(message)
     }
 
-    /// Sends a message if nobody has to wait for that. Does not wait; a loop over it lets other fibers run now and then.
+    /// Sends a message if that needs no wait. Never waits, but yields to other fibers from time to time, so a polling loop does not starve
+    /// them.
     @inlinable
     public final func trySend(_ message: Message) -> TrySendResult {
         if isLarge(Message.self) { return trySendLarge(message) }
@@ -169,9 +175,10 @@ public class ChannelReceiver<Message: ~Copyable> {
 
     deinit { core.dropReceiver() }
 
-    /// The next message; waits for one. Nil when the channel is closed and all messages have been received.
+    /// Receives the next message and waits for one if necessary. Returns nil when the channel is closed and every message has been
+    /// received.
     ///
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no message is lost.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled; no message is lost then.
     /// - Note: parks
     @inlinable
     public final func receive() throws -> Message? {
@@ -179,7 +186,8 @@ public class ChannelReceiver<Message: ~Copyable> {
         return try core.receive()
     }
 
-    /// The next message if there is one. Does not wait; a loop over it lets other fibers run now and then.
+    /// Receives the next message if one is available. Never waits, but yields to other fibers from time to time, so a polling loop does not
+    /// starve them.
     @inlinable
     public final func tryReceive() -> TryReceiveResult<Message> {
         if isLarge(Message.self) { return tryReceiveLarge() }
@@ -202,34 +210,36 @@ public class ChannelReceiver<Message: ~Copyable> {
         }
     }
 
-    /// Blocks of memory that are kept for messages to come.
+    /// The number of pooled blocks.
     package final var spareBlocks: Int { core.spareBlocks }
 
-    /// Closes the channel: nothing can be sent any more, and what was sent before can be received. Doing so again does nothing.
+    /// Closes the channel. Nothing can be sent any more; messages sent before can still be received. Closing a closed channel has no
+    /// effect.
     @inlinable
     public final func close() { core.close() }
 
-    /// True when nothing can be sent any more; there may be messages yet. A loop that waits for it lets other fibers run now and then.
+    /// True when the channel is closed for sending; it may still hold messages. A loop that polls this yields to other fibers from time to
+    /// time.
     @inlinable
     public final var isClosed: Bool { core.hasClosed || WaitPoint.notYet() }
 
-    /// How many messages have been sent and not yet received.
+    /// The number of messages that have been sent and not yet received.
     @inlinable
     public final var count: Int { core.messageCount }
 
-    /// How many messages it holds: 0 for a rendezvous, nil without a limit.
+    /// The maximum number of messages in the channel: 0 for a rendezvous, nil if unbounded.
     @inlinable
     public final var capacity: Int? { core.limit == .max ? nil : core.limit }
 }
 
-/// The messages as they come, until the channel is closed and empty. The loop ends, too, when the fiber is cancelled; where that matters, `try Fiber.checkCancellation()` behind
-/// it tells, or call ``receive()``, which throws.
+/// Iterates over messages as they arrive, until the channel is closed and empty. The loop also ends when the fiber is cancelled. To tell
+/// the two apart, call `try Fiber.checkCancellation()` after the loop, or use ``receive()``, which throws.
 extension ChannelReceiver: Sequence {
     @inlinable
     public final func makeIterator() -> Messages<Message> { Messages(self) }
 }
 
-/// What ``ChannelReceiver`` receives, for loops.
+/// The messages of a ``ChannelReceiver``, as an iterator.
 public struct Messages<Message>: IteratorProtocol {
     @usableFromInline let receiver: ChannelReceiver<Message>
 
@@ -244,7 +254,7 @@ public struct Messages<Message>: IteratorProtocol {
 }
 
 extension ChannelReceiver {
-    /// As ``Messages/next()``.
+    /// The implementation of ``Messages/next()`` for large messages.
     @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
     final func nextLarge() -> Message? { (try? core.receive()) ?? nil }
 }
@@ -258,17 +268,18 @@ public final class LocalReceiver<Message: ~Copyable>: ChannelReceiver<Message> {
 /// The sending end of a channel between workers and threads.
 public final class Sender<Message: ~Copyable & Sendable>: ChannelSender<Message>, @unchecked Sendable {}
 
-/// The receiving end of a channel between workers and threads. It has one owner: it may be given away, to another fiber of any worker or to a thread, and then it is gone here. For a queue
-/// of work with many consumers make each its own with ``share()``.
+/// The receiving end of a channel between workers and threads. It has one owner: it can be transferred to a fiber of any worker or to a
+/// thread, and the previous owner can then no longer use it. For a work queue with several consumers, give each consumer its own receiver
+/// with ``share()``.
 public final class Receiver<Message: ~Copyable & Sendable>: ChannelReceiver<Message> {
-    /// Another receiver of the same channel. Each message goes to one of them; the channel closes when all have gone.
+    /// Adds a receiver of the same channel. Each message goes to exactly one receiver; the channel closes when all receivers are gone.
     public func share() -> sending Receiver<Message> {
         core.addReceiver()
         return Receiver(core)
     }
 }
 
-/// Makes a channel between fibers of all workers, plain threads and what else there is in the program.
+/// Makes a channel between fibers of any worker and plain threads.
 ///
 /// ```swift
 /// let (sender, receiver) = makeChannel(of: Job.self, .bounded(128))
@@ -276,11 +287,12 @@ public final class Receiver<Message: ~Copyable & Sendable>: ChannelReceiver<Mess
 /// try sender.send(job)
 /// ```
 ///
-/// A fiber that has to wait parks, a plain thread blocks. Messages come in the order in which they were sent, and so do those who wait for room or messages.
+/// A fiber that has to wait parks; a plain thread blocks. Messages arrive in the order in which they were sent. Senders that wait for room
+/// and receivers that wait for messages are also served in order.
 ///
 /// - Parameters:
-///   - type: what is sent, where it cannot be inferred.
-///   - capacity: how many messages it holds.
+///   - type: the type of the messages, where it cannot be inferred.
+///   - capacity: the maximum number of messages in the channel.
 @inlinable
 public func makeChannel<Message: ~Copyable & Sendable>(
     of type: Message.Type = Message.self, _ capacity: ChannelCapacity
@@ -289,11 +301,11 @@ public func makeChannel<Message: ~Copyable & Sendable>(
     return (Sender(core), Receiver(core))
 }
 
-/// Makes a channel between fibers of the calling worker: without locks and atomic operations, and for messages of any kind.
+/// Makes a channel between fibers of the calling worker. It uses no locks and no atomic operations, and carries messages of any type.
 ///
 /// - Parameters:
-///   - type: what is sent, where it cannot be inferred.
-///   - capacity: how many messages it holds.
+///   - type: the type of the messages, where it cannot be inferred.
+///   - capacity: the maximum number of messages in the channel.
 @inlinable
 public func makeLocalChannel<Message: ~Copyable>(
     of type: Message.Type = Message.self, _ capacity: ChannelCapacity

@@ -1,24 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a channel does, for one worker or for all: messages in a queue, senders in line for room in it, receivers in line for messages.
+// The core of a channel, local or shared: a queue of messages, a wait queue of senders that need room, and a wait queue of receivers that
+// need messages.
 //
-// Invariants, whenever nobody has a lock:
-//   * a receiver waits only while there is no message, neither in the queue nor with a sender in line;
-//   * a sender waits only while the queue is full (one without places always is), and the channel is open;
-//   * a message is in exactly one place: with its sender, in the queue, or with its receiver. It moves once from a sender to a waiting receiver, and from a waiting
-//     sender into the queue or to a receiver;
-//   * who waits has a slot: a sender's has the message, a receiver's is uninitialised. Whoever claims the wait moves the message, and the one who waited knows by that;
-//   * a place in the queue belongs to whoever has taken it, with the lock of its end, until he has let go of that lock.
+// Invariants, whenever no lock is held:
+//   * A receiver waits only while there is no message, neither in the queue nor with a waiting sender.
+//   * A sender waits only while the queue is full (a rendezvous always is) and the channel is open.
+//   * A message is in exactly one place: with its sender, in the queue, or with its receiver. It moves once from a sender to a waiting
+//     receiver, and from a waiting sender into the queue or to a receiver.
+//   * Every waiter has a slot. A sender's slot holds the message; a receiver's slot is uninitialised. The caller that claims the wait moves
+//     the message, and the outcome tells the waiter that it was moved.
+//   * A queue slot belongs to the caller that took it with the lock of its end held, until that caller releases the lock.
 //
-// A bounded channel of all workers, of up to 64 KB, is a ring with two locks, one for senders and one for receivers, so that the two sides need not wait for each other:
-//   * the quick way, while nobody of the other side is in line, takes one of them, and touches what belongs to that end alone: it looks at the other's count, moves a message, and then lets its
-//     own be seen;
-//   * all else takes both, the senders' first;
-//   * the lines, and whether the channel is closed, change only with both, so either is enough to look. Who stands in line therefore has seen all that was done in the quick way, and is seen by
-//     all who come after.
+// A bounded shared channel of up to 64 KB is a ring with two locks, one for senders and one for receivers, so that the two sides do not
+// wait for each other:
+//   * The fast path applies while no waiter of the other side is queued. It takes one lock and touches only the state of that end: it reads
+//     the other end's count, moves a message, and then publishes its own count.
+//   * The slow path takes both locks, the senders' first.
+//   * The wait queues and `isClosed` change only with both locks held, so holding either one is enough to read them. A waiter therefore has
+//     seen the effects of all earlier fast-path calls, and all later fast-path calls see the waiter.
 //
-// The class without the type of the message does all but the moves, so that little is made anew for each type.
-// One worker, or any thread: see `WaitPoint`.
+// The base class, which is not generic, does everything but the moves, so that little code is specialised for each message type.
+// Runs on one worker or on any thread: see `WaitPoint`.
 
 import CFiber
 import Synchronization
@@ -28,21 +31,21 @@ class ChannelBase: WaitPoint {
     @exclusivity(unchecked) private final var isClosed = false
     @exclusivity(unchecked) private final var receiverCount: Int32 = 1
     private final let stride: UInt32
-    /// Of what is not divided; else it knows the limit alone.
+    /// The queue of a channel that is not divided. In a divided channel only its limit is used.
     @exclusivity(unchecked) private final var queue: MessageQueue
-    /// Behind the first word the places of a small ring.
+    /// Inline slots of a small ring, after the first word.
     private final var near: (UInt, UInt, UInt, UInt)
 
     private static var offsetOfPlaces: Int { 128 }
     private static var bytesOfPlaces: Int { 24 }
 
-    /// How many messages the queue may hold: 0 for a rendezvous, `Int.max` without a limit.
+    /// The maximum number of messages in the queue: 0 for a rendezvous, `Int.max` if unbounded.
     @usableFromInline final var limit: Int { queue.limit }
-    /// Of what is divided.
+    /// The ring of a divided channel.
     private final var ring: DividedRing {
         @inline(__always) get { DividedRing(over: sides, limit: queue.limit, stride: Int(stride)) }
     }
-    /// The number of messages: exact for a caller that may read both ends, a hint for any other.
+    /// The number of messages: exact for a caller that may read both ends, a hint for any other caller.
     private final var number: Int {
         @inline(__always) get { isDivided ? ring.count : queue.count }
     }
@@ -53,22 +56,22 @@ class ChannelBase: WaitPoint {
     private final var senders: Line { first }
     private final var receivers: Line { second }
 
-    /// What a call finds when it comes: a message to be moved and what is to be done then, or nothing.
+    /// The result of a call's first look: a message to move and the work to do after the move, or nothing to move.
     @usableFromInline
     struct Step: BitwiseCopyable {
-        /// Where to move the message to, or from where; nil when there is nothing to be moved.
+        /// The address to move the message to, or from; nil when there is nothing to move.
         @usableFromInline let slot: UnsafeMutableRawPointer?
-        /// What `finish` has to do then, or why there is nothing to be moved.
+        /// The work for `finish`, or the reason why there is nothing to move.
         @usableFromInline let rest: UInt
 
         fileprivate static var sent: UInt { 1 }
         fileprivate static var received: UInt { 2 }
-        /// Neither of both, but all is done except to give the one lock back.
+        /// Only the lock of an undivided channel remains to be released.
         fileprivate static var taken: UInt { 3 }
-        /// Beside the address of a sender's place: there is room for its message now.
+        /// A flag beside the address of a waiting sender: the queue now has room for its message.
         fileprivate static var refill: UInt { 1 }
 
-        /// The message has been moved by somebody else, or cannot be.
+        /// Nothing to move: another caller has moved the message, or the call failed.
         @inline(__always)
         fileprivate init(_ outcome: Outcome) {
             slot = nil
@@ -81,14 +84,14 @@ class ChannelBase: WaitPoint {
             self.rest = rest
         }
 
-        /// It could only wait, and must not.
+        /// The call could only wait, and must not.
         fileprivate static var none: Step { Step(.timedOut) }
         fileprivate var outcome: Outcome { Outcome(rawValue: UInt8(truncatingIfNeeded: rest)).unsafelyUnwrapped }
 
-        /// The move is not all.
+        /// `finish` must be called after the move.
         @inlinable @inline(__always)
         var isUnfinished: Bool { rest != 0 }
-        /// It has waited, and somebody else has moved the message.
+        /// The caller has waited, and another caller has moved the message.
         @inlinable @inline(__always)
         var isMoved: Bool { rest == 0 }
         @inlinable @inline(__always)
@@ -114,12 +117,14 @@ class ChannelBase: WaitPoint {
 
     override var kind: Kind { Kind(local: "channel of makeLocalChannel", shared: "channel of makeChannel") }
 
-    // Each call is one call of `beginSend`, `beginReceive` or `attempt`, a move of the message, and where somebody else is concerned one call of `finish`.
+    // Each operation is one call of `beginSend`, `beginReceive` or `attempt`, then the move of the message, and then one call of `finish`
+    // if other callers are concerned.
 
-    // The common way on one worker has no call in it: nobody in line, and room or a message in a block that is there. All others are calls in the last place, and each of those is one function for
-    // both directions: where two fibers take turns the CPU guesses that one returns to where the other one did, and each frame in which that is wrong takes as long as a switch.
+    // The local fast path makes no calls: no waiter on the other side, and room or a message in the current block. Every other path is a
+    // tail call of one function for both directions. When two fibers alternate, the CPU's return predictor predicts a return into the other
+    // fiber's frames, and each mispredicted frame costs as much as a switch.
 
-    /// Begins to send what is in the caller's slot, and waits if that cannot be done at once.
+    /// Begins to send the message in the caller's slot, and waits if that cannot be done at once.
     @usableFromInline
     final func beginSend(_ own: UnsafeMutableRawPointer) -> Step {
         if isShared { return beginShared(isSend: true, own) }
@@ -176,7 +181,7 @@ class ChannelBase: WaitPoint {
 
     private final func lookShared(isSend: Bool) -> Step? { look(isSend: isSend, isShared: true) }
 
-    /// Why a call has come to nothing that is not over because of the channel.
+    /// The error of a call that failed for a reason other than the state of the channel.
     @usableFromInline
     final func refusal(_ step: Step) -> any Error {
         do {
@@ -187,7 +192,7 @@ class ChannelBase: WaitPoint {
         misuse("a call on a channel came to nothing without a reason")
     }
 
-    /// As the two above, for calls that do not wait.
+    /// The counterpart of `beginSend` and `beginReceive` for calls that do not wait.
     @usableFromInline
     final func attempt(isSend: Bool) -> Step {
         requireWorker()
@@ -197,7 +202,8 @@ class ChannelBase: WaitPoint {
         return .none
     }
 
-    /// What can be done at once; nil if nothing can. With the lock held, which then it is still, and else only as long as the move needs it.
+    /// Does what can be done at once; returns nil if nothing can. Called with the lock held. The lock stays held when this returns nil;
+    /// otherwise it is held only as long as the move needs it.
     @inline(__always)
     private final func look(isSend: Bool, isShared: Bool) -> Step? {
         if isSend {
@@ -219,7 +225,8 @@ class ChannelBase: WaitPoint {
         return Step(.closed)
     }
 
-    /// Somebody who waits, and is claimed. On one worker nobody runs before the message has been moved.
+    /// Meets a waiter that the caller has claimed. A local waiter is resumed already here: on one worker no other fiber runs before the
+    /// message has been moved.
     @inline(__always)
     private final func meet(_ place: PlacePointer, isShared: Bool) -> Step {
         if isShared {
@@ -230,12 +237,13 @@ class ChannelBase: WaitPoint {
         return Step(place.pointee.slot)
     }
 
-    /// A place in the queue, which others see when the move is over, and until then one lock is held. On one worker nobody looks before.
+    /// Takes a slot in the queue. One lock stays held until the move is done, and only then do other callers see the change. A local
+    /// channel needs no lock: no other fiber runs before the move is done.
     @inline(__always)
     private final func takeSlot(isSend: Bool, isShared: Bool) -> Step {
         if isShared && isDivided {
             let slot = ring.take(isSend: isSend)
-            // From here on it is the quick way.
+            // From here on this side's lock is enough, as on the fast path.
             unlockSide(isSecond: isSend)
             return Step(slot, isSend ? Step.sent : Step.received)
         }
@@ -243,7 +251,8 @@ class ChannelBase: WaitPoint {
         return isShared ? Step(slot, Step.taken) : Step(slot)
     }
 
-    /// The quick way with two locks; nil, and no lock, when it must be the other one: then, too, whether what is missing may come from the other side.
+    /// The fast path of a divided channel. Returns nil, with no lock held, when the slow path is needed. `mayCome` then tells whether the
+    /// other side may still supply the missing room or message.
     @inline(__always)
     private final func lookAside(isSend: Bool, _ mayCome: inout Bool) -> Step? {
         lockSide(isSecond: !isSend)
@@ -259,10 +268,11 @@ class ChannelBase: WaitPoint {
     @inline(__always)
     private final func isQuick(isSend: Bool) -> Bool { isSend ? receivers.pointee.isEmpty && !isClosed : senders.pointee.isEmpty }
 
-    /// Whether there is room, or a message, when what was known of it has been used up. With the lock of the own side.
+    /// Whether there is room, or a message, once the last known count is used up. The caller holds the lock of its own side.
     ///
-    /// Where both sides are as fast, one follows at the other's heels: each message is in the cache of the other CPU, and so is the count, and both take three times as long. So whoever finds few, and
-    /// had not to wait for them, leaves the other side alone for a moment, in which that gets ahead by dozens.
+    /// When both sides run at the same speed they contend for the same cache lines: each message, and the count, is in the other CPU's
+    /// cache, and both sides take three times as long. A caller that finds only a few messages, or little room, and did not have to wait
+    /// therefore pauses for a moment, in which the other side gets ahead by dozens.
     @inline(never)
     private final func askOtherSide(isSend: Bool) -> Bool {
         let ring = ring
@@ -278,17 +288,18 @@ class ChannelBase: WaitPoint {
         return number > 0
     }
 
-    /// Between two looks at the other side: what it takes that to use up half of the room.
+    /// The pause between two reads of the other side's count: the time in which the other side uses up half of the room.
     private final var pauses: Int { min(64, limit / 2 + 1) }
 
-    /// Where the other side is at work on another worker, to wait for it takes less than to park and to be sent home. True when it has done something.
+    /// Spins while the other side runs on another worker: that costs less than to park and be sent back to the own worker. Returns true
+    /// when the other side has made progress.
     @inline(__always)
     private final func watch(isSend: Bool) -> Bool {
         guard limit > 0, let worker = Worker.current, worker.maySpin else { return false }
         return worker.spin(every: pauses) { isSend ? hasRoom : number > 0 }
     }
 
-    /// After the move: lets others see it, and lets the one go on who was met.
+    /// Completes a step after the move: publishes the change, releases the lock, and resumes the claimed waiter.
     @usableFromInline
     final func finish(_ step: Step) {
         switch step.rest {
@@ -321,14 +332,14 @@ class ChannelBase: WaitPoint {
         misuse("a channel without messages was used")
     }
 
-    // In a select.
+    // Select.
 
-    /// Does without waiting what an arm is there for.
+    /// Performs the operation of a select arm without waiting.
     func attempt(isSend: Bool, _ own: UnsafeMutableRawPointer) -> TrySendResult {
         misuse("a channel without messages was used")
     }
 
-    /// With the lock held.
+    /// The caller holds the lock.
     final func isReady(isSend: Bool) -> Bool {
         if isClosed { return true }
         return isSend ? hasRoom || !receivers.pointee.isEmpty : number > 0 || !senders.pointee.isEmpty
@@ -347,7 +358,7 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final func chargeTry() { chargeCaller() }
 
-    /// No message can be sent from here on. Those that wait to send have theirs back, those that wait to receive see the end.
+    /// Closes the channel for sending. Waiting senders keep their messages; waiting receivers see the end.
     @usableFromInline
     final func close() {
         lock()
@@ -363,7 +374,8 @@ class ChannelBase: WaitPoint {
     @usableFromInline
     final func addReceiver() { withLock { receiverCount += 1 } }
 
-    /// Says how many messages are left that nobody will receive: none as long as there are other receivers. Nothing is counted any more afterwards, and nobody else comes.
+    /// Removes a receiver and returns the number of messages that no receiver can take any more: 0 while there are other receivers. The
+    /// messages no longer count as queued, and no other caller uses the queue after that.
     @usableFromInline
     final func removeReceiver() -> Int {
         let isLast = withLock {
@@ -380,13 +392,14 @@ class ChannelBase: WaitPoint {
         }
     }
 
-    /// Where one of those is.
+    /// The address of the next message that no receiver can take.
     @usableFromInline
     final func nextLeftover() -> UnsafeMutableRawPointer { isDivided ? ring.take(isSend: false) : queue.takeForgotten() }
 
     deinit { queue.freeBlocks(near: at(Self.offsetOfPlaces)) }
 
-    /// How many stand in line, for tests and diagnostics; among them those whose wait has ended and that have not left yet.
+    /// The lengths of the wait queues, for tests and diagnostics. They include waiters whose wait has ended and that have not left the
+    /// queue yet.
     final var waiting: (senders: Int, receivers: Int) { withLock { (senders.pointee.count, receivers.pointee.count) } }
 
     @usableFromInline
@@ -396,14 +409,15 @@ class ChannelBase: WaitPoint {
     final var spareBlocks: Int { Int(queue.spares) }
 }
 
-// Its ends say where they may go.
+// Safe because the types of its ends restrict where a channel can be used.
 extension ChannelBase: @unchecked Sendable {}
 
 @usableFromInline
 final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
     @usableFromInline typealias Slot = UnsafeMutablePointer<Message>
 
-    /// Sends a message, which is nil then; false, with the message, when the channel is closed. It has it, too, when it throws.
+    /// Sends a message and sets the variable to nil. Returns false when the channel is closed. When it returns false or throws, the message
+    /// is back in the variable.
     @inlinable @inline(__always)
     func send(from message: inout Message?) throws -> Bool {
         var isSent = true
@@ -433,7 +447,7 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
         return result
     }
 
-    /// The next message; nil when there will be none.
+    /// Receives the next message; nil when the channel is closed and empty.
     @inlinable @inline(__always)
     func receive() throws -> Message? {
         var message: Message? = nil
@@ -451,7 +465,7 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
         return message
     }
 
-    /// The next message if there is one, and what was found.
+    /// Receives the next message if one is available, and reports the result.
     @inlinable
     func tryReceive(into message: inout Message?) -> TrySendResult {
         var result = TrySendResult.sent
@@ -462,7 +476,8 @@ final class ChannelCore<Message: ~Copyable>: ChannelBase, @unchecked Sendable {
         return result
     }
 
-    /// A receiver has gone; with the last one go the messages. What they own may have a deinit that looks here: the queue is as if they had never been.
+    /// Removes a receiver. With the last receiver the remaining messages are destroyed. Their deinit may use this channel, which is already
+    /// empty by then.
     @usableFromInline
     func dropReceiver() {
         for _ in 0..<removeReceiver() { nextLeftover().assumingMemoryBound(to: Message.self).deinitialize(count: 1) }

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A ring of places for messages whose two ends may be used at the same time, each with a lock of its own.
+// A ring buffer for messages. Its two ends can be used at the same time; each has its own lock.
 //
 //     lock, back │ lock, front │ places …           each part begins on a pair of cache lines of its own
 //
 // Invariants:
-//   * what happens at one end touches nothing of the other one, except that it may ask for the other's count;
-//   * a place belongs to the end that has taken it, until that end lets its count be seen.
-// It knows places and not types, as `MessageQueue` does. Each end is used by the holder of its lock; `count` may be looked at by any thread.
+//   * A call at one end touches only the state of that end, except that it may read the other end's count.
+//   * A slot belongs to the end that has taken it until that end publishes its count.
+// The ring handles untyped slots, as `MessageQueue` does. The holder of an end's lock uses that end; any thread may read `count`.
 
 import Synchronization
 
-/// One end of a ring, where messages go in or come out.
+/// One end of a ring: the back, where messages enter, or the front, where they leave.
 private struct RingEnd: ~Copyable {
-    /// The next place, and the end of the ring.
+    /// The next slot, and the end of the ring.
     var slot: UnsafeMutableRawPointer
     let ringEnd: UnsafeMutableRawPointer
-    /// How many messages have gone through here. By a plain load and store of the lock's holder.
+    /// The number of messages that have passed this end. The lock holder updates it by a plain load and store.
     let count = Atomic<Int>(0)
-    /// The other end's count when this end last read it. Counts only grow.
+    /// The other end's count when this end last read it. It may be stale, which is safe because counts only grow.
     var seen = 0
-    /// The last look at the other end was in vain.
+    /// The last read of the other end's count found no room, or no message.
     var wasInVain = false
 
     init(_ start: UnsafeMutableRawPointer, _ end: UnsafeMutableRawPointer) {
@@ -29,7 +29,7 @@ private struct RingEnd: ~Copyable {
     }
 }
 
-/// Everything that changes lies in the sides, so this may be made anew for each call.
+/// A view of the ring. All mutable state lies in `sides`, so each call may create a new view.
 struct DividedRing: BitwiseCopyable {
     private typealias End = UnsafeMutablePointer<RingEnd>
 
@@ -39,10 +39,10 @@ struct DividedRing: BitwiseCopyable {
 
     private static var mostBytes: Int { 65536 }
 
-    /// Whether so many messages of a size are few enough for a ring.
+    /// Whether `limit` messages of a size fit into a ring.
     static func suits(limit: Int, stride: Int) -> Bool { limit > 0 && limit <= mostBytes / stride }
 
-    /// The ring that was made there.
+    /// A view of an existing ring.
     @inline(__always)
     init(over sides: WaitSides, limit: Int, stride: Int) {
         self.sides = sides
@@ -50,7 +50,7 @@ struct DividedRing: BitwiseCopyable {
         self.stride = stride
     }
 
-    /// A new ring, and memory for it.
+    /// Allocates and initialises a new ring.
     static func makeSides(limit: Int, stride: Int) -> WaitSides {
         require(
             MemoryLayout<RingEnd>.stride <= WaitSides.bytesOfSide, "the end of a ring needs more than the memory for a side of a wait point"
@@ -65,12 +65,13 @@ struct DividedRing: BitwiseCopyable {
     @inline(__always)
     private func end(_ isBack: Bool) -> End { (isBack ? sides.first : sides.second).assumingMemoryBound(to: RingEnd.self) }
 
-    /// How many messages there are.
+    /// The number of messages in the ring.
     var count: Int {
         @inline(__always) get { end(true).pointee.count.load(ordering: .relaxed) &- end(false).pointee.count.load(ordering: .relaxed) }
     }
 
-    /// Where the next message goes, or is; there must be room for it, or it must be there. It has come, or left, with `noteDone`.
+    /// Takes the next slot: for the sender an empty one, for the receiver one with a message. The caller must know that such a slot exists.
+    /// The other end sees the change only after `noteDone`.
     @inline(__always)
     func take(isSend: Bool) -> UnsafeMutableRawPointer {
         let end = end(isSend)
@@ -80,16 +81,16 @@ struct DividedRing: BitwiseCopyable {
         return slot
     }
 
-    /// Publishes this end's count with release semantics: the other end then sees the messages, or the room, and every write before.
+    /// Publishes this end's count with release semantics. The other end then sees the message or the room, and every write before it.
     @inline(__always)
     func noteDone(isSend: Bool, _ number: Int = 1) {
         let end = end(isSend)
         end.pointee.count.store(end.pointee.count.load(ordering: .relaxed) &+ number, ordering: .releasing)
     }
 
-    // What one end knows of the other, and may ask without its lock.
+    // How one end learns the other end's progress without taking its lock.
 
-    /// Whether this end may go on by the count that it last read: the sender finds room, the receiver a message.
+    /// Whether this end may proceed by the count that it last read: the sender has room, or the receiver has a message.
     @inline(__always)
     func isKnownReady(isSend: Bool) -> Bool {
         let end = end(isSend)
@@ -97,7 +98,7 @@ struct DividedRing: BitwiseCopyable {
         return isSend ? difference < limit : difference < 0
     }
 
-    /// Looks at the other end: for how many messages there is room, or how many there are.
+    /// Reads the other end's count again. Returns the number of free slots for the sender, or the number of messages for the receiver.
     func ask(isSend: Bool) -> Int {
         let (end, other) = (end(isSend), end(!isSend))
         end.pointee.seen = other.pointee.count.load(ordering: .acquiring)
@@ -105,7 +106,7 @@ struct DividedRing: BitwiseCopyable {
         return isSend ? limit &- difference : 0 &- difference
     }
 
-    /// Whether the last look of an end was in vain.
+    /// Whether an end's last read of the other end's count found no room, or no message.
     func wasInVain(isSend: Bool) -> Bool { end(isSend).pointee.wasInVain }
     func setInVain(_ isInVain: Bool, isSend: Bool) { end(isSend).pointee.wasInVain = isInVain }
 }

@@ -1,55 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Messages in the order in which they came: linked blocks of a fixed size, in which nothing is ever copied. Blocks that have become empty are used again.
+// A FIFO queue of messages: linked blocks of a fixed size, in which no message is ever copied. Emptied blocks are pooled.
 //
 //     front                                   back
 //     ┌─┬──────────┐   ┌─┬──────────┐   ┌─┬──▼───────┐        spare   ┌─┬──────────┐
 //     │•┼─   ▓▓▓▓▓▓│──▶│•┼▓▓▓▓▓▓▓▓▓▓│──▶│ │▓▓        │          └───▶ │ │          │
 //     └─┴────▲─────┘   └─┴──────────┘   └─┴──────────┘                └─┴──────────┘
 //
-// A queue with a small limit is a ring: one block with as many places, that follows itself. The smallest lie in the channel itself.
+// A queue with a small limit is a ring: one block with `limit` slots that is its own successor. The slots of the smallest rings lie in the
+// channel object.
 //
 // Invariants:
-//   * messages lie from the front to the end of its block, in the blocks behind it, and in the last one up to the back; in a ring they may go on at its start;
-//   * when the queue becomes empty it starts over at the beginning of its block, so that alternating sends and receives stay in one cache line;
-//   * at most `mostSpares` blocks are kept for later;
-//   * it takes no memory before the first message.
-// It knows places and not types: the caller moves a message there, or from there. The idea of recycled blocks is monoio's local-sync. One call at a time: on the worker of a local channel, or with the
-// lock; only `count` may be looked at without.
+//   * Messages lie from the front to the end of its block, in the blocks after it, and in the last block up to the back. In a ring they may
+//     wrap around to its start.
+//   * When the queue becomes empty it starts over at the beginning of its block, so that alternating sends and receives stay in one cache
+//     line.
+//   * At most `mostSpares` blocks are pooled.
+//   * The queue allocates no memory before the first message.
+// The queue handles untyped slots; the caller moves the messages. The idea of recycled blocks comes from monoio's local-sync. Calls must
+// not overlap: they run on the worker of a local channel, or with the lock held. Only `count` may be read without the lock.
 
 import Synchronization
 
-/// One cache line, and first what every message needs.
+/// The struct fills one cache line. The fields that every message needs come first.
 struct MessageQueue: ~Copyable {
-    /// The next place, and the end of its block.
+    /// The next slot to fill, and the end of its block.
     private var back = MessageQueue.nowhere
     private var backEnd = MessageQueue.nowhere
-    /// How many messages there are. By a plain load and store, since only one changes it at a time.
+    /// The number of messages. A plain load and store suffices, because only one caller changes it at a time.
     private let number = Atomic<Int>(0)
-    /// How many there may be.
+    /// The maximum number of messages.
     let limit: Int
     /// The next message, and the end of its block.
     private var front = MessageQueue.nowhere
     private var frontEnd = MessageQueue.nowhere
-    /// Blocks that wait to be used again.
+    /// Pooled blocks.
     private var spare: UnsafeMutableRawPointer?
     private(set) var spares: UInt8 = 0
     private let isRing: Bool
-    /// Of a block.
+    /// The number of slots in a block.
     private let places: UInt16
-    /// Bytes from one message to the next.
+    /// The distance in bytes from one message to the next.
     private let stride: UInt32
 
     private static var mostSpares: UInt8 { 16 }
-    /// In a block of many: 64 messages, and a kilobyte.
+    /// The limits of a block: 64 messages and a kilobyte.
     private static var mostPlaces: Int { 64 }
     private static var mostBytes: Int { 1024 }
-    /// Where the places of a block begin; a link to the next block lies before them.
+    /// The offset of the slots in a block; a link to the next block lies before them.
     private static var offset: Int { 16 }
-    /// The end of a block that is not there.
+    /// A sentinel: the end of a block while no block exists.
     private static var nowhere: UnsafeMutableRawPointer { UnsafeMutableRawPointer(bitPattern: 16).unsafelyUnwrapped }
 
-    /// - Parameter limit: how many messages there may be.
+    /// - Parameter limit: the maximum number of messages.
     init(limit: Int, stride: Int) {
         self.limit = limit
         self.stride = UInt32(stride)
@@ -58,7 +61,7 @@ struct MessageQueue: ~Copyable {
         self.places = UInt16(places)
     }
 
-    /// Before the first message: a ring may have its places in memory that is there, if they fit.
+    /// Lets a ring use the given memory for its slots, if they fit. Must be called before the first message.
     mutating func placeNear(_ memory: UnsafeMutableRawBufferPointer) {
         guard isRing && blockBytes <= memory.count else { return }
         back = memory.baseAddress.unsafelyUnwrapped
@@ -70,26 +73,26 @@ struct MessageQueue: ~Copyable {
         @inline(__always) get { Int(places) &* Int(stride) }
     }
 
-    /// How many messages there are.
+    /// The number of messages.
     var count: Int {
         @inline(__always) get { number.load(ordering: .relaxed) }
     }
 
-    /// Where the next message goes, which has come with that; there must be room.
+    /// Takes the slot for the next message and counts that message. The queue must have room.
     @inline(__always)
     mutating func takeBack() -> UnsafeMutableRawPointer {
         if _slowPath(!hasPlaceReady) { addBlock() }
         return takeReadyPlace()
     }
 
-    /// Where the next message is, which has left with that; there must be one.
+    /// Takes the slot of the next message and no longer counts that message. The queue must not be empty.
     @inline(__always)
     mutating func takeFront() -> UnsafeMutableRawPointer {
         if _slowPath(!hasMessageReady) { leaveBlock() }
         return takeReadyMessage()
     }
 
-    // The same, without a call, while the block has more.
+    // The same without a function call, while the current block suffices.
 
     var hasPlaceReady: Bool {
         @inline(__always) get { back != backEnd }
@@ -118,7 +121,7 @@ struct MessageQueue: ~Copyable {
         return slot
     }
 
-    /// Forgets all messages, and says how many there were: so many calls of `takeForgotten` find them.
+    /// Resets the count and returns the number of messages. The caller then takes each of them by one call of `takeForgotten`.
     mutating func forgetAll() -> Int {
         let count = count
         number.store(0, ordering: .relaxed)
@@ -133,7 +136,7 @@ struct MessageQueue: ~Copyable {
 
     // Blocks.
 
-    /// The last block is full, or there is none.
+    /// Adds a block: the last one is full, or no block exists.
     @inline(never)
     private mutating func addBlock() {
         if isRing && backEnd != Self.nowhere {
@@ -160,7 +163,7 @@ struct MessageQueue: ~Copyable {
         backEnd = slots + blockBytes
     }
 
-    /// The first block has been emptied, and there is another.
+    /// Leaves the first block, which is empty, for the next one.
     @inline(never)
     private mutating func leaveBlock() {
         if isRing {
@@ -180,7 +183,7 @@ struct MessageQueue: ~Copyable {
         frontEnd = front + blockBytes
     }
 
-    /// Gives the blocks back, when the messages are gone and no call comes any more.
+    /// Frees all blocks. The messages must be gone, and no call may follow.
     func freeBlocks(near: UnsafeMutableRawPointer) {
         Self.freeBlocks(from: spare)
         if frontEnd != Self.nowhere && frontEnd - blockBytes != near { Self.freeBlocks(from: block(endingAt: frontEnd)) }

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The core of a one-shot, local or shared: it carries one value from the sender to the receiver, once. Typically the value is the reply to a request.
+// The core of a one-shot, local or shared: it carries one value from the sender to the receiver, once. Typically the value is the reply to
+// a request.
 //
 // Invariants, whenever the lock is free:
-//   * the state goes from open to sent, or to dropped, and from sent to taken, and never back;
-//   * a receiver waits only while it is open, one at a time;
-//   * the value is in exactly one place: with its sender, here while the state is sent, or with its receiver.
-// The sender is an object, so that it is noticed when it goes. The receiver is nothing but a reference to the core, and if the sender's is the only one, the receiver has gone.
-// One worker, or any thread: see `WaitPoint`.
+//   * The state goes from open to sent or to dropped, and from sent (or, with a waiting receiver, directly from open) to taken. It never
+//     goes back.
+//   * A receiver waits only while the state is open; only one receiver waits at a time.
+//   * The value is in exactly one place: with its sender, in the core while the state is sent, or with its receiver.
+// The sender is an object, so that its release is noticed. The receiver is only a reference to the core: if the sender holds the only
+// reference, the receiver is gone.
+// Runs on one worker or on any thread: see `WaitPoint`.
 //
-// The class without the type of the value knows its state and the waiter, the generic one moves the value.
+// The base class, which is not generic, holds the state and the waiter; the generic subclass moves the value.
 
 @usableFromInline
 class OneShotBase: WaitPoint {
@@ -21,12 +24,12 @@ class OneShotBase: WaitPoint {
 
     private final var receivers: Line { first }
 
-    /// What a receiver finds.
+    /// The result of a receiver's look at the state.
     @usableFromInline
     enum Step {
-        /// The value is here. Locked, until `finish`.
+        /// The value is present. The lock is held until `finishReceive`.
         case sent
-        /// Not yet. Locked.
+        /// No value has been sent yet. The lock is held.
         case wait
         case taken
         case dropped
@@ -37,7 +40,7 @@ class OneShotBase: WaitPoint {
 
     override var kind: Kind { Kind(local: "one-shot of makeLocalOneShot", shared: "one-shot of makeOneShot") }
 
-    /// Begins to send: claims the receiver if one waits, and returns its place. The lock stays held until `finish`.
+    /// Begins to send: claims the waiting receiver, if any, and returns its wait-queue entry. The lock stays held until `finish`.
     @usableFromInline
     final func beginSend() -> PlacePointer? {
         lock()
@@ -50,7 +53,7 @@ class OneShotBase: WaitPoint {
         return receiver
     }
 
-    /// Marks it as sent while there is nobody who could receive.
+    /// Marks the one-shot as taken when no receiver exists that could take the value.
     @usableFromInline
     final func sendToNobody() {
         _ = beginSend()
@@ -64,7 +67,7 @@ class OneShotBase: WaitPoint {
         if let receiver { resume(receiver) }
     }
 
-    /// The sender has gone.
+    /// The sender is gone: a one-shot that is still open becomes dropped.
     @usableFromInline
     final func dropSender() {
         lock()
@@ -110,7 +113,8 @@ class OneShotBase: WaitPoint {
         }
     }
 
-    /// Waits until the sender has put the value into the slot; false when there will be none. With the lock held.
+    /// Waits until the sender has put the value into the slot. Returns false when the sender is gone without sending. The caller holds the
+    /// lock.
     @usableFromInline
     final func waitToReceive(_ slot: UnsafeMutableRawPointer) throws -> Bool {
         let outcome = wait(in: receivers, slot: slot, .receive)
@@ -151,7 +155,7 @@ final class OneShotCore<Value: ~Copyable>: OneShotBase, @unchecked Sendable {
     @usableFromInline @inline(never) @_semantics("optimize.sil.specialize.generic.never")
     static func makeLarge(isShared: Bool) -> OneShotCore { OneShotCore(isShared: isShared) }
 
-    /// Sends the value in the slot and leaves the slot empty. If the receiver has gone, the value stays in the slot.
+    /// Sends the value in the slot and leaves the slot empty. If the receiver is gone, the value stays in the slot.
     @inlinable
     func send(_ slot: inout Value?, isWanted: Bool) {
         guard isWanted else { return sendToNobody() }

@@ -1,23 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Memory for a message on its way, and the threshold above which messages are moved by calls.
+// Memory for a message in transit, and the size above which messages are moved by calls.
 //
-// Code that is inlined into a program is compiled anew for each message type. An `Optional` of a large type is inspected, cleared and filled word by word, thousands of instructions for
-// 64 KB, and the optimiser's time grows with the square of that. So a call with a large message compiles to a call of one generic function, marked `noninlined` below, which moves the
-// message by the witnesses of its type. The compiler knows the size and keeps one of the two branches, so small messages pay nothing.
+// Code that is inlined into a program is specialised for each message type. The specialised code inspects, clears and fills an `Optional`
+// of a large type word by word: thousands of instructions for 64 KB, and the optimiser's time grows with the square of that. A call with a
+// large message therefore compiles to a call of one generic function that is never specialised (`@_semantics` below) and moves the message
+// by the value witnesses of its type. The size is a compile-time constant, so only one of the two branches is compiled, and small messages
+// pay nothing.
 
-/// Bytes of the largest message that inlined code moves, and of the largest slot in a caller's frame.
+/// The size in bytes of the largest message that inlined code moves, and of the largest slot in a caller's frame.
 @inlinable
 var largestInlinedMessage: Int {
     @inline(__always) get { 1024 }
 }
 
-/// Whether messages of a type are moved by functions that are not compiled anew for it.
+/// Whether unspecialised functions move messages of a type.
 @inlinable @inline(__always)
 func isLarge<Message: ~Copyable>(_: Message.Type) -> Bool { MemoryLayout<Message>.size > largestInlinedMessage }
 
-/// Calls a body with memory for a message: in the caller's frame up to a kilobyte, else allocated. Swift aligns no type to more than 16 bytes. It is a whole stride, which a message of size 0
-/// has, too, since a generic move may write all of it.
+/// Calls `body` with memory for a message: in the caller's frame up to a kilobyte, otherwise allocated. Swift aligns no type to more than
+/// 16 bytes. The memory is a whole stride, also for a message of size 0, because a generic move may write all of it.
 @inlinable @inline(__always)
 func withSlot<Message: ~Copyable>(for _: Message.Type, _ body: (UnsafeMutablePointer<Message>) throws -> Void) rethrows {
     try withTemporaryMemory(byteCount: MemoryLayout<Message>.stride, alignment: 16) {
@@ -25,7 +27,8 @@ func withSlot<Message: ~Copyable>(for _: Message.Type, _ body: (UnsafeMutablePoi
     }
 }
 
-// Optionals of messages, for arms of a select, which must be copied and emptied before they are known to be there.
+// Optionals of messages, for the arms of a select. A `take()` copies and clears the optional before the check for nil, so for a large type
+// it happens in a function that is not specialised.
 
 @inlinable @inline(__always)
 func wrapped<Message: ~Copyable>(_ message: consuming Message) -> Message? {
@@ -33,7 +36,7 @@ func wrapped<Message: ~Copyable>(_ message: consuming Message) -> Message? {
     return consume message
 }
 
-/// Moves the message of an optional, which must have one, into a slot.
+/// Moves the message out of an optional, which must not be nil, into a slot.
 @inlinable @inline(__always)
 func unwrap<Message: ~Copyable>(_ message: inout Message?, to slot: UnsafeMutablePointer<Message>) {
     if isLarge(Message.self) { return unwrapLarge(&message, to: slot) }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The ends of watches, as users name them. What a receiver has seen is known to its owner alone.
+// The public ends of watches. Only the owner of a receiver accesses the version that it has seen.
 
-/// What the sending ends of watches have in common.
+/// The common base of the sending ends of watches.
 public class WatchSendingEnd<Value> {
     @usableFromInline final let core: WatchCore<Value>
 
@@ -11,18 +11,19 @@ public class WatchSendingEnd<Value> {
 
     deinit { core.close() }
 
-    /// Replaces the value; never waits, and lets nobody else run.
+    /// Replaces the value. Never waits and never yields.
     ///
-    /// - Complexity: O(*n*) for *n* receivers that wait.
+    /// - Complexity: O(*n*) for *n* waiting receivers.
     @inlinable
     public final func send(_ value: Value) { core.send(value) }
 
-    /// Changes the value and returns what `body` returns. Never waits.
+    /// Changes the value and returns the result of `body`. Never waits.
     ///
-    /// The body works on a copy, while receivers still have the value as it was; if it throws, nothing has changed. If somebody else has changed the value meanwhile it is called again, with what
-    /// is there then, so it should do nothing else, and must not change this watch itself.
+    /// The body changes a copy, while receivers still see the old value; if it throws, nothing has changed. If another sender changes the
+    /// value in the meantime, `body` is called again with the new value. So `body` should have no other effects, and must not change this
+    /// watch itself.
     ///
-    /// - Complexity: O(*n*) for *n* receivers that wait.
+    /// - Complexity: O(*n*) for *n* waiting receivers.
     @inlinable
     @discardableResult
     public final func update<Result, Failure: Error>(_ body: (inout Value) throws(Failure) -> Result) throws(Failure) -> Result {
@@ -33,15 +34,15 @@ public class WatchSendingEnd<Value> {
         }
     }
 
-    /// The value as it is now.
+    /// The current value.
     @inlinable
     public final var value: Value { core.latest.value }
 }
 
-/// What the receiving ends of watches have in common.
+/// The common base of the receiving ends of watches.
 public class WatchReceivingEnd<Value> {
     @usableFromInline final let core: WatchCore<Value>
-    /// The version that it has seen last.
+    /// The version that this receiver has seen last.
     @exclusivity(unchecked) @usableFromInline final var seen: UInt64
 
     @inlinable
@@ -50,7 +51,7 @@ public class WatchReceivingEnd<Value> {
         self.seen = seen
     }
 
-    /// The latest value, which counts as seen.
+    /// The latest value. Reading it marks it as seen.
     @inlinable
     public final var value: Value {
         let (value, version) = core.latest
@@ -58,13 +59,15 @@ public class WatchReceivingEnd<Value> {
         return value
     }
 
-    /// True when there is a value that this receiver has not seen. Does not wait; a loop over it lets other fibers run now and then.
+    /// True when this receiver has not seen the latest value. Never waits, but yields to other fibers from time to time, so a polling loop
+    /// does not starve them.
     @inlinable
     public final var hasChanged: Bool { core.isNewer(than: seen) || WaitPoint.notYet() }
 
-    /// The latest value if this receiver has not seen it yet; otherwise waits for a change. Nil when the sender has gone and its last value has been seen.
+    /// Returns the latest value if this receiver has not seen it yet; otherwise waits for a change. Returns nil when the sender is gone and
+    /// its last value has been seen.
     ///
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no change is lost.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled; no change is lost then.
     /// - Note: parks
     @inlinable
     public final func changed() throws -> Value? {
@@ -86,10 +89,11 @@ public class WatchReceivingEnd<Value> {
     }
 }
 
-/// The changes, until the sender has gone; of several since the last one only the latest. The loop ends, too, when the fiber is cancelled; where that matters,
-/// `try Fiber.checkCancellation()` behind it tells, or call ``changed()``, which throws.
+/// Iterates over the changes until the sender is gone. Of several changes since the last one, it returns only the latest. The loop also
+/// ends when the fiber is cancelled. To tell the two apart, call `try Fiber.checkCancellation()` after the loop, or use ``changed()``,
+/// which throws.
 extension WatchReceivingEnd: Sequence, IteratorProtocol {
-    /// Itself.
+    /// The receiver is its own iterator.
     @inlinable
     public final func makeIterator() -> WatchReceivingEnd<Value> { self }
 
@@ -100,32 +104,34 @@ extension WatchReceivingEnd: Sequence, IteratorProtocol {
     }
 }
 
-/// The sending end of a watch between workers and threads. Share it with all that change the value: when the last reference has gone, the watch ends.
+/// The sending end of a watch between workers and threads. All senders share one instance; the watch ends when its last reference is
+/// released.
 public final class WatchSender<Value: Sendable>: WatchSendingEnd<Value>, @unchecked Sendable {
-    /// Another receiver, which has seen the value as it is now.
+    /// Adds a receiver that has seen the current value.
     public func subscribe() -> sending WatchReceiver<Value> { WatchReceiver(core, seen: core.latest.version) }
 }
 
-/// The sending end of a watch that stays on its worker. When the last reference has gone, the watch ends.
+/// The sending end of a watch that stays on its worker. The watch ends when the last reference is released.
 public final class LocalWatchSender<Value>: WatchSendingEnd<Value> {
-    /// Another receiver, which has seen the value as it is now.
+    /// Adds a receiver that has seen the current value.
     public func subscribe() -> LocalWatchReceiver<Value> { LocalWatchReceiver(core, seen: core.latest.version) }
 }
 
-/// The receiving end of a watch between workers and threads. It has one owner: it may be given away, to another fiber of any worker or to a thread, and then it is gone here. Make each who
-/// wants to know its own with ``share()``.
+/// The receiving end of a watch between workers and threads. It has one owner: it can be transferred to a fiber of any worker or to a
+/// thread, and the previous owner can then no longer use it. For several observers, give each its own receiver with ``share()``.
 public final class WatchReceiver<Value: Sendable>: WatchReceivingEnd<Value> {
-    /// Another receiver, which has seen what this one has.
+    /// Adds a receiver that has seen the same version as this one.
     public func share() -> sending WatchReceiver<Value> { WatchReceiver(core, seen: seen) }
 }
 
 /// The receiving end of a watch that stays on its worker.
 public final class LocalWatchReceiver<Value>: WatchReceivingEnd<Value> {
-    /// Another receiver, which has seen what this one has.
+    /// Adds a receiver that has seen the same version as this one.
     public func share() -> LocalWatchReceiver<Value> { LocalWatchReceiver(core, seen: seen) }
 }
 
-/// Makes a watch: a value that some change and others, fibers of all workers and plain threads, want to know as it is now, such as a configuration or a state.
+/// Makes a watch: a value that senders change and receivers observe, such as a configuration or a state. The ends may be used by fibers of
+/// any worker and plain threads.
 ///
 /// ```swift
 /// let (settings, changes) = makeWatch(Settings())
@@ -133,17 +139,17 @@ public final class LocalWatchReceiver<Value>: WatchReceivingEnd<Value> {
 /// settings.update { $0.limit = 100 }
 /// ```
 ///
-/// A receiver that is slow misses what was replaced in between, and always gets the latest. A fiber that has to wait parks, a plain thread blocks.
+/// A slow receiver misses intermediate values, but always gets the latest one. A fiber that has to wait parks; a plain thread blocks.
 ///
 /// - Parameters:
-///   - initial: the value to begin with, which counts as seen.
+///   - initial: the initial value, which counts as seen.
 @inlinable
 public func makeWatch<Value: Sendable>(_ initial: Value) -> sending (WatchSender<Value>, WatchReceiver<Value>) {
     let core = WatchCore(initial, isShared: true)
     return (WatchSender(core), WatchReceiver(core, seen: 0))
 }
 
-/// Makes a watch between fibers of the calling worker: without locks, and for values of any kind.
+/// Makes a watch between fibers of the calling worker. It uses no locks and carries values of any type.
 ///
 /// ```swift
 /// let (level, changes) = makeLocalWatch(0)
@@ -152,7 +158,7 @@ public func makeWatch<Value: Sendable>(_ initial: Value) -> sending (WatchSender
 /// ```
 ///
 /// - Parameters:
-///   - initial: the value to begin with, which counts as seen.
+///   - initial: the initial value, which counts as seen.
 @inlinable
 public func makeLocalWatch<Value>(_ initial: Value) -> (LocalWatchSender<Value>, LocalWatchReceiver<Value>) {
     let core = WatchCore(initial, isShared: false)

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a watch does, for one worker or for all: a value that changes, and the receivers that wait for the next change.
+// The core of a watch, local or shared: a value that changes, and the receivers that wait for the next change.
 //
 // Invariants, whenever the lock is free:
-//   * `version` is counted up by each change; a receiver knows which one it has seen last;
-//   * a receiver waits only while it has seen the version that is there, and the sender has not gone;
-//   * a value that was replaced is let go of without the lock, since its deinit may look here.
-// One worker, or any thread: see `WaitPoint`.
+//   * Each change increments `version`; a receiver knows the version that it has seen last.
+//   * A receiver waits only while it has seen the current version and the sender exists.
+//   * A replaced value is released without the lock held, because its deinit may use the watch.
+// Runs on one worker or on any thread: see `WaitPoint`.
 //
-// The class without the type of the value knows versions and waiters, the generic one has the value.
+// The base class, which is not generic, holds the version and the waiters; the generic subclass holds the value.
 
 @usableFromInline
 class WatchBase: WaitPoint {
@@ -17,12 +17,12 @@ class WatchBase: WaitPoint {
 
     private final var receivers: Line { first }
 
-    /// What a receiver finds.
+    /// The result of a receiver's look at the version.
     @usableFromInline
     enum Step {
-        /// A value that it has not seen, of this version. Locked, until `finishReceive`.
+        /// An unseen value of this version. The lock is held until `finishReceive`.
         case changed(UInt64)
-        /// There was none, and a wait for one is over.
+        /// The value was already seen, and the wait for a new one is over. The caller must look again.
         case again
         case ended
     }
@@ -32,7 +32,7 @@ class WatchBase: WaitPoint {
 
     override var kind: Kind { Kind(local: "watch of makeLocalWatch", shared: "watch of makeWatch") }
 
-    /// Takes the lock to look at the value. Held until `endLooking`.
+    /// Takes the lock for reading the value. The lock is held until `endLooking`.
     @usableFromInline
     final func beginLooking() -> UInt64 {
         lock()
@@ -45,7 +45,8 @@ class WatchBase: WaitPoint {
     @usableFromInline
     final func isNewer(than seen: UInt64) -> Bool { withLock { version != seen } }
 
-    /// Begins a change; false when there is another version than the expected one. With the lock held until `finishChange`, unless false.
+    /// Begins a change. Returns false, with the lock free, when the current version is not the expected one; otherwise the lock is held
+    /// until `finishChange`.
     @usableFromInline
     final func beginChange(of expected: UInt64?) -> Bool {
         lock()
@@ -69,7 +70,7 @@ class WatchBase: WaitPoint {
     @usableFromInline
     final func beginReceive() throws { try refuseCancelledCaller() }
 
-    /// Looks for a version that has not been seen, and waits if there is none.
+    /// Looks for an unseen version, and waits for a change if the current version has been seen.
     @usableFromInline
     final func advance(from seen: UInt64) throws -> Step {
         lock()
@@ -89,7 +90,7 @@ class WatchBase: WaitPoint {
         if !hasWaited { chargeCaller() }
     }
 
-    /// The sender has gone.
+    /// Closes the watch: the sender is gone.
     @usableFromInline
     final func close() {
         lock()
@@ -122,14 +123,14 @@ final class WatchCore<Value>: WatchBase, @unchecked Sendable {
     @inlinable
     func send(_ value: Value) { _ = replace(nil, with: value) }
 
-    /// Replaces the value if its version is the expected one, or whatever it is.
+    /// Replaces the value if its version is the expected one; without an expected version, always.
     @inlinable
     func replace(_ expected: UInt64?, with value: Value) -> Bool {
         var value = value
         guard beginChange(of: expected) else { return false }
         swap(&self.value, &value)
         finishChange()
-        // What was there before goes here, and not earlier.
+        // Keeps the old value alive until here, where the lock is free.
         withExtendedLifetime(value) {}
         return true
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Buffers that are lent for as long as a fiber handles what it has read, so that an idle connection holds none. Owner worker only.
+// Pooled read buffers. A fiber borrows one only while it handles the bytes that it has read, so that an idle connection holds none. Owner
+// worker only.
 
 import CFiber
 
@@ -10,12 +11,12 @@ package struct BufferPool {
     /// Free buffers, each beginning with the address of the next.
     private var free: UnsafeMutableRawPointer?
     private var freeCount = 0
-    /// Buffers that are kept; the rest goes back to malloc.
+    /// The number of free buffers that the pool keeps; further ones are freed.
     private static var kept: Int { 64 }
 
     init(size: Int) { self.size = max(size, MemoryLayout<UnsafeRawPointer>.size) }
 
-    /// Nil when memory is short.
+    /// Returns nil when memory is short.
     @inline(__always)
     mutating func take() -> UnsafeMutableRawPointer? {
         guard let buffer = free else { return cfiber_resize(nil, size, 1) }

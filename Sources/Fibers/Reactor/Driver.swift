@@ -1,27 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The driver: what every operation on a descriptor has in common, whatever backend is below. It refuses, takes the turn, tries or submits, parks, charges and hands the turn on.
+// The driver: the part that every operation on a descriptor has in common, whatever the backend. It refuses cancelled callers, takes the
+// direction lock, tries or submits, parks, charges, and hands the lock over.
 //
 // Invariants:
-//   * a `Descriptor` is good for one registration: after `close` every operation on it, running or new, ends with `IOCode.closed` and touches neither the number nor its next owner;
-//   * each direction of a descriptor is a first-in first-out lock (the turn) that a fiber holds for one operation, parks included;
-//   * an operation parks until it is done or the fiber is cancelled, and has no partial effect when it fails. In a cancelled fiber it fails at once, even where it need not park, so that
-//     cancellation reaches fibers that always find something to do;
-//   * an operation that did not park is charged, however it ended, so that a loop over an error or the end of a stream lets other fibers run and notices that the time of its scope is over;
+//   * a `Descriptor` is valid for one registration: after `close` every operation on it, running or new, ends with `IOCode.closed` and
+//     touches neither the descriptor number nor its next owner;
+//   * each direction of a descriptor has a first-in first-out lock (the turn, in names). A fiber holds it for one operation, parks
+//     included;
+//   * an operation parks until it is done or the fiber is cancelled, and a failed operation has no partial effect. In a cancelled fiber an
+//     operation fails at once, even where it need not park, so that cancellation also reaches fibers that always find data;
+//   * an operation that did not park is charged, however it ended. Otherwise a loop over an error or the end of a stream would never let
+//     other fibers run and would never notice that the deadline of its scope has passed;
 //   * operations return a count (or a descriptor) >= 0, a negative errno, or a code of `IOCode`;
-//   * while a backend performs a request, its memory and its descriptor stay: a fiber whose wait ended otherwise cancels the request and waits for its completion, and the number is closed
-//     when the last request on it has completed.
+//   * while a backend performs a request, its memory and its descriptor stay valid. A fiber whose wait ended for another reason cancels the
+//     request and waits for its completion, and the descriptor is closed when the last request on it has completed.
 // Owner worker only.
 
 import CFiber
 import Glibc
 
-/// A registered descriptor: which slot, and which use of it.
+/// A registered descriptor: a slot of the table, and the generation that identifies this use of it.
 package struct Descriptor: BitwiseCopyable {
     let registration: RegistrationPointer
     let generation: UInt32
 
-    /// Names the object whose fibers use the descriptor, so that it is fetched when one of them goes on.
+    /// Records the object whose fibers use the descriptor, so that it is prefetched when one of them resumes.
     package func noteUser(_ user: AnyObject) {
         registration.pointee.user = UnsafeRawPointer(Unmanaged.passUnretained(user).toOpaque())
     }
@@ -29,25 +33,25 @@ package struct Descriptor: BitwiseCopyable {
     @inline(__always)
     package var isOpen: Bool { registration.pointee.generation == generation }
 
-    /// For calls that the driver does not know, and for messages; nil once it is closed.
+    /// The descriptor number, for calls that the driver does not offer and for messages; nil after `close`.
     package var number: Int32? { isOpen ? registration.pointee.fd : nil }
 }
 
 package final class Driver: EventSource {
     private let owner: Worker
-    /// The owner's place among the workers of its runtime.
+    /// The owner's index among the workers of its runtime.
     private let index: Int
     private let backend: any Backend
-    /// One of the two is the backend, the other is nil.
+    /// Exactly one of the two is the backend, the other is nil.
     private let readiness: (any ReadinessBackend)?
     private let completion: (any CompletionBackend)?
     private let completes: Bool
     private let table: UnsafeMutablePointer<RegistrationTable>
-    /// Behind a pointer: each change of a class property would be a checked access, which costs more than the change.
+    /// Behind a pointer: every change of a class property would be a checked access, which costs more than the change.
     let buffers: UnsafeMutablePointer<BufferPool>
     private var isStopped = false
 
-    /// A driver for a worker, which is number `index` of its runtime. The backend is of one of the two kinds.
+    /// Creates the driver of a worker, which has index `index` in its runtime. The backend must be of exactly one of the two kinds.
     package init(_ backend: any Backend, owner: Worker, index: Int, bufferSize: Int) {
         self.backend = backend
         readiness = backend as? any ReadinessBackend
@@ -85,7 +89,7 @@ package final class Driver: EventSource {
             table.pointee.put(slot)
             _ = backend.call(.close(fd))
         }
-        // Fibers that were left behind do not close what they waited for.
+        // Fibers that were abandoned do not close the descriptors that they waited for.
         table.pointee.forEachWithRequests { slot in
             if slot.pointee.closesAfterRequests { _ = backend.call(.close(slot.pointee.fd)) }
         }
@@ -124,8 +128,9 @@ package final class Driver: EventSource {
 
     // Registrations.
 
-    /// Starts to look after a descriptor, which must be non-blocking. `exact`: a short count does not mean that no more is there (Unix sockets, where
-    /// a message that carries descriptors ends a read). Nil when memory is short. The descriptor stays the caller's when this fails.
+    /// Registers a descriptor, which must be non-blocking. `exact`: a short count does not mean that the kernel's buffer is empty (on Unix
+    /// sockets a message that carries descriptors ends a read early). Returns nil when memory is short. The caller keeps the descriptor if
+    /// this fails.
     package func register(_ fd: Int32, exact: Bool) -> Descriptor? {
         guard let slot = table.pointee.take(fd: fd, exact: exact) else { return nil }
         return Descriptor(registration: slot, generation: slot.pointee.generation)
@@ -142,7 +147,7 @@ package final class Driver: EventSource {
         _ = backend.call(.close(fd))
     }
 
-    /// Ends a registration and leaves the descriptor open.
+    /// Ends a registration, wakes its waiters with `closed`, and leaves the descriptor open.
     package func release(_ d: Descriptor) {
         guard d.isOpen else { return }
         let slot = d.registration
@@ -151,12 +156,13 @@ package final class Driver: EventSource {
         if slot.pointee.requests == 0 { table.pointee.put(slot) }
     }
 
-    /// Only a fiber that waited has had it watched. Whether a duplicate exists the kernel does not tell, and closing is hardly dearer for it: what is removed here it need not remove then.
+    /// Removes the descriptor from the backend, unless no fiber has ever waited for it and so it was never added. The kernel does not say
+    /// whether a duplicate exists, so the removal is always made. It adds little to the cost of closing: the kernel need not do it again.
     private func forget(_ slot: RegistrationPointer) {
         if slot.pointee.flags.contains(.watchesRead) { readiness?.forget(slot) }
     }
 
-    /// From here on the slot's descriptor is closed for all that have it.
+    /// Ends the use of the slot: from here on its descriptor is closed for every holder of the `Descriptor`.
     private func end(_ slot: RegistrationPointer) {
         let worker = worker(for: slot)
         slot.pointee.end()
@@ -166,13 +172,13 @@ package final class Driver: EventSource {
         worker.wakeAll(&slot.pointee.writeTurns, .closed)
     }
 
-    /// Returns a buffer of the pool.
+    /// Returns a buffer to the pool.
     @inline(__always)
     package func giveBack(_ buffer: UnsafeMutableRawPointer) { buffers.pointee.put(buffer) }
 
     // Calls that do not wait.
 
-    /// Makes a call that does not block: its result, or a negative errno.
+    /// Makes a call that does not block. Returns its result, or a negative errno.
     package func call(_ call: SystemCall) -> Int { backend.call(call) }
 
     /// The same for a call on a registered descriptor.
@@ -181,21 +187,22 @@ package final class Driver: EventSource {
         return backend.call(call(fd))
     }
 
-    /// Makes a call by the driver of the calling fiber's worker; outside fibers, by the system. Any thread.
+    /// Makes a call through the driver of the calling fiber's worker, or directly to the system outside fibers. Any thread.
     package static func callAnywhere(_ call: SystemCall) -> Int { Worker.current?.driver.call(call) ?? call.make() }
 
-    /// Makes a call that may block, as on files: by a thread of the blocking pool where the system is below. Throws when the fiber is cancelled, and then the call may still run. Parks.
+    /// Makes a call that may block, as on files. With the system as the backend, a thread of the blocking pool makes it. Throws when the
+    /// fiber is cancelled; the call may then still run. Parks.
     package func callBlocking(_ name: String, _ body: @escaping () -> Void) throws { try backend.callBlocking(name, for: worker, body) }
 
     func noteSendingEnded(_ d: Descriptor) {
         let slot = d.registration
         slot.pointee.marks.insert(.sendEnded)
         slot.pointee.writable = true
-        // Each tries again and fails, then hands its turn to the next, which fails, too.
+        // Each writer tries again and fails, then hands the lock to the next, which fails, too.
         worker.wakeAll(&slot.pointee.writers, .ready)
     }
 
-    // Turns.
+    // Direction locks.
 
     @inline(__always)
     private func takeTurn(_ d: Descriptor, _ turn: Registration.Flags, _ worker: Worker) -> Int {
@@ -211,11 +218,11 @@ package final class Driver: EventSource {
         let outcome = worker.park(
             in: reads ? slot.readTurns : slot.writeTurns, WaitReason(reads ? .read : .write, slot.pointee.fd))
         if outcome != .ready { return code(outcome) }
-        // The turn was handed over, unless the descriptor was closed since.
+        // The lock was handed over, unless the descriptor has been closed since.
         return d.isOpen ? 0 : IOCode.closed
     }
 
-    /// Hands the turn to the next in line, if there is one.
+    /// Hands the lock to the first waiter, if there is one.
     @inline(__always)
     private func endTurn(_ d: Descriptor, _ turn: Registration.Flags) {
         guard d.isOpen else { return }
@@ -229,14 +236,14 @@ package final class Driver: EventSource {
 
     @inline(never)
     private func handOver(_ d: Descriptor, _ turn: Registration.Flags, _ list: UnsafeMutablePointer<WaitList>) {
-        // A waiter that has timed out in this moment is still in line, and cannot be woken.
+        // A waiter that has timed out at this moment is still in the queue, and cannot be woken.
         while let node = list.pointee.popFirst() {
             if worker.unpark(node.pointee.waiter, .ready) { return }
         }
         d.registration.pointee.flags.remove(turn)
     }
 
-    /// Takes the turn to send for several operations: 0 once the fiber has it, and then `endSending` must follow. Parks.
+    /// Takes the lock for sending, for several operations. Returns 0 once the fiber holds it; then `endSending` must follow. Parks.
     package func beginSending(_ d: Descriptor) -> Int {
         guard d.isOpen else { return refuseClosed() }
         let worker = worker(for: d.registration)
@@ -248,14 +255,15 @@ package final class Driver: EventSource {
 
     // Operations.
 
-    /// What every operation on a closed descriptor returns, whichever worker calls it. It is charged like those that make a system call.
+    /// The result of every operation on a closed descriptor, whichever worker makes the call. It is charged like an operation that makes a
+    /// system call.
     @inline(never)
     package func refuseClosed() -> Int {
         Worker.current?.chargeOperation()
         return IOCode.closed
     }
 
-    /// Performs an operation that succeeds without a system call: 0, unless the fiber is cancelled.
+    /// Performs an operation that succeeds without a system call. Returns 0, unless the fiber is cancelled.
     @inline(never)
     func performNothing() -> Int {
         let worker = worker
@@ -280,7 +288,7 @@ package final class Driver: EventSource {
         return result
     }
 
-    /// The same for a fiber that has the turn. Parks.
+    /// Performs an operation for a fiber that holds the direction lock. Parks.
     @inline(__always)
     func performInTurn<O: Operation>(_ operation: inout O, on d: Descriptor) -> Int {
         guard d.isOpen else { return refuseClosed() }
@@ -314,7 +322,7 @@ package final class Driver: EventSource {
         }
     }
 
-    /// Between two attempts of an operation that is not done. 0 for the next one.
+    /// Runs between two attempts of an operation that is not done. Returns 0 if the next attempt may follow.
     @inline(never)
     private func goOn<O: Operation>(
         after result: Int, _ operation: inout O, _ d: Descriptor, _ worker: Worker
@@ -329,8 +337,9 @@ package final class Driver: EventSource {
         return d.isOpen ? 0 : IOCode.closed
     }
 
-    /// Whether `recv` has returned `EAGAIN` although there is something to receive. It does so at the mark of urgent data when a signal is pending; the signal is gone as soon
-    /// as a system call returns, so the next `recv` tells the truth, unless a second signal comes within a fraction of a microsecond.
+    /// Whether `recv` has returned `EAGAIN` although there is data to receive. It does so at the mark of urgent data when a signal is
+    /// pending. The signal is gone as soon as a system call returns, so the next `recv` gives the right answer, unless a second signal
+    /// arrives within a fraction of a microsecond.
     @inline(__always)
     private func wasDenied(_ d: Descriptor, _ worker: Worker) -> Bool {
         _slowPath(d.registration.pointee.marks.contains(.urgent)) && isReadable(d, worker)
@@ -340,24 +349,25 @@ package final class Driver: EventSource {
     private func isReadable(_ d: Descriptor, _ worker: Worker) -> Bool {
         guard cfiber_is_ready(d.registration.pointee.fd, 0) == 1 else { return false }
         d.registration.pointee.readable = true
-        // Should `poll` and `recv` ever disagree for another reason, other fibers run all the same.
+        // If `poll` and `recv` ever disagree for another reason, other fibers still get to run.
         worker.chargeOperation()
         return true
     }
 
-    /// Parks until an event for the direction comes. 0 then; else why there will be none.
+    /// Parks until an event for the direction arrives. Returns 0 then; otherwise the reason why no event will arrive.
     @inline(__always)
     private func park(_ d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, _ worker: Worker) -> Int {
         let watched = watchIfNew(d, direction)
         if _slowPath(watched < 0) { return watched }
         let slot = d.registration
-        // Even addresses: an odd one would be a `wait`.
+        // Both addresses are even: an odd one would mark a `wait`.
         worker.running.noteTouches(UnsafeRawPointer(slot), slot.pointee.user)
         return code(worker.park(in: slot.waiters(direction), WaitReason(kind, slot.pointee.fd)))
     }
 
-    /// Parks for a time, and no event ends that. Reacting to events could spin: a datagram that a Unix receiver has no room for is itself an event, since the kernel counts it as sent
-    /// for a moment. 0 when the time is over; else why the operation is.
+    /// Parks for a time and ignores events. Reacting to them could spin: a datagram that a Unix receiver has no room for itself raises an
+    /// event, since the kernel counts it as sent for a moment. Returns 0 when the time has passed; otherwise the reason why the operation
+    /// ends.
     private func pause(
         _ d: Descriptor, _ length: Int64, _ direction: Direction, _ kind: WaitReason.Kind, _ worker: Worker
     ) -> Int {
@@ -382,9 +392,9 @@ package final class Driver: EventSource {
         }
     }
 
-    // Backends that tell when a descriptor is ready.
+    // Readiness backends.
 
-    /// 0 when the backend watches the descriptor in that direction, or performs operations itself.
+    /// Returns 0 when the backend watches the descriptor in that direction, or is a completion backend.
     @inline(__always)
     func watchIfNew(_ d: Descriptor, _ direction: Direction) -> Int {
         let wanted: Registration.Flags = direction == .read ? .watchesRead : .watchesWrite
@@ -394,10 +404,10 @@ package final class Driver: EventSource {
     @inline(never)
     private func watch(_ slot: RegistrationPointer, _ direction: Direction) -> Int { readiness?.watch(slot, direction) ?? 0 }
 
-    /// Waits as `wait` for a descriptor of somebody else's. Also -EMFILE, -EBADF or -ENOMEM. Parks.
+    /// Waits like `wait`, for a descriptor that the driver does not own. Also returns -EMFILE, -EBADF or -ENOMEM. Parks.
     package func wait(forDescriptor foreign: Int32, _ direction: Direction) -> Int {
         let worker = worker
-        // Also where it comes no further than the next line.
+        // A cancelled fiber is refused even if the next line would fail.
         if worker.refusesOperation() { return IOCode.cancelled }
         let (second, watched) = readiness?.duplicate(foreign, toWatch: direction) ?? (backend.call(.duplicate(foreign)), direction)
         guard second >= 0 else {
@@ -409,16 +419,16 @@ package final class Driver: EventSource {
             return -Int(ENOMEM)
         }
         let result = wait(registered, watched)
-        // Closing alone would not end the registration, since the thing stays open under its first number.
+        // Closing alone would not end the registration, since the open file remains open under the program's descriptor.
         close(registered)
         return result
     }
 
-    /// The slot that a token names, for a backend that fetches what it will need.
+    /// The slot that a token names, for a backend that prefetches it.
     @inline(__always)
     func slot(_ token: UInt64) -> RegistrationPointer? { table.pointee.slot(token) }
 
-    /// A backend's event: wakes the fibers that wait for it. An event of an earlier use of the slot is dropped and counted.
+    /// Handles a backend's event: wakes the fibers that wait for it. An event of an earlier use of the slot is dropped and counted.
     @inline(__always)
     package func becameReady(_ token: UInt64, _ readiness: Readiness) {
         guard let slot = table.pointee.find(token) else { return worker.pointee.statistics.staleEvents &+= 1 }
@@ -437,7 +447,7 @@ package final class Driver: EventSource {
         }
     }
 
-    // Backends that perform operations.
+    // Completion backends.
 
     @inline(never)
     private func submit<O: Operation>(_ operation: inout O, on d: Descriptor, _ worker: Worker) -> Int {
@@ -448,11 +458,11 @@ package final class Driver: EventSource {
                 operation.noteLate(result)
                 return IOCode.closed
             }
-            // A result that came in spite of a cancellation is not lost.
+            // A result that arrived despite a cancellation is not lost.
             let isCancelled = ending != 0 && result == -Int(ECANCELED)
             let outcome = operation.complete(result, d.registration)
             if isCancelled { return ending }
-            // Something else has woken the fiber: the end of its half of the connection. The next request tells.
+            // The fiber was woken for another reason: its half of the connection has ended. The next request reports that.
             if outcome == -Int(ECANCELED) { continue }
             if outcome != IOCode.notReady && outcome > IOCode.again { return outcome }
             if ending != 0 { return ending }
@@ -462,7 +472,7 @@ package final class Driver: EventSource {
         }
     }
 
-    /// Has the backend perform a request: its result, and what ended the wait for it if that was something else, or 0. Parks.
+    /// Has the backend perform a request. Returns the request's result, and the reason why the wait ended early, or 0. Parks.
     private func perform(
         _ request: Submission, on d: Descriptor, _ direction: Direction, _ kind: WaitReason.Kind, makesDescriptor: Bool, _ worker: Worker
     ) -> (result: Int, ending: Int) {
@@ -489,7 +499,7 @@ package final class Driver: EventSource {
         }
     }
 
-    /// A request on a slot has completed. The descriptor of a closed one is closed with the last of them.
+    /// Notes that a request on a slot has completed. If the registration has ended, the last request closes the descriptor.
     private func noteCompleted(_ slot: RegistrationPointer, isOpen: Bool) {
         slot.pointee.requests -= 1
         guard !isOpen && slot.pointee.requests == 0 else { return }
@@ -498,11 +508,11 @@ package final class Driver: EventSource {
         if fd >= 0 { _ = backend.call(.close(fd)) }
     }
 
-    /// A backend's event: a request has completed.
+    /// Handles a backend's event: a request has completed.
     package func complete(_ completion: CompletionPointer, _ result: Int) {
         completion.pointee.finish(result)
         let fiber = completion.pointee.fiber
-        // At the end of the worker the fiber does not run any more.
+        // When the worker has stopped, the fiber never runs again.
         if isStopped {
             if completion.pointee.makesDescriptor && result >= 0 { _ = backend.call(.close(Int32(result))) }
             return

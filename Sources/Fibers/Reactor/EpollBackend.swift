@@ -2,21 +2,23 @@
 
 // Readiness by epoll.
 //
-// What epoll does and this file and the operations rely on:
-//   * A descriptor is registered once, edge-triggered, when a fiber first has to wait for it (for writing: when a write first has to wait, else each new
-//     connection would cost an event that says it is writable). Adding and modifying report what is ready already, so nothing is missed in between.
-//   * On a stream a short read or write means that the kernel's buffer was drained or full at that moment, and what comes later is a new edge. So the
-//     next call may park without a try. Not so when the end or an error has been announced (`hungUp`: the next try answers), when
-//     urgent data splits reads (EPOLLPRI), or on Unix sockets, where descriptors in a message do.
-//   * `EAGAIN` means that nothing is there and that an event will follow, with one exception: at the mark of urgent data TCP's `recv` returns it whenever a signal is
-//     pending, and no event follows. So after EPOLLPRI it counts only if `poll` agrees.
-//   * Ending the sending half makes writes fail at once, but is no event on a Unix socket whose buffer is full: the driver wakes the writers itself. When the peer
-//     ends its receiving half, our writes fail, too, but the kernel tells nobody.
-//   * EPOLLHUP and EPOLLERR come unasked and wake both directions; the error is then read by the next system call.
+// The properties of epoll that this file and the operations rely on:
+//   * A descriptor is registered once, edge-triggered, when a fiber first has to wait for it. It is registered for writing only when a
+//     write first has to wait, because otherwise each new connection would cost an event that says it is writable. Adding and modifying
+//     report readiness that already exists, so nothing is missed in between.
+//   * On a stream a short read or write means that the kernel's buffer was drained or full at that moment, and a later change is a new
+//     edge. So the next call may park without an attempt. This does not hold when the end or an error has been announced (`hungUp`: the
+//     next attempt returns it), when urgent data splits reads (EPOLLPRI), or on Unix sockets, where descriptors in a message split them.
+//   * `EAGAIN` means that the descriptor is not ready and that an event will follow, with one exception: at the mark of urgent data TCP's
+//     `recv` returns it whenever a signal is pending, and no event follows. So after EPOLLPRI, `EAGAIN` counts only if `poll` agrees.
+//   * Ending the sending half makes writes fail at once, but raises no event on a Unix socket whose buffer is full, so the driver wakes the
+//     writers itself. When the peer ends its receiving half, our writes fail, too, but the kernel raises no event.
+//   * EPOLLHUP and EPOLLERR arrive unrequested and wake both directions; the next system call then reads the error.
 //   * Closing a descriptor wakes no waiter: the driver does.
-//   * Closing a descriptor ends its registration only if no duplicate is left, here or in another process: epoll knows the open file and the number under which it was
-//     added. So a registration is removed before its descriptor is closed. Else each event of the duplicate wakes this worker, and the file cannot be added once more
-//     under the old number. Should that fail (the program has put another file under the number), the generation in the event's data tells late events apart.
+//   * Closing a descriptor ends its registration only if no duplicate is left, in this process or another: epoll knows the open file and
+//     the number under which it was added. So a registration is removed before its descriptor is closed. Otherwise each event of the
+//     duplicate would wake this worker, and the file could not be added again under the old number. If the removal fails (the program has
+//     put another file under the number), the generation in the event's data identifies late events.
 // Owner worker only.
 
 import CFiber
@@ -29,7 +31,7 @@ final class EpollBackend: ReadinessBackend {
     private let epoll: Int32
     private let wakeUp: WakeDescriptor
     private let events: UnsafeMutablePointer<epoll_event>
-    /// Few enough that what the kernel has touched to report an event is still in the cache when the fiber's system call needs it.
+    /// Small enough that the data that the kernel touches to report an event is still cached when the fiber's system call needs it.
     private static var eventCount: Int { 64 }
     private static var groupSize: Int { 16 }
     private static var wakeToken: UInt64 { .max }
@@ -57,7 +59,8 @@ final class EpollBackend: ReadinessBackend {
         try worker.callOnBlockingThread(name, body)
     }
 
-    /// All registrations end with it, which nobody waits on any more, whatever duplicates of their descriptors there are.
+    /// Closing the epoll descriptor ends all registrations, whatever duplicates of their descriptors exist; no fiber waits on them any
+    /// more.
     func stop() { _ = cfiber_close(epoll) }
 
     func watch(_ slot: RegistrationPointer, _ direction: Direction) -> Int {
@@ -72,8 +75,9 @@ final class EpollBackend: ReadinessBackend {
 
     func forget(_ slot: RegistrationPointer) { _ = cfiber_epoll_remove(epoll, slot.pointee.fd) }
 
-    /// Epoll takes each number once, and the driver closes what is registered, so it is a number of the driver's own. Not so what is on disk: closing any number for a file ends all
-    /// locks (`F_SETLK`) that the process has on it. Epoll refuses most of that, and the few files that it takes are watched by an epoll of their own, which becomes readable.
+    /// Duplicates the descriptor, because epoll accepts each number once and the driver closes the descriptors that it registers. Files on
+    /// disk cannot be duplicated: closing any descriptor of a file drops all locks (`F_SETLK`) that the process holds on it. Epoll refuses
+    /// most of those. The few that it accepts are watched by a separate epoll descriptor, which becomes readable.
     func duplicate(_ foreign: Int32, toWatch direction: Direction) -> (fd: Int, direction: Direction) {
         switch cfiber_is_on_disk(foreign) {
         case 0: (Int(cfiber_duplicate(foreign)), direction)
@@ -85,8 +89,8 @@ final class EpollBackend: ReadinessBackend {
     func poll(timeout: Int64, for driver: Driver) {
         let count = cfiber_epoll_wait(epoll, events, Int32(Self.eventCount), timeout)
         require(count >= 0, "epoll_wait failed: \(errorText(-count)); something closed a descriptor that it does not own")
-        // With many connections everything about one has gone cold by the time its event comes. Each event needs three lines one after the other
-        // (registration, waiter, record); for a group of them the misses overlap.
+        // With many connections, all data of a connection has left the cache by the time its event arrives. Each event needs three cache
+        // lines in sequence (registration, waiter, record); for a group of events the misses overlap.
         var first = 0
         while first < Int(count) {
             let last = min(first + Self.groupSize, Int(count))

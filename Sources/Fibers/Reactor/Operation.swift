@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// An operation on a descriptor: how it is tried by a system call that does not block, and what a backend is asked for that performs it by itself. The driver does the rest.
+// An operation on a descriptor: the non-blocking system call that tries it, and the request that a completion backend performs instead. The
+// driver does the rest.
 
 package import CFiber
 import Glibc
@@ -9,7 +10,7 @@ package enum Direction: BitwiseCopyable, Sendable {
     case read, write
 }
 
-/// What an operation returns besides counts and negative error numbers, which end at -4095.
+/// The results of an operation besides counts and negative error numbers, which end at -4095.
 package enum IOCode {
     /// The descriptor was closed on this side, before the operation or during it.
     @inline(__always) package static var closed: Int { -10_001 }
@@ -17,39 +18,40 @@ package enum IOCode {
     @inline(__always) package static var unsupported: Int { -10_003 }
     /// The calling fiber is cancelled, or was while it waited.
     @inline(__always) package static var cancelled: Int { -10_004 }
-    /// Nothing is there, and the operation is not to wait.
+    /// Nothing is available, and the operation was asked not to wait.
     @inline(__always) package static var nothing: Int { -10_005 }
 
-    // What an attempt tells the driver.
+    // Codes that an attempt returns to the driver.
 
     /// The descriptor is not ready.
     @inline(__always) static var notReady: Int { -Int(EAGAIN) }
-    /// The operation got further and is not done: other fibers may run, then it is tried again.
+    /// The operation made progress and is not done: other fibers may run, then it is tried again.
     @inline(__always) static var again: Int { -10_010 }
-    /// It is tried again after a pause, since no event tells when it can succeed.
+    /// The operation is tried again after a pause, since no event reports when it can succeed.
     @inline(__always) static var pause: Int { -10_011 }
 }
 
 package protocol Operation {
     static var direction: Direction { get }
-    /// What a dump says of a fiber that waits in it.
+    /// The reason that a dump shows for a fiber that waits in the operation.
     static var reason: WaitReason.Kind { get }
     /// Whether operations of this direction on one descriptor are performed one at a time, in the order of the calls.
     static var takesTurn: Bool { get }
     /// Whether an attempt is worth a system call only while the registration says that the descriptor may be ready.
     static var trustsReadiness: Bool { get }
-    /// Whether the result is a descriptor, to be closed if it comes too late for the caller.
+    /// Whether the result is a descriptor, to be closed if it arrives too late for the caller.
     static var makesDescriptor: Bool { get }
 
-    /// A system call that does not block: its result, a negative errno, or one of the codes for attempts.
+    /// Makes a system call that does not block. Returns its result, a negative errno, or one of the codes for attempts.
     mutating func attempt(_ slot: RegistrationPointer) -> Int
-    /// The same for a backend that performs operations.
+    /// The same operation as a request to a completion backend.
     mutating func submission(_ fd: Int32) -> Submission
-    /// What the result of that means, as in `attempt`.
+    /// Converts the result of that request into a result of `attempt`.
     mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int
-    /// The descriptor was closed meanwhile, and this is what a backend had done by then: an operation that counts what went counts it.
+    /// Takes the result that a backend had produced when the descriptor was closed meanwhile: an operation that counts bytes or datagrams
+    /// counts it.
     mutating func noteLate(_ result: Int)
-    /// How long the pause is that `IOCode.pause` asked for, in nanoseconds.
+    /// The length of the pause that `IOCode.pause` requests, in nanoseconds.
     mutating func nextPause() -> Int64
 }
 
@@ -68,19 +70,19 @@ extension Operation {
     }
 }
 
-/// A request to a backend that performs operations, with the number of its descriptor.
+/// A request to a completion backend, with its descriptor number.
 package enum Submission: BitwiseCopyable {
-    /// Waits until the descriptor is readable or writable: 0 then.
+    /// Waits until the descriptor is readable or writable. The result is then 0.
     case ready(Int32, Direction)
     case receive(Int32, UnsafeMutableRawPointer, Int)
     case send(Int32, UnsafeRawPointer, Int)
     case sendPieces(Int32, UnsafeMutablePointer<iovec>, Int)
     case receiveDatagrams(Int32, UnsafeMutablePointer<cfiber_datagram>, Int)
     case sendDatagrams(Int32, UnsafeMutablePointer<cfiber_datagram>, Int)
-    /// `-EAGAIN` where no connection is there and the request is not to wait.
+    /// The result is `-EAGAIN` where no connection is pending and the request must not wait.
     case accept(Int32, UnsafeMutablePointer<sockaddr_storage>?, waits: Bool)
     case connect(Int32, UnsafePointer<sockaddr>, socklen_t)
-    /// Reads or writes what is no socket; `kind` as `cfiber_kind` tells it.
+    /// Reads or writes a descriptor that is not a socket; `kind` is a result of `cfiber_kind`.
     case read(Int32, UnsafeMutableRawPointer, Int, kind: Int32)
     case write(Int32, UnsafeRawPointer, Int, kind: Int32)
 

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What the driver knows of one descriptor, and the table of all of them.
+// The driver's state of one descriptor (a slot), and the table of all slots.
 //
 // Invariants:
-//   * a slot's address and index never change and its memory lives as long as the driver, so that a pointer to it may always be looked at;
-//   * `generation` is odd while the slot is in use and grows by one at each end and each start, so a `Descriptor` or an event of an earlier use never matches;
-//   * `readable` / `writable` mean "may be": true from the start, after an event, and until a system call has shown otherwise. A fiber parks for an event only while
-//     they are false (accepting without descriptors also waits for time to pass), and every event that can change that arrives after the call that showed it, because registration is edge-triggered.
+//   * a slot's address and index never change and its memory lives as long as the driver, so that a pointer to it may be read at any time;
+//   * `generation` is odd while the slot is in use and grows by one at each start and each end, so a `Descriptor` or an event of an earlier
+//     use never matches;
+//   * `readable` / `writable` mean "may be": true from the start, after an event, and until a system call has shown otherwise. A fiber
+//     parks for an event only while they are false (accepting without free descriptors also waits for time to pass). Every event that can
+//     change that arrives after the call that showed it, because registration is edge-triggered.
 // Owner worker only.
 
 import CFiber
@@ -22,49 +24,51 @@ package struct Registration: BitwiseCopyable {
     var writable = true
     var flags = Flags()
     var marks = Marks()
-    /// Fibers that wait for an event: whoever has the turn, and callers of `wait`.
+    /// Fibers that wait for an event: the holder of the direction lock, and callers of `wait`.
     var readers = WaitList()
     var writers = WaitList()
-    /// Fibers whose turn has not come: one at a time receives (or accepts), and one sends, so that readers are served in order and what several write is not mixed.
+    /// Fibers that wait for the direction lock. One fiber at a time receives (or accepts) and one sends, so that readers are served in
+    /// order and the bytes of several writers are not mixed.
     var readTurns = WaitList()
     var writeTurns = WaitList()
-    /// The object that uses the slot, to be fetched together with it; never followed. Of a free slot, the next free one.
+    /// The object that uses the slot, to be prefetched with it and never dereferenced. In a free slot: the next free slot.
     var user: UnsafeRawPointer?
-    /// Requests to the backend that have not completed.
+    /// The number of requests to the backend that have not completed.
     var requests: Int32 = 0
-    /// The descriptor is to be closed with the last of them.
+    /// The last of these requests closes the descriptor.
     var closesAfterRequests = false
 
     struct Flags: OptionSet {
         let rawValue: UInt8
-        /// The peer will send no more, or the socket is in error: reads answer at once, for ever.
+        /// The peer will send no more, or the socket is in error: from now on reads return immediately.
         static let hungUp = Flags(rawValue: 1)
-        /// A short count says nothing about whether more is there.
+        /// A short count does not show whether more is available.
         static let exact = Flags(rawValue: 2)
         /// The backend watches for everything that ends a wait to read.
         static let watchesRead = Flags(rawValue: 4)
-        /// And for room to write.
+        /// The backend also watches for room to write.
         static let watchesWrite = Flags(rawValue: 8)
-        /// A fiber has the turn to receive or accept.
+        /// A fiber holds the lock for receiving or accepting.
         static let reading = Flags(rawValue: 16)
-        /// A fiber has the turn to send.
+        /// A fiber holds the lock for sending.
         static let writing = Flags(rawValue: 32)
-        /// Accepting has met a lack of descriptors, of which the operator was told, and has not caught up since.
+        /// Accepting has run out of descriptors and has reported that. Cleared when the queue of connections has been drained.
         static let short = Flags(rawValue: 64)
     }
 
-    /// What has happened to few connections. In a byte of its own: operations on the flags above are in every read and write, and dearer with two bytes.
+    /// Rare conditions of a connection. They have a byte of their own: every read and write operates on the flags above, and two bytes
+    /// there would make that slower.
     struct Marks: OptionSet {
         let rawValue: UInt8
-        /// Urgent data has come over TCP at some time: `EAGAIN` alone does not say that nothing is there.
+        /// Urgent data has arrived over TCP at some time: `EAGAIN` alone does not mean that there is nothing to receive.
         static let urgent = Marks(rawValue: 1)
-        /// This side has ended its sending: writes fail at once, which the kernel announces on TCP alone.
+        /// This side has ended its sending half: writes fail at once, which the kernel announces on TCP only.
         static let sendEnded = Marks(rawValue: 2)
     }
 
     init(index: UInt32) { self.index = index }
 
-    /// Names this use of the slot, in events.
+    /// Identifies this use of the slot, in events.
     @inline(__always)
     package var token: UInt64 { UInt64(generation) << 32 | UInt64(index) }
 
@@ -82,14 +86,14 @@ package struct Registration: BitwiseCopyable {
 }
 
 extension UnsafeMutablePointer where Pointee == Registration {
-    /// Of a free slot.
+    /// The next free slot; only in a free slot.
     @inline(__always)
     fileprivate var nextFree: RegistrationPointer? {
         get { RegistrationPointer(mutating: pointee.user?.assumingMemoryBound(to: Registration.self)) }
         nonmutating set { pointee.user = UnsafeRawPointer(newValue) }
     }
 
-    /// The list itself, in the slot: it stays where it is.
+    /// The list itself, inside the slot: it never moves.
     @inline(__always)
     func waiters(_ direction: Direction) -> UnsafeMutablePointer<WaitList> { direction == .read ? readers : writers }
     @inline(__always)
@@ -113,7 +117,7 @@ struct RegistrationTable {
     private static var chunkShift: UInt32 { 8 }
     private static var chunkSize: Int { 1 << Int(chunkShift) }
 
-    /// A slot in use, with a generation of its own; nil when memory is short.
+    /// Takes a free slot into use, with a new generation; nil when memory is short.
     @inline(__always)
     mutating func take(fd: Int32, exact: Bool) -> RegistrationPointer? {
         if free == nil, !grow() { return nil }
@@ -127,7 +131,7 @@ struct RegistrationTable {
         return slot
     }
 
-    /// Takes a slot back whose use has ended. The waiters must have been woken.
+    /// Returns a slot whose use has ended. Its waiters must have been woken.
     @inline(__always)
     mutating func put(_ slot: RegistrationPointer) {
         slot.pointee.fd = -1
@@ -135,7 +139,7 @@ struct RegistrationTable {
         free = slot
     }
 
-    /// The slot that a token names, if that was ever one, whether or not the use is over.
+    /// The slot that a token names, if it exists, whether or not that use has ended.
     @inline(__always)
     func slot(_ token: UInt64) -> RegistrationPointer? {
         let index = UInt32(truncatingIfNeeded: token)
@@ -143,7 +147,7 @@ struct RegistrationTable {
         return chunks.base.unsafelyUnwrapped[Int(index >> Self.chunkShift)].slots + Int(index & UInt32(Self.chunkSize - 1))
     }
 
-    /// The registration that a token names, nil when that use of the slot is over.
+    /// The registration that a token names; nil if that use of the slot has ended.
     @inline(__always)
     func find(_ token: UInt64) -> RegistrationPointer? {
         guard let slot = slot(token), slot.pointee.generation == UInt32(truncatingIfNeeded: token >> 32) else { return nil }
@@ -153,7 +157,7 @@ struct RegistrationTable {
     @inline(never)
     private mutating func grow() -> Bool {
         require(MemoryLayout<Registration>.stride == 64, "a Registration no longer fills one cache line: make its fields fit")
-        // One slot more than is used, so that they can begin at a cache line.
+        // One slot more than is used, so that the slots can begin at a cache line.
         guard chunks.reserveOne(), let memory = cfiber_resize(nil, Self.chunkSize + 1, MemoryLayout<Registration>.stride) else {
             return false
         }
@@ -177,7 +181,7 @@ struct RegistrationTable {
         }
     }
 
-    /// Calls `body` with each slot whose use has ended, but not its requests.
+    /// Calls `body` with each slot whose use has ended while requests on it have not.
     func forEachWithRequests(_ body: (RegistrationPointer) -> Void) {
         for c in 0..<chunks.count {
             let slots = chunks.base.unsafelyUnwrapped[c].slots

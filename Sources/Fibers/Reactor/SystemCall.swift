@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Calls on sockets that never block. They pass through the backend, so that one with a world of its own answers them, too.
+// Calls on sockets that never block. They pass through the backend, so that a simulated one answers them, too.
 
 package import CFiber
 import Glibc
 
 package enum SystemCall: BitwiseCopyable {
-    /// Makes a socket, non-blocking and close-on-exec: its descriptor.
+    /// Creates a socket, non-blocking and close-on-exec. The result is its descriptor.
     case socket(domain: Int32, type: Int32)
-    /// Makes two Unix sockets that are connected to each other, of `SOCK_STREAM` or `SOCK_DGRAM`.
+    /// Creates two Unix sockets that are connected to each other, of `SOCK_STREAM` or `SOCK_DGRAM`.
     case socketPair(UnsafeMutablePointer<Int32>, UnsafeMutablePointer<Int32>, type: Int32)
     case bind(Int32, UnsafePointer<sockaddr>, socklen_t)
     case listen(Int32, backlog: Int32)
@@ -21,13 +21,13 @@ package enum SystemCall: BitwiseCopyable {
     case shutdown(Int32, how: Int32)
     /// Joins or leaves a multicast group.
     case multicast(Int32, UnsafePointer<sockaddr>, socklen_t, interface: UInt32, join: Int32)
-    /// A second descriptor for the same thing.
+    /// Creates a second descriptor for the same open file.
     case duplicate(Int32)
-    /// The ends of a pipe for reading and writing, each non-blocking or not.
+    /// Creates a pipe: its ends for reading and writing, each non-blocking or not.
     case pipe(UnsafeMutablePointer<Int32>, UnsafeMutablePointer<Int32>, readerNonBlocking: Int32, writerNonBlocking: Int32)
     case close(Int32)
 
-    /// Makes the call to the system: its result, or a negative errno.
+    /// Makes the call to the system. Returns its result, or a negative errno.
     package func make() -> Int {
         switch self {
         case .socket(let domain, let type): Int(cfiber_socket(domain, type))

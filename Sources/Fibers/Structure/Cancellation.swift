@@ -1,26 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Deadlines and shields as users name them; the mechanism is in Kernel/Scopes/CancelScope.swift.
+// The public interface of deadlines and shields; the mechanism is in Kernel/Scopes/CancelScope.swift.
 
 import CFiber
 
-/// Runs `body`, for so long at most: then every call in it that waits, or would wait, throws, until the body has ended.
+/// Runs `body` with a time limit: once the limit has passed, every call in `body` that waits, or would wait, throws until `body` has ended.
 ///
 /// ```swift
 /// let reply = try withTimeout(.seconds(5)) { try ask(server) }
 /// ```
 ///
-/// Scopes nest, and the earliest deadline counts. The call that was waiting throws a ``TimeoutError`` if this is the scope directly around it, else a
-/// `CancellationError`, which passes through the scopes in between; so `catch is TimeoutError` behind a `withTimeout` never catches what ends a scope further out. It catches that
-/// scope's own, and those of scopes inside that were not caught there (``TimeoutError/limit`` tells them apart). Every call that waits follows this rule: those on sockets, files, names and
-/// processes, too. Children in groups inside are bound by the deadline as well.
+/// Scopes nest, and the earliest deadline counts. The call that was waiting throws a ``TimeoutError`` if the expired scope is the one
+/// directly around it, else a `CancellationError`, which passes through the scopes in between. So `catch is TimeoutError` around a
+/// `withTimeout` never catches the expiry of a scope further out. It catches the expiry of that `withTimeout`, and of scopes inside that
+/// were not caught there (``TimeoutError/limit`` distinguishes them). Every call that waits follows this rule, including calls on sockets,
+/// files, names and processes. The deadline also applies to children in groups inside.
 ///
-/// A body that computes and never waits is not interrupted (see ``Fiber/checkCancellation()``); if it returns in the end, its value is returned.
+/// A body that computes and never waits is not interrupted (see ``Fiber/checkCancellation()``); if it eventually returns, its value is
+/// returned.
 ///
-/// Nothing is allocated. Under a deadline that seldom comes, a call that waits costs a comparison more.
+/// The call allocates nothing. Under a deadline that rarely expires, a call that waits costs one more comparison.
 ///
 /// - Parameters:
-///   - limit: how long, from now, with nanosecond resolution; zero or less has passed now, nil sets none.
+///   - limit: how long, from now, with nanosecond resolution; zero or less has already passed, nil sets no limit.
 ///   - body: what to do.
 /// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
 @discardableResult
@@ -37,9 +39,9 @@ public func withTimeout<Result>(_ limit: Duration?, _ body: () throws -> Result)
     }
 }
 
-/// Runs `body`, until an instant at most; otherwise as ``withTimeout(_:_:)``.
+/// Runs `body` until an instant at most; otherwise like ``withTimeout(_:_:)``.
 ///
-/// How far away the instant is is found out once: time that the machine then spends suspended comes on top.
+/// The distance to the instant is computed once: time that the machine then spends suspended is added to it.
 /// - Throws: ``TimeoutError`` when the deadline ended the body, else what `body` throws.
 @discardableResult
 @inlinable
@@ -47,8 +49,8 @@ public func withDeadline<Result>(_ deadline: ContinuousClock.Instant, _ body: ()
     try withTimeout(DeadlineScope.distance(to: deadline), body)
 }
 
-/// Runs `body` untouched by cancellation and deadlines from outside, so that it can finish what must be finished: a goodbye to the peer, a commit. They count again
-/// when it has ended.
+/// Runs `body` shielded from cancellation and deadlines from outside, so that it can complete necessary work: a goodbye to the peer, a
+/// commit. They take effect again when `body` has ended.
 ///
 /// ```swift
 /// defer { withCancellationShield { try? withTimeout(.seconds(1)) { try stream.writeAll("bye\n") } } }
@@ -60,7 +62,8 @@ public func withCancellationShield<Result, Failure: Error>(_ body: () throws(Fai
     try Worker.here("withCancellationShield").shielded(body)
 }
 
-/// A scope with a deadline, for code that is compiled into the caller's module: the frames of a `withTimeout` would be two more on the way to each call that waits, and lines to fetch for each.
+/// A scope with a deadline, for code that is compiled into the caller's module. The frames of a `withTimeout` would add two to the stack of
+/// each call that waits, and more cache lines to fetch.
 @usableFromInline
 struct DeadlineScope {
     private let scope: ScopePointer
@@ -75,7 +78,8 @@ struct DeadlineScope {
         let worker = Worker.here("withTimeout")
         let now = worker.now
         let length = Deadline.nanoseconds(limit)
-        // What has passed long ago has passed now: a deadline outside that has passed meanwhile comes first, and ends those who try again and again.
+        // A negative limit counts as zero: a deadline further out that has passed meanwhile then comes first, and ends a caller that
+        // retries in a loop.
         let deadline = Deadline.after(nanoseconds: max(length, 0), from: now)
         scope = memory.bindMemory(to: CancelScope.self, capacity: 1)
         scope.initialize(to: CancelScope(.deadline, of: worker.running, deadline: deadline, limit: length))
@@ -85,7 +89,7 @@ struct DeadlineScope {
     @usableFromInline
     func leave() { scope.leave() }
 
-    /// Leaves it by an error, and returns the one to throw: the scope's own if its deadline is what ended the body.
+    /// Leaves the scope by an error. Returns the error to throw: the scope's own if its deadline ended the body.
     @usableFromInline
     func leave(by error: any Error) -> any Error {
         scope.leave()

@@ -1,56 +1,62 @@
 // SPDX-License-Identifier: Apache-2.0
 
 extension FiberRuntime {
-    /// How a runtime is set up. Every value has a default that suits a server.
+    /// The settings of a runtime. Every value has a default that suits a server.
     public struct Configuration: Sendable {
         /// How stacks are guarded against overflow.
         public enum Guards: Sendable {
-            /// Page-table markers where the kernel has them (Linux 6.13), else `mprotect`.
+            /// Page-table markers where the kernel supports them (Linux 6.13), else `mprotect`.
             case automatic
-            /// Page-table markers, which cost no mapping; spawning throws where the kernel lacks them.
+            /// Page-table markers, which cost no mapping; spawning throws where the kernel does not support them.
             case pageTables
-            /// `mprotect`, which costs two mappings a stack: `vm.max_map_count` limits the number of fibers to about 32,000 by default.
+            /// `mprotect`, which costs two mappings per stack: by default `vm.max_map_count` limits the number of fibers to about 32,000.
             case mprotect
         }
 
-        /// How many workers, each a thread that runs fibers: nil, the default, for as many as the process may use CPUs (by its affinity and the quotas of its control groups, of version 1 or
-        /// 2), or as the environment variable `FIBERS_WORKERS` says, unless that is empty. At most 1,024.
+        /// The number of workers, each a thread that runs fibers. Nil, the default: the value of the environment variable `FIBERS_WORKERS`,
+        /// or, if that is unset or empty, the number of CPUs that the process may use (by its affinity and the quotas of its control
+        /// groups, of version 1 or 2). At most 1,024.
         public var workers: Int?
-        /// Binds each worker to a CPU of its own as long as there are enough, in turn of those that the process may use; the calling thread is set free again at the end. Off by default:
-        /// it pays where nothing else runs on these CPUs. Threads for blocking calls and child processes are not bound; threads that fibers start themselves inherit what their
-        /// worker is bound to.
+        /// Binds each worker to a CPU of its own as long as there are enough, in the order of the CPUs that the process may use; the
+        /// calling thread is unbound again at the end. Off by default: binding pays where nothing else runs on these CPUs. Threads for
+        /// blocking calls and child processes are not bound. Threads that fibers start themselves inherit the binding of their worker.
         public var pinsWorkers: Bool
-        /// Bytes of address space for each stack, 64 KiB of which are its guard: a power of two, at least 128 KiB. 256 KiB by default. Only pages that
-        /// are touched cost memory, so a large value is cheap; the address space of a process holds 128 TiB.
+        /// Bytes of address space for each stack, 64 KiB of which are its guard: a power of two, at least 128 KiB. 256 KiB by default. Only
+        /// touched pages cost memory, so a large value is cheap; the address space of a process holds 128 TiB.
         public var stackSize: Int
-        /// Bytes in each buffer of the worker's pool, out of which reads that bring no buffer are served. 16 KiB by default.
+        /// Bytes in each pooled buffer of a worker, which serves reads whose caller supplies no buffer. 16 KiB by default.
         public var readBufferSize: Int
-        /// How many threads ``withBlockingThread(name:_:)`` may use at a time. 64 by default.
+        /// The maximum number of threads that ``withBlockingThread(name:_:)`` uses at a time. 64 by default.
         public var blockingThreads: Int
-        /// How long fibers may take to end once the runtime shuts down, because `main` threw an error or by ``FiberRuntime/shutDown(within:)``. 10 seconds by default.
+        /// How long fibers may take to end once the runtime shuts down, because `main` threw an error or ``FiberRuntime/shutDown(within:)``
+        /// was called. 10 seconds by default.
         public var shutdownLimit: Duration
-        /// How stacks are guarded; `.automatic` unless a test wants to know.
+        /// How stacks are guarded; `.automatic` except in tests.
         public var guards: Guards
-        /// Hears once of each error that a fiber threw and nobody joined. By default one line on standard error. Called where the last handle is released: as a rule in
-        /// a fiber, where it may park, shielded from that fiber's cancellation; outside if a thread of the program's own had the handle, or the runtime has ended, and there a call that parks stops the
-        /// program.
+        /// Called once for each error that a fiber threw and that was never joined. By default prints one line on standard error. It is
+        /// called where the last handle is released. That is normally in a fiber, where the handler may park, shielded from that fiber's
+        /// cancellation. It is outside a fiber if a thread of the program held the handle, or the runtime has ended; there a call that
+        /// parks stops the program.
         public var onUnhandledError: @Sendable (UnhandledFiberError) -> Void
 
-        /// Hears of conditions that the runtime rides out but the operator should know, such as a lack of descriptors: one line each. By default standard error.
+        /// Called for conditions that the runtime survives but the operator should know, such as a lack of descriptors: one line each. By
+        /// default prints to standard error.
         ///
-        /// Called in a fiber of its own on the worker that warns, where it may park, shielded from cancellation. What is said at the end of a runtime, of fibers or blocking calls that are left behind, is
-        /// said outside any fiber, since none can run then: there a call that parks stops the program. If no stack can be had for the fiber, the handler is called where the warning arose.
+        /// Called in a fiber of its own on the worker that warns, where it may park, shielded from cancellation. Warnings at the end of a
+        /// runtime, about abandoned fibers or blocking calls, are delivered outside any fiber, since none can run then: there a call that
+        /// parks stops the program. If there is no stack for the fiber, the handler is called where the warning arose.
         public var onWarning: @Sendable (String) -> Void
 
-        /// How long stacks must not have been needed before their memory is given back: less makes a load that comes in waves pay for the same pages again and again.
+        /// How long stacks must be unused before their memory is released. With a shorter time, a load that comes in waves faults the same
+        /// pages in again and again.
         package var trimInterval = Duration.seconds(1)
-        /// How long threads for blocking calls must not have been needed before they end.
+        /// How long a thread for blocking calls must be surplus before it ends.
         package var blockingIdleLimit = Duration.seconds(10)
 
-        /// What the random numbers of the workers are made of; nil for the time at which each starts. For tests that repeat a run.
+        /// The seed of the workers' random numbers; nil for the time at which each worker starts. For tests that repeat a run.
         package var randomSeed: UInt64?
 
-        /// Makes the backend of a worker, by its index; nil for epoll. For tests.
+        /// Creates the backend of a worker, by its index; nil for epoll. For tests.
         package var makeBackend: (@Sendable (_ worker: Int) throws(ResourceError) -> any Backend)?
 
         public init(
@@ -71,7 +77,7 @@ extension FiberRuntime {
             self.onWarning = onWarning
         }
 
-        /// What the kernel is told of it.
+        /// The settings that are passed to the workers.
         var settings: WorkerSettings {
             let (makeBackend, bufferSize) = (makeBackend, readBufferSize)
             return WorkerSettings(

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Groups as users name them; the children's bookkeeping is in Kernel/Scopes/GroupRecord.swift.
+// The public interface of groups; the children's bookkeeping is in Kernel/Scopes/GroupRecord.swift.
 
-/// Fibers with a common end; made by ``withFiberGroup(limit:_:)``, and gone when that returns.
+/// Fibers with a common end; created by ``withFiberGroup(limit:_:)`` and invalid once that returns.
 public final class FiberGroup<Value> {
     private var record: GroupPointer?
     private let ledger: GroupLedger
@@ -24,14 +24,16 @@ public final class FiberGroup<Value> {
         return record
     }
 
-    /// Starts a child on the caller's worker, after waiting until fewer children than the group's limit run. Those that wait are served in order.
+    /// Starts a child on the caller's worker, after waiting until fewer children than the group's limit run. Waiting callers are served in
+    /// order.
     ///
-    /// The body may capture anything. What it returns can be had from ``next()`` or from the handle; what it throws ends the group.
+    /// The body may capture anything. Its result is available from ``next()`` or from the handle; an error that it throws ends the group.
     ///
     /// - Parameters:
     ///   - name: for messages and dumps; at most 39 bytes of UTF-8 are kept.
     ///   - body: what to do.
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, ``ResourceError`` when there is no stack to be had. No fiber was started then.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, ``ResourceError`` when no stack is available. No
+    ///   fiber was started then.
     /// - Note: parks
     @inlinable
     @discardableResult
@@ -41,17 +43,18 @@ public final class FiberGroup<Value> {
         return FiberHandle(core: core)
     }
 
-    /// Starts a child on the worker with the fewest fibers, or on the one that is named, after waiting until fewer children than the group's limit run.
+    /// Starts a child on the worker with the fewest fibers, or on the given one, after waiting until fewer children than the group's limit
+    /// run.
     ///
-    /// It is a child like any other: bound by the group's deadline, cancelled with its siblings, and awaited at the end. The body goes to another thread, so what it captures
-    /// must be safe there.
+    /// It is a child like any other: bound by the group's deadline, cancelled with its siblings, and awaited at the end. The body is sent
+    /// to another thread, so its captures must be safe there.
     ///
     /// - Parameters:
     ///   - name: for messages and dumps; at most 39 bytes of UTF-8 are kept.
     ///   - worker: from 0 to ``FiberRuntime/workerCount`` - 1; nil for the least loaded.
     ///   - body: what to do.
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled. If the other worker has no stack for it, that ends the group like an error of its
-    ///   body's.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled. If the other worker has no stack for the child, that
+    ///   ends the group like an error thrown by the body.
     /// - Note: parks
     @inlinable
     @discardableResult
@@ -77,8 +80,9 @@ public final class FiberGroup<Value> {
         return send(name, to: target, in: group, mayBeRefused: false, runner, body)
     }
 
-    /// Starts a child that serves the others: when they and the group's body have ended, it is cancelled. It counts for no limit, and its error ends the group like any other.
-    /// - Throws: ``ResourceError`` when there is no stack to be had. No fiber was started then.
+    /// Starts a child that serves the others: when they and the group's body have ended, it is cancelled. It does not count towards the
+    /// limit, and its error ends the group like any other.
+    /// - Throws: ``ResourceError`` when no stack is available. No fiber was started then.
     @inlinable
     @discardableResult
     public func spawnDaemon(name: String? = nil, _ body: @escaping () throws -> Void) throws -> FiberHandle<Void> {
@@ -107,12 +111,12 @@ public final class FiberGroup<Value> {
         }
     }
 
-    // Spawning in two steps, for those who fetch what a child is for only once there is room for it.
+    // Spawning in two steps, for callers that fetch a child's input only once there is room for the child.
 
-    /// Takes a slot, waiting until fewer children than the limit run. False when `endReserving` was called meanwhile. Parks.
+    /// Takes a slot, waiting until fewer children than the limit run. Returns false when `endReserving` was called meanwhile. Parks.
     package func reserve() throws -> Bool { try group("FiberGroup.reserve").takeSlot() }
 
-    /// Starts a child in a slot that was taken by `reserve`; gives it back when that fails.
+    /// Starts a child in a slot that `reserve` took; returns the slot on failure.
     package func spawnReserved(name: String?, _ body: @escaping () throws -> Value) throws {
         let (_, place) = try start(name, in: group("FiberGroup.spawnReserved"), isDaemon: false) {
             FiberCore.run($0, $1, Value.self, staysHome: true)
@@ -120,8 +124,10 @@ public final class FiberGroup<Value> {
         place.initializeMemory(as: (() throws -> Value).self, to: body)
     }
 
-    /// The same on another worker. That this has no stack for the child is reported to `onUnhandledError` and does not end the group.
-    /// - Parameter onRefusal: called instead of the body, outside fibers and on the other worker's thread, at once when it has no stack or runs no fibers any more; see `Departure`.
+    /// Starts a child in a reserved slot on another worker. If that worker has no stack for the child, the error is reported to
+    /// `onUnhandledError` and does not end the group.
+    /// - Parameter onRefusal: called instead of the body, outside fibers and on the other worker's thread, as soon as that worker has no
+    ///   stack or no longer runs fibers; see `Departure`.
     package func spawnReserved(
         name: String?, on index: Int, onRefusal: @escaping @Sendable () -> Void, _ body: sending @escaping () throws -> Value
     ) throws where Value: Sendable {
@@ -132,7 +138,7 @@ public final class FiberGroup<Value> {
             { FiberCore.run($0, $1, Value.self, staysHome: false) }, SentBody(consume body))
     }
 
-    /// Sends a child to another worker, in a slot that was taken.
+    /// Sends a child to another worker, in a slot that has been taken.
     @discardableResult
     private func send(
         _ name: String?, to target: Worker, in group: GroupPointer, mayBeRefused: Bool, onRefusal: (@Sendable () -> Void)? = nil,
@@ -146,58 +152,59 @@ public final class FiberGroup<Value> {
         return core
     }
 
-    /// Gives a slot back.
+    /// Returns a reserved slot.
     package func cancelReservation() {
         let group = group("FiberGroup.cancelReservation")
         group.giveSlot()
         group.noteChange()
     }
 
-    /// Ends the waits in `reserve`.
+    /// Ends all waits in `reserve`.
     package func endReserving() { group("FiberGroup.endReserving").endWaitsForRoom() }
 
-    /// The result of the next child that ends, in the order in which they end; nil when no child runs and all results were taken.
+    /// The result of the next child that ends, in the order in which they end; nil when no child runs and all results have been taken.
     ///
-    /// Each result is had once. Results that nobody takes stay until the group ends; a group of `Void` keeps none, and this returns nil once no child runs.
+    /// Each result is returned once. Results that are never taken remain until the group ends; a group of `Void` keeps no results, and this
+    /// returns nil once no child runs.
     ///
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, as it is when a child has failed.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, which also happens when a child has failed.
     /// - Note: parks
     public func next() throws -> Value? {
         _ = group("FiberGroup.next()")
         try Worker.here("FiberGroup.next()").refuseIfCancelled()
         while true {
             if let core = ledger.takeFinished() { return try core.result(Value.self) }
-            // A fiber that is not of the group may wait here, too, and by its turn the group may have ended.
+            // A fiber outside the group may wait here, too, and the group may have ended by the time it resumes.
             guard let record, record.pointee.running > 0 else { return nil }
             try record.waitForChange()
         }
     }
 
     /// Waits until no child runs, daemons excepted. ``withFiberGroup(limit:_:)`` does so at its end in any case.
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, as it is when a child has failed.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the caller is cancelled, which also happens when a child has failed.
     /// - Note: parks
     public func waitForAll() throws {
         _ = group("FiberGroup.waitForAll()")
         try Worker.here("FiberGroup.waitForAll()").refuseIfCancelled()
-        // As in `next`, by the next look the group may have ended.
+        // As in `next`, the group may have ended by the time the caller resumes.
         while let record, record.pointee.running > 0 { try record.waitForChange() }
     }
 
-    /// Cancels all children, those that will be spawned included, and the group's body. See ``Fiber/cancel()``.
+    /// Cancels all children, including any spawned later, and the group's body. See ``Fiber/cancel()``.
     public func cancel() {
         let group = group("FiberGroup.cancel()")
         group.scope.pointee.fiber.worker.cancel(group.scope)
     }
 
-    /// How many children run, daemons excepted.
+    /// The number of running children, daemons excepted.
     public var count: Int { group("FiberGroup.count").pointee.running }
 }
 
 /// Several errors of one group.
 public struct FiberGroupError: Error, CustomStringConvertible {
-    /// The error that came first, for which the others were cancelled.
+    /// The first error, which caused the others to be cancelled.
     public let first: any Error
-    /// What else was thrown until all had ended, in that order.
+    /// The errors thrown after it until all had ended, in that order.
     public let others: [any Error]
 
     public var description: String {
@@ -214,17 +221,20 @@ public struct FiberGroupError: Error, CustomStringConvertible {
 /// }
 /// ```
 ///
-/// The first error, be it of the body or of a child, cancels all others and is thrown when they have ended. If others failed, too, and not just by being cancelled, a
-/// ``FiberGroupError`` is thrown that has all of them, the first one first. A child that was cancelled on its own and ended because of that has not failed. Each child that fails counts,
-/// also where several throw the same error object; only an error that a fiber had from another one, by ``FiberHandle/join()`` or from a group of its own, and passed on is still the failure of that other one.
+/// The first error, of the body or of a child, cancels all others and is thrown when they have ended. If others failed, too, and not only
+/// because they were cancelled, a ``FiberGroupError`` is thrown that holds all errors, the first one first. A child that was cancelled
+/// individually and ended because of that has not failed. Each child that fails counts, even where several throw the same error object.
+/// Only an error that a fiber received from another fiber, by ``FiberHandle/join()`` or from a group of its own, and rethrew still counts
+/// as the failure of that other fiber.
 ///
-/// A cancellation or a deadline from outside reaches the children as well. Inside the group it is a `CancellationError`; the group itself then throws what any call that waits would throw in its
-/// place, a ``TimeoutError`` if the time of the scope directly around it is over. Waiting for them at the end cannot be cut short, since they may use what lies on the stack of the
-/// caller; a child that ignores its cancellation keeps the group from ending.
+/// A cancellation or a deadline from outside reaches the children as well. Inside the group it is a `CancellationError`. The group itself
+/// then throws what any waiting call would throw in its place: a ``TimeoutError`` if the time of the scope directly around it has passed.
+/// The wait for the children at the end cannot be cut short, since they may use data on the caller's stack; a child that ignores its
+/// cancellation keeps the group from ending.
 ///
 /// - Parameters:
-///   - limit: how many children may run at a time, at least 1; ``FiberGroup/spawnLocal(name:_:)`` waits while so many do. Nil for any number.
-///   - body: gets the group.
+///   - limit: how many children may run at a time, at least 1; ``FiberGroup/spawnLocal(name:_:)`` waits at the limit. Nil for any number.
+///   - body: receives the group.
 /// - Returns: what `body` returns.
 /// - Note: parks
 @discardableResult
@@ -232,7 +242,7 @@ public func withFiberGroup<Result>(limit: Int? = nil, _ body: (FiberGroup<Void>)
     try withFiberGroup(of: Void.self, limit: limit, body)
 }
 
-/// Runs `body`, which may spawn children that return values; otherwise as ``withFiberGroup(limit:_:)``.
+/// Runs `body`, which may spawn children that return values; otherwise like ``withFiberGroup(limit:_:)``.
 ///
 /// ```swift
 /// let total = try withFiberGroup(of: Int.self, limit: 8) { group in
@@ -250,7 +260,7 @@ public func withFiberGroup<Value, Result>(
     try withFiberGroup(of: Value.self, limit: limit, waitingFor: .group, body)
 }
 
-/// As ``withFiberGroup(of:limit:_:)``, for calls that use a group and want to say what they wait for.
+/// Like ``withFiberGroup(of:limit:_:)``, for calls that use a group and report a wait reason of their own.
 package func withFiberGroup<Value, Result>(
     of _: Value.Type, limit: Int? = nil, waitingFor reason: WaitReason, _ body: (FiberGroup<Value>) throws -> Result
 ) throws -> Result {
@@ -267,13 +277,13 @@ package func withFiberGroup<Value, Result>(
             if record.scope.pointee.cause == nil || !(error is CancellationError) {
                 ledger.noteFailure(error, from: worker.running.failureHad(error))
             } else if record.scope.pointee.cause == record.scope {
-                // The group has cancelled itself: its caller is told so, and not what its body did at that moment.
+                // The group has cancelled itself: its caller receives that, not the error of its body at that moment.
                 result = .failure(CancellationError())
             }
             worker.cancel(record.scope)
         }
         record.waitForEnd()
-        // At once: what is released from here on may have a deinit, which must not spawn any more, and may wait.
+        // Immediately: releasing values below may run a deinit, which must no longer spawn into the group, and which may wait.
         group.end()
         record.scope.leave()
         let failures = ledger.close()
@@ -282,7 +292,7 @@ package func withFiberGroup<Value, Result>(
             if let origin = first.origin { worker.running.noteHad(origin) }
             throw first.error
         }
-        // As any other call that waits here: the time of the scope around the group may be what is over.
+        // Like any other call that waits here, since the scope around the group may be the expired one.
         if ledger.wasCutShort { throw worker.running.cancellation }
         do { return try result.get() } catch is CancellationError { throw worker.running.cancellation }
     }

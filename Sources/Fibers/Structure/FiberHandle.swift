@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// A fiber that was spawned, and the way to what it returns.
+/// A handle to a spawned fiber, which gives access to its result.
 ///
-/// It may go to other workers of the runtime if the fiber's result may: its calls work in any fiber there.
+/// It may be sent to other workers of the runtime if the fiber's result is `Sendable`; its calls work in any fiber there.
 ///
-/// Keep it, put it into an array, copy it, or drop it: dropping it detaches the fiber, which runs on to its end; an error that it throws then goes to
-/// ``FiberRuntime/Configuration/onUnhandledError``.
+/// It may be kept, put into an array, copied or dropped. Dropping it detaches the fiber, which runs to its end; an error that it then
+/// throws goes to ``FiberRuntime/Configuration/onUnhandledError``.
 public struct FiberHandle<Value> {
     @usableFromInline let core: FiberCore
 
@@ -14,12 +14,14 @@ public struct FiberHandle<Value> {
 
     public var fiber: Fiber { Fiber(core: core) }
 
-    /// Waits until the fiber has ended and returns what its body returned, or throws what it threw. May be called any number of times, by several fibers.
+    /// Waits until the fiber has ended and returns the result of its body, or throws its error. May be called any number of times, by
+    /// several fibers.
     ///
-    /// Joining cancels nothing: when the caller is cancelled it stops to wait, and the joined fiber goes on. A fiber must not join itself.
+    /// Joining cancels nothing: when the caller is cancelled it stops waiting, and the joined fiber continues. A fiber must not join
+    /// itself.
     ///
-    /// - Throws: what the body threw; `CancellationError` when the fiber was cancelled and ended because of that, or when the caller is cancelled before the fiber
-    ///   has ended (``Fiber/isCancelled`` then is true); ``TimeoutError``.
+    /// - Throws: what the body threw; `CancellationError` when the fiber was cancelled and ended because of that, or when the caller is
+    ///   cancelled before the fiber has ended (``Fiber/isCancelled`` is true then); ``TimeoutError``.
     /// - Note: parks
     @inlinable
     public func join() throws -> Value {
@@ -33,7 +35,7 @@ public struct FiberHandle<Value> {
 
 extension FiberHandle: Sendable where Value: Sendable {}
 
-/// Parks the caller until the life of a core is over.
+/// Parks the caller until the fiber of a core has ended.
 @usableFromInline
 func waitForEnd(_ core: FiberCore) throws {
     let worker = Worker.here("FiberHandle.join()")

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Values that belong to a fiber and those it spawns.
+// Values that belong to a fiber and the fibers that it spawns.
 //
-// A record has a list of settings (`FiberLocalNode`), innermost first; a child begins with its parent's list at the spawn, so what either sets later is not seen by the other. The
-// list is nil where nothing was set: then a spawn pays one look at a word, and a switch pays nothing ever.
+// A record has a list of settings (`FiberLocalNode`), innermost first. A child begins with its parent's list at the spawn, so neither sees
+// a value that the other sets later. The list is nil where nothing was set: then a spawn costs one read of a word, and a switch never costs
+// anything.
 
-/// A variable with a value of its own in each fiber: a request's id for log lines, say.
+/// A variable with a value of its own in each fiber, for example the id of a request for log lines.
 ///
 /// ```swift
 /// static let requestID = FiberLocal("-")
@@ -18,7 +19,7 @@
 ///
 /// Use it instead of `TaskLocal`, whose values leak into other fibers of the thread.
 public final class FiberLocal<Value: Sendable>: Sendable {
-    /// The value where none was set, and outside fibers.
+    /// The value where no other was set, and outside fibers.
     public let defaultValue: Value
 
     public init(_ defaultValue: Value) { self.defaultValue = defaultValue }
@@ -34,13 +35,13 @@ public final class FiberLocal<Value: Sendable>: Sendable {
         return defaultValue
     }
 
-    /// Runs `body` with another value, which fibers spawned meanwhile inherit, and restores the present one.
+    /// Runs `body` with another value, which fibers spawned meanwhile inherit, and restores the previous one.
     public func withValue<Result, Failure: Error>(_ value: Value, _ body: () throws(Failure) -> Result) throws(Failure) -> Result {
         let fiber = Worker.here("FiberLocal.withValue").running
         let outer = fiber.locals
         let setting = Setting(self, value, next: outer)
         fiber.locals = setting
-        // Released when it is in the list no more: what it holds may look there in its deinit.
+        // The setting is released only after it has left the list: the deinit of its value may read the list.
         defer { withExtendedLifetime(setting) { fiber.locals = outer } }
         return try body()
     }

@@ -12,16 +12,17 @@ import Glibc
 /// }
 /// ```
 ///
-/// A runtime keeps no state behind when it ends: descriptors, stacks, threads and signal dispositions are as before, and another can be started. One thing stays: where the
-/// process was started with closed standard streams, the first runtime opens `/dev/null` for them, so that what is written to standard error goes into nobody's connection.
+/// A runtime leaves no state behind when it ends: descriptors, stacks, threads and signal dispositions are as before, and another can be
+/// started. There is one exception. If the process was started with closed standard streams, the first runtime opens `/dev/null` for them,
+/// so that output to standard error cannot end up in a connection.
 public final class FiberRuntime: Sendable {
     let workers: WorkerSet
-    /// Threads for blocking calls, of which there are none until the first one.
+    /// The threads for blocking calls. None exists before the first call.
     let blocking: BlockingPool
 
     private init(_ configuration: Configuration) {
         var cpus = cfiber_cpus()
-        // Those that the calling thread may use as long as it is not bound to one of them.
+        // The CPUs that the calling thread may use, read before it is bound to one of them.
         let isBoundLater = configuration.pinsWorkers && cfiber_allowed_cpus(&cpus) == 0
         blocking = BlockingPool(
             limit: configuration.blockingThreads, idleLimit: Deadline.nanoseconds(configuration.blockingIdleLimit),
@@ -29,17 +30,21 @@ public final class FiberRuntime: Sendable {
         workers = WorkerSet(configuration.settings, Attachments(first: blocking))
     }
 
-    /// Starts a runtime, runs `main` as its first fiber on the calling thread, and returns what that returns or throws what it throws, after **all** fibers have ended.
+    /// Starts a runtime and runs `main` as its first fiber on the calling thread. Returns or throws the result of `main` after **all**
+    /// fibers have ended.
     ///
-    /// The calling thread is worker 0 and does nothing else meanwhile; ``Configuration/workers`` says how many more there are, each with a thread of its own, where fibers begin by
-    /// ``Fiber/spawn(name:on:_:)``. Several threads may each run a runtime of their own; one thread runs one at a time.
+    /// The calling thread is worker 0 and does nothing else meanwhile. ``Configuration/workers`` sets the number of workers; each further
+    /// one has a thread of its own, and ``Fiber/spawn(name:on:_:)`` starts fibers there. Several threads may each run a runtime of their
+    /// own; one thread runs one at a time.
     ///
-    /// Not for use inside a `Task`: it keeps the thread, which Swift concurrency has few of, and the task would be current for all fibers.
+    /// Do not use it inside a `Task`: it occupies the thread, of which Swift concurrency has few, and the task would be current for all
+    /// fibers.
     ///
-    /// When `main` throws, all other fibers are cancelled, and the error is thrown when they have ended. To end the others of a `main` that returns, put them into
-    /// a group (``withFiberGroup(limit:_:)``) or call ``shutDown(within:)``.
+    /// When `main` throws, all other fibers are cancelled, and the error is thrown when they have ended. To end the other fibers when
+    /// `main` returns, put them into a group (``withFiberGroup(limit:_:)``) or call ``shutDown(within:)``.
     ///
-    /// - Throws: what `main` throws, or a ``ResourceError`` when the runtime cannot start, also for lack of a descriptor or of `/dev/null` in place of a closed standard stream.
+    /// - Throws: what `main` throws, or a ``ResourceError`` when the runtime cannot start, for instance for lack of a descriptor or of
+    ///   `/dev/null` in place of a closed standard stream.
     @discardableResult
     public static func run<Value>(_ configuration: Configuration = Configuration(), _ main: () throws -> Value) throws -> Value {
         require(
@@ -64,7 +69,7 @@ public final class FiberRuntime: Sendable {
                 if case .failure = result { shutDown() }
             }
             worker.runUntilDone()
-            // What `main` captures is borrowed from the caller of `run`, who must not go on while `main` has it.
+            // The captures of `main` are borrowed from the caller of `run`, which must not continue while `main` still uses them.
             require(
                 result != nil,
                 "FiberRuntime.run cannot return: the runtime was shut down, and main, which was cancelled, has not ended within the limit. Let the errors of waiting calls end it, or give it more time (shutDown(within:))."
@@ -73,18 +78,18 @@ public final class FiberRuntime: Sendable {
         return try result.unsafelyUnwrapped.get()
     }
 
-    /// How many workers the calling fiber's runtime has.
+    /// The number of workers of the calling fiber's runtime.
     public static var workerCount: Int { Worker.here("FiberRuntime.workerCount").pointee.workers.all.count }
 
-    /// Which of them runs the calling fiber; nil outside fibers. The thread that called ``run(_:_:)`` is 0.
+    /// The index of the worker that runs the calling fiber; nil outside fibers. The thread that called ``run(_:_:)`` is worker 0.
     public static var currentWorker: Int? { Worker.current?.pointee.index }
 
-    /// What the threads for blocking calls do; see ``withBlockingThread(name:_:)``.
+    /// The state of the threads for blocking calls; see ``withBlockingThread(name:_:)``.
     public static var blockingStatistics: BlockingStatistics {
         Worker.here("FiberRuntime.blockingStatistics").blockingPool.statistics
     }
 
-    /// Waits for the calls that fibers have left to themselves.
+    /// Waits for the blocking calls whose fibers stopped waiting for them.
     private func stopBlocking() {
         let left = blocking.stop(until: Deadline.after(workers.settings.shutdownLimit))
         if left.isEmpty { return }
@@ -93,14 +98,16 @@ public final class FiberRuntime: Sendable {
             "the runtime ends while blocking calls that were cancelled still run, each on a thread of its own: \(names)")
     }
 
-    /// Ends the calling fiber's runtime: cancels all of its fibers, the caller and those spawned later included, the newest first, and gives them some time to end.
-    /// A shield protects what its own fiber does in it, and not the children of a group in it.
+    /// Ends the calling fiber's runtime: cancels all of its fibers, including the caller and any spawned later, newest first, and gives
+    /// them some time to end. A shield protects the work of its own fiber inside it, but not the children of a group inside it.
     ///
-    /// It returns at once. ``run(_:_:)`` returns when all have ended, or when the time is over: then ``Configuration/onWarning`` hears the names of those that are left and
-    /// what they wait for, and they never run again; what they own stays in memory. `main` itself cannot be left behind: if it has not ended by then, the program stops with a message. A fiber that
-    /// computes without ever waiting or yielding holds up the end.
+    /// The call returns at once. ``run(_:_:)`` returns when all fibers have ended, or when the time is over. In the second case
+    /// ``Configuration/onWarning`` receives the names of the remaining fibers and the reasons for which they wait. They never run again,
+    /// and the memory that they own is not freed. `main` itself cannot be abandoned: if it has not ended by then, the program stops with a
+    /// message. A fiber that computes without ever waiting or yielding delays the end.
     ///
-    /// - Parameter limit: how long the fibers may take, nil for ``Configuration/shutdownLimit``. Of several calls the earliest end counts.
+    /// - Parameter limit: how long the fibers may take, nil for ``Configuration/shutdownLimit``. Of several calls the earliest deadline
+    ///   counts.
     public static func shutDown(within limit: Duration? = nil) {
         let worker = Worker.here("FiberRuntime.shutDown")
         let deadline = Deadline.after(limit ?? worker.pointee.workers.settings.shutdownLimit)

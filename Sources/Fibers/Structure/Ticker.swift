@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Beats at a fixed rate, without drift: beat number n is due n intervals after the start, however late the ones before were taken.
+/// Ticks at a fixed rate, without drift: tick number n is due n intervals after the start, however late the earlier ones were taken.
 ///
 /// ```swift
 /// let ticker = Ticker(every: .seconds(1))
@@ -11,13 +11,13 @@
 /// }
 /// ```
 ///
-/// Beats that went by while nobody waited are not made up for: the next call returns at once, with the latest that was due, and says how many it stands for.
+/// Missed ticks are not delivered later: the next call returns at once, with the latest tick that was due, and says how many were missed.
 public final class Ticker {
-    /// One beat.
+    /// One tick.
     public struct Tick: Hashable, Sendable {
-        /// Counts the intervals since the start, those missed included: 1, 2, 3…
+        /// Counts the intervals since the start, missed ones included: 1, 2, 3…
         public let number: Int
-        /// How many beats went by untaken since the one before.
+        /// The number of ticks that were missed since the previous one.
         public let missed: Int
     }
 
@@ -26,7 +26,7 @@ public final class Ticker {
     private let step: Int64
     @exclusivity(unchecked) private var last: Int64 = 0
 
-    /// Starts now; the first beat is due one interval later.
+    /// Starts now; the first tick is due one interval later.
     /// - Parameter interval: at least a nanosecond.
     public init(every interval: Duration) {
         require(interval >= .nanoseconds(1), "Ticker(every:) takes at least a nanosecond, not \(interval)")
@@ -35,8 +35,8 @@ public final class Ticker {
         step = Deadline.nanoseconds(interval)
     }
 
-    /// Waits for the next beat, or takes the latest that is due.
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then the beat is not taken; ``ResourceError``.
+    /// Waits for the next tick, or takes the latest one that is due.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then the tick is not taken; ``ResourceError``.
     /// - Note: parks
     public func next() throws -> Tick {
         let worker = Worker.here("Ticker.next()")
@@ -45,7 +45,7 @@ public final class Ticker {
         return take()
     }
 
-    /// The latest beat that is due.
+    /// Takes the latest tick that is due.
     @usableFromInline
     func take() -> Tick {
         let number = max(last + 1, (Worker.here("Ticker").now - start) / step)
@@ -53,7 +53,7 @@ public final class Ticker {
         return Tick(number: Int(number), missed: Int(number - last - 1))
     }
 
-    /// In ``select(_:)``: the next beat, or the latest that is due. Where another arm happens, no beat is taken.
+    /// In ``select(_:)``: the next tick, or the latest one that is due. If another arm is chosen, no tick is taken.
     @inlinable @inline(__always)
     public func onTick<Result>(_ handler: @escaping (Tick) throws -> Result) -> PlainArm<Result> {
         PlainArm(record) { try handler(self.take()) }

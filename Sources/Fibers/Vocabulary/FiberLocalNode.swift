@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The list of the settings of fiber-locals that a fiber has. What a node holds never changes once it is made, so fibers of several workers may share a tail. Any thread.
+// The list of a fiber's settings of fiber-locals. A node's content never changes after it is created, so fibers of several workers may
+// share a tail. Any thread.
 
 /// One setting. The key is kept alive, so that no other fiber-local gets its identity.
 class FiberLocalNode {
@@ -14,7 +15,8 @@ class FiberLocalNode {
 
     final var key: ObjectIdentifier { ObjectIdentifier(owner) }
 
-    // One by one: where each generation of fibers sets a value and spawns the next, the list is longer than a stack is deep.
+    // Releases the list iteratively: where each generation of fibers sets a value and spawns the next, the list is so long that a recursive
+    // release would overflow the stack.
     deinit {
         var rest = next
         next = nil

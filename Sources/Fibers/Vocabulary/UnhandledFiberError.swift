@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// An error that a fiber threw and nobody joined.
+/// An error that a fiber threw and that was never joined.
 public struct UnhandledFiberError: Error, CustomStringConvertible {
     public let fiberID: UInt64
     public let fiberName: String?

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// Why a fiber waits: what kind of thing, and which one. Stored at each park, so that a dump can say it.
+/// Why a fiber waits: the kind of event, and its subject. Stored at each park, so that a dump can show it.
 package struct WaitReason: BitwiseCopyable, Hashable, Sendable {
     package enum Kind: UInt8, BitwiseCopyable, Sendable {
         case none, read, write, accept, connect, sleep, join, readable, writable, group, blocking, event, send, receive, select, lock,
@@ -64,9 +64,9 @@ extension WaitReason: CustomStringConvertible {
 
 /// What ended a park.
 package enum Outcome: UInt8, BitwiseCopyable, Sendable {
-    /// What was waited for has happened, or may have.
+    /// The awaited event has happened, or may have.
     case ready
-    /// The thing that was waited on has gone.
+    /// The object that the fiber waited on has been closed.
     case closed
     /// The deadline of the call passed first.
     case timedOut

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Calls of the program's handlers (`onWarning`, `onUnhandledError`), in a fiber where there is one.
+// Calls the program's handlers (`onWarning`, `onUnhandledError`), in a fiber if possible.
 //
-// Where there is none, because the runtime ends or the thread is none of its workers, a handler may not wait. A call that would says which handler made it. Any thread.
+// Outside a fiber, because the runtime is ending or the thread is not one of its workers, a handler must not wait. A waiting call then
+// stops the program with a message that names the handler. Any thread.
 
 import CFiber
 
-/// Calls a handler of the program. A cancellation of the fiber that has something to tell must not keep the handler from waiting for its log, so it is shielded.
+/// Calls a handler of the program. The call is shielded: a cancellation of the reporting fiber must not end the handler's own waits, for
+/// example for its log.
 func callHandler(_ name: StaticString, _ body: () -> Void) {
     if let worker = Worker.current, worker.running != worker.pointee.root { return worker.shielded(body) }
     let outer = cfiber_handler()

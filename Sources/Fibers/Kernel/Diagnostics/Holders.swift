@@ -1,27 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Who holds a lock, and what is known of it: fibers and plain threads by numbers that are unique in the process and never used again.
+// Identities of lock holders, and the information kept about them: fibers and plain threads by numbers that are unique in the process and
+// never reused.
 //
 // Invariants:
-//   * an address says nothing about who holds a lock, since records, stacks and threads are used again; a number does, for as long as the process runs;
-//   * nothing here looks into a record of another worker. That worker is asked by a message, and answers if it is there;
-//   * holders that will never unlock are noted: fibers that a runtime leaves behind, before their stacks are unmapped, and threads that end with a lock. So the wait for such a lock, which would
-//     never end, stops the program with a message.
-// Any thread, except where it says worker. Only rare paths come here: misuse, the end of a runtime, the first lock of a thread.
+//   * an address does not identify the holder of a lock, because records, stacks and threads are reused. A number does, for as long as the
+//     process runs;
+//   * nothing here reads a record of another worker. That worker is asked by a message, and answers if it is running;
+//   * holders that will never unlock are recorded: fibers that a runtime abandons, before their stacks are unmapped, and threads that end
+//     while they hold a lock. A wait for such a lock would never end, so it stops the program with a message instead.
+// Any thread, except where a comment says worker. Only rare paths come here: misuse, the end of a runtime, the first lock of a thread.
 
 import CFiber
 import Synchronization
 
-/// Who holds a lock: a number, and below it two bits that say what it counts. 0 is nobody. The lowest bit is for the word that a lock stores it in.
+/// The holder of a lock: a number, with two bits below it that say what it counts. 0 means no holder. The lowest bit is free for the word
+/// in which a lock stores the holder.
 typealias Holder = UInt
 
 extension Holder {
     init(fiber id: UInt64) { self = UInt(id) &<< UInt(CFIBER_HOLDER_SHIFT) }
 
-    /// The number of a fiber, its id; nil for a thread.
+    /// The id of a fiber; nil for a thread.
     var fiberID: UInt64? { self & UInt(CFIBER_HOLDER_KIND) == 0 ? UInt64(self &>> UInt(CFIBER_HOLDER_SHIFT)) : nil }
 
-    /// The fiber or thread that calls. On a worker's own stack that is its thread.
+    /// The calling fiber or thread. On a worker's own stack it is the thread.
     @inline(__always)
     static var caller: Holder {
         if let context = cfiber_current() { return UInt(context.pointee.life) }
@@ -32,11 +35,11 @@ extension Holder {
 
 enum Holders {
     private struct Table {
-        /// What workers are asked by, of each runtime that runs.
+        /// The inboxes of the workers of each running runtime.
         var runtimes: [ObjectIdentifier: [Inbox]] = [:]
-        /// Threads that have had to do with locks, by the kernel's numbers of them.
+        /// Threads that have used locks, with their kernel thread ids.
         var threads: [Holder: Int32] = [:]
-        /// Holders that will never unlock what they hold, by name.
+        /// Holders that will never unlock what they hold, with their names.
         var gone: [Holder: String] = [:]
     }
 
@@ -46,24 +49,25 @@ enum Holders {
     private static let nextBlock = Atomic<UInt64>(1)
     private static let goneCount = Atomic<Int>(0)
 
-    /// How long a worker may take to tell the name of a fiber. It comes to its messages in less, unless it computes or is stuck.
+    /// How long to wait for a worker to report the name of a fiber. A worker reads its messages sooner than that, unless it computes or is
+    /// stuck.
     private static var patience: Int64 { 200_000_000 }
 
     // Numbers.
 
-    /// The first of `count` fibers' ids; the first of all is 1.
+    /// The first of `count` consecutive fiber ids. Ids start at 1.
     static func takeIDs(_ count: UInt64) -> UInt64 { nextBlock.add(count, ordering: .relaxed).oldValue }
 
     static func takeWorkerNumber() -> UInt64 { nextWorker.add(1, ordering: .relaxed).oldValue }
 
-    /// The calling thread's number; it is given one when it asks first.
+    /// The calling thread's number, assigned by the first call.
     @inline(never)
     static func numberThread() -> Holder {
         if cfiber_thread_holder() != 0 { return UInt(cfiber_thread_holder()) }
         let number = nextThread.add(1, ordering: .relaxed).oldValue
         let thread = number &<< UInt(CFIBER_HOLDER_SHIFT) | UInt(CFIBER_HOLDER_THREAD)
         table.withLock { $0.threads[thread] = cfiber_thread_id() }
-        // Where that fails, the table keeps a thread that is gone.
+        // If that fails, the table keeps an entry for a thread that has ended.
         _ = cfiber_note_thread_end(UInt64(thread)) { thread, openLocks in Holders.noteThreadEnd(Holder(thread), openLocks) }
         return thread
     }
@@ -75,7 +79,7 @@ enum Holders {
 
     // Runtimes.
 
-    /// Whether fibers run in this process.
+    /// Whether a runtime is running in this process.
     static var isAnyRuntimeRunning: Bool { !table.value.runtimes.isEmpty }
 
     static func noteStart(of workers: WorkerSet, _ inboxes: [Inbox]) {
@@ -86,14 +90,14 @@ enum Holders {
         table.withLock { $0.runtimes[ObjectIdentifier(workers)] = nil }
     }
 
-    /// Fibers that will never run again, before their records go. On their worker.
+    /// Records fibers that will never run again, before their records are destroyed. On their worker.
     static func noteLeftBehind(_ fibers: [FiberPointer]) {
         noteGone(fibers.map { (Holder(fiber: $0.id), "\($0.numberAndName), which was left behind when its runtime ended,") })
     }
 
     private static func noteGone(_ holders: [(Holder, name: String)]) {
         table.withLock { table in
-            // Counted first: a caller that sees the count waits for the table.
+            // Counted first: a caller that sees the new count then waits for the lock, and finds the entries.
             goneCount.add(holders.count, ordering: .releasing)
             for (holder, name) in holders { table.gone[holder] = name }
         }
@@ -101,13 +105,13 @@ enum Holders {
 
     // Names.
 
-    /// The name of a holder that will never unlock what it holds; nil for all others.
+    /// The name of a holder that will never unlock what it holds; nil for any other.
     @inline(__always)
     static func nameIfGone(_ holder: Holder) -> String? {
         _fastPath(goneCount.load(ordering: .acquiring) == 0) ? nil : table.withLock { $0.gone[holder] }
     }
 
-    /// Whom messages speak of: a fiber with its number and name, or a thread with the kernel's number and its name.
+    /// A holder for messages: a fiber with its number and name, or a thread with its kernel id and name.
     static func describe(_ holder: Holder) -> String {
         if holder == 0 { return "nobody" }
         let (gone, thread) = table.withLock { ($0.gone[holder], $0.threads[holder]) }
@@ -119,7 +123,7 @@ enum Holders {
         return "fiber #\(id)\(nameOfFiber(id).map { " \"\($0)\"" } ?? "")"
     }
 
-    /// The fiber that runs, or the thread.
+    /// The running fiber, or the calling thread.
     static func describeCaller() -> String {
         if let fiber = Worker.current?.running, fiber.id != 0 { return fiber.numberAndName }
         return describe(.caller)
@@ -127,7 +131,7 @@ enum Holders {
 
     private static func describeThread(_ id: Int32) -> String { "thread \(id)\(quotedName(ofThread: id))" }
 
-    /// The calling thread.
+    /// The calling thread, for messages.
     static func describeThread() -> String { describeThread(cfiber_thread_id()) }
 
     private static func quotedName(ofThread id: Int32) -> String {
@@ -138,7 +142,8 @@ enum Holders {
         }
     }
 
-    /// The name of a fiber of this worker, or of another one that is asked; nil where it has none, or no worker knows it.
+    /// The name of a fiber of this worker, or of another worker, which is asked by message. Nil if the fiber has no name, or no worker
+    /// knows it.
     private static func nameOfFiber(_ id: UInt64) -> String? {
         if let name = Worker.current?.nameOfFiber(id) { return name }
         let own = Worker.current?.pointee.inbox
@@ -149,7 +154,7 @@ enum Holders {
     }
 }
 
-/// A question to several workers, of which one at most knows the answer.
+/// A query to several workers, at most one of which knows the answer.
 private final class Inquiry: @unchecked Sendable {
     private let lock = ThreadLock()
     private let change: ThreadCondition
@@ -178,7 +183,7 @@ private final class Inquiry: @unchecked Sendable {
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Nil where no fiber of the worker has that number, or it has no name. Owner worker only.
+    /// The name of a fiber of this worker; nil if there is no such fiber, or it has no name. Owner worker only.
     ///
     /// - Complexity: linear in the number of stacks.
     fileprivate func nameOfFiber(_ id: UInt64) -> String? {
@@ -189,10 +194,10 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 }
 
 extension UnsafeMutablePointer where Pointee == FiberRecord {
-    /// The number of the fiber that lives here; 0 between lives, and for the root.
+    /// The id of the fiber that uses this record; 0 while no fiber does, and for the root.
     @inline(__always)
     package var id: UInt64 { cfiber_id(self) }
 
-    /// For messages. Its own worker only.
+    /// For messages. The fiber's own worker only.
     var numberAndName: String { "fiber #\(id)\(name.map { " \"\($0)\"" } ?? "")" }
 }

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Locks that a fiber has taken by `lock()` and not unlocked, as its record knows them: a sum of their addresses (`FiberRecord.openLocks`), which is odd where an odd number of them is shared
-// between workers. Owner worker only.
+// The locks that a fiber took by `lock()` and has not unlocked. Its record stores only the sum of their addresses
+// (`FiberRecord.openLocks`). The sum is odd if an odd number of those locks is shared between workers. Owner worker only.
 
 import CFiber
 
-/// A fiber has ended with locks that it took by `lock()`: nobody could ever unlock them.
+/// Stops the program because a fiber ended while holding locks that it took by `lock()`: no other fiber could ever unlock them.
 @inline(never)
 func stopEndedWithLocks(_ fiber: FiberPointer) -> Never {
     let token = fiber.pointee.openLocks
@@ -15,7 +15,8 @@ func stopEndedWithLocks(_ fiber: FiberPointer) -> Never {
     #else
         let end: UInt = 1 << 47
     #endif
-    // A sum of several is larger than an address can be, as a rule, and no multiple of 16 where some are shared. Nothing is read there.
+    // The sum of several addresses is normally larger than any address, and not a multiple of 16 if some of the locks are shared. It is
+    // only formatted, never dereferenced.
     let isOne = token & 15 <= 1 && token < end
     let locks =
         isOne

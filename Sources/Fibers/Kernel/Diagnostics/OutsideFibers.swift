@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a call says that needs a fiber and is made without one. Any thread.
+// Messages for calls that need a fiber but are made outside one. Any thread.
 
 import CFiber
 
-/// Stops the program because a call that only fibers can make was made by a thread or a task. What is missing depends on whether fibers run somewhere in the process.
+/// Stops the program because a thread or a task made a call that only fibers can make. The message depends on whether any runtime is
+/// running in the process.
 @inline(never)
 func stopOutsideFibers(_ call: String) -> Never {
     if cfiber_handler() != nil || !Holders.isAnyRuntimeRunning {
@@ -17,11 +18,11 @@ func stopOutsideFibers(_ call: String) -> Never {
     )
 }
 
-/// What a call says that needs a fiber and was made without one.
+/// The message for a call that needs a fiber but was made outside one.
 ///
 /// - Parameters:
 ///   - problem: what was done, up to and including "outside a fiber".
-///   - remedy: what to do, unless a handler did it that has no choice where it runs.
+///   - remedy: what to do instead. A handler gets other advice, because it cannot choose where it runs.
 func messageOutsideFibers(_ problem: String, _ remedy: String) -> String {
     guard let handler = cfiber_handler() else { return "\(problem): \(remedy)" }
     return

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a worker tells the handlers of the program. Owner worker only.
+// Reports from a worker to the program's handlers. Owner worker only.
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Tells the runtime's handler of a condition that the program should know: in a fiber of its own, where it may wait and holds up nobody, or, when there is none to be had, here.
+    /// Reports a condition to the runtime's handler. The handler runs in a fiber of its own, where it may wait and delays no other fiber;
+    /// if no fiber can be started, it runs here.
     package func warn(_ message: String) {
         let workers = pointee.workers
         if !pointee.ending.isAbandoned, pointee.ending.isActive || workers.activate(self),
@@ -15,7 +16,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         }
     }
 
-    /// Tells the runtime's handler of an error of the running fiber that nobody else will hear of.
+    /// Reports an error of the running fiber that no other code will receive.
     package func reportUnhandled(_ error: any Error) {
         pointee.workers.settings.report(UnhandledFiberError(fiberID: running.id, fiberName: running.name, error: error))
     }

@@ -1,26 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// How calls begin and end that may wait at a wait point, fibers of any worker and plain threads alike.
+// How calls on wait points begin and end, both for calls that may wait and for calls that never do.
 //
-// A call of a cancelled fiber is refused before it takes the lock, one that had not to wait is charged after it has let go of it, and one that waited says what ended the wait.
-// A call that never waits is not refused, and counts like one that did not have to wait, whether it finds something or not. So a loop over it lets the fibers run that could make it succeed.
+//   * A call by a cancelled fiber is refused before it takes the lock.
+//   * A call that did not wait is charged after it releases the lock.
+//   * A call that waited reports how the wait ended.
+//   * A call that never waits is not refused. It is charged like a call that did not wait, whether it succeeds or not, so that a loop over
+//     it lets the fibers run that could make it succeed.
 // One worker, or any thread: see `WaitPoint`.
 
 import CFiber
 
 extension WaitPoint {
-    /// What a call that may wait does first: a cancelled fiber is refused, and one that has not had to wait for long lets others run. It does so now and not when the call has succeeded, so that
-    /// those others find nothing taken by a fiber that only waits for its next turn.
+    /// The first step of a call that may wait: refuses a cancelled fiber, and yields if the fiber has made many calls without waiting. It
+    /// yields here and not after the call has succeeded: otherwise the other fibers would find the resource taken by a fiber that is merely
+    /// waiting to be scheduled again.
     @inline(__always)
     final func beginCall() throws {
         if _slowPath(isCallRefused()) { throw Worker.here("a call").running.cancellation }
     }
 
-    /// As `beginCall`; true when the caller is cancelled.
+    /// As `beginCall`; returns true if the caller is cancelled.
     @inline(__always)
     final func isCallRefused() -> Bool { _slowPath(!spendsCall()) && isCallRefusedSlowly() }
 
-    /// Takes one from the calls that the running fiber may make before it must look about itself; false when it must now, or is a thread.
+    /// Takes one call from the running fiber's budget. False if the fiber must yield and check for cancellation first, or if the caller is
+    /// a thread.
     @inline(__always)
     final func spendsCall() -> Bool {
         guard let worker = Worker.current else { return false }
@@ -40,14 +45,15 @@ extension WaitPoint {
         return worker.isRefused
     }
 
-    /// Counts a call that never waits and may take something. The caller counts before it takes: counting may let others run, which would find the thing taken.
+    /// Charges a call that never waits and may take something. The caller charges it before it takes anything: charging may yield, and the
+    /// other fibers would then find the resource taken.
     @inline(__always)
     final func countTry() {
         requireWorker()
         Worker.current?.countTry()
     }
 
-    /// Counts a question whose answer is "not yet", and returns that answer, false. Without the lock.
+    /// Charges a query whose answer is "not yet", and returns that answer, false. Without the lock.
     @usableFromInline
     static func notYet() -> Bool {
         Worker.current?.countTry()
@@ -60,20 +66,20 @@ extension WaitPoint {
         if _slowPath(!isShared && Worker.current == nil) { stopWithoutWorker() }
     }
 
-    /// Throws when the calling fiber is cancelled. A thread never is, but it has no business with what is local.
+    /// Throws if the calling fiber is cancelled. A thread is never cancelled, but it must not use a local wait point.
     @inline(__always)
     final func refuseCancelledCaller() throws {
         if let worker = Worker.current { return try worker.refuseIfCancelled() }
         requireWorker()
     }
 
-    /// Throws when a cancellation or a deadline has ended the wait.
+    /// Throws if a cancellation or a deadline ended the wait.
     @inline(__always)
     final func checkWait(_ outcome: Outcome) throws {
         if _slowPath(outcome != .ready), let worker = Worker.current { try worker.check(outcome) }
     }
 
-    /// Counts a call that has not waited. Without the lock, since others may run now.
+    /// Charges a call that did not wait. Without the lock, because charging may yield.
     @inline(__always)
     final func chargeCaller() {
         if let worker = Worker.current { worker.chargeOperation() }

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a call does in a fiber that is cancelled, and what it throws when its park has ended otherwise than well. Owner worker only.
+// Errors of waiting calls: refusing a call by a cancelled fiber, and turning the outcome of a failed park into an error. Owner worker only.
 
 import Glibc
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// For calls that need not park. Throws in a cancelled fiber, after others have run, so that a loop that ignores it starves nobody.
+    /// For calls that may not need to park. Throws in a cancelled fiber, after a yield, so that a loop that ignores the error starves no
+    /// other fiber.
     func refuseIfCancelled() throws { if isRefused { throw running.cancellation } }
 
-    /// Whether the running fiber is cancelled; then it has let others run.
+    /// Whether the running fiber is cancelled. If so, it has yielded.
     var isRefused: Bool {
         guard isCancelled else { return false }
         yield()
         return true
     }
 
-    /// Throws what a park that did not end well says.
+    /// Throws the error that corresponds to the outcome of a failed park.
     package func check(_ outcome: Outcome) throws {
         switch outcome {
         case .ready, .closed, .timedOut: return

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The kernel in two verbs. `park` is the only way in which a fiber stops running until something happens, `unpark` the only way in which its worker lets it go on. How a park is
-// claimed, and how other threads resume a fiber, is in Waiter.swift.
+// The kernel in two verbs. A fiber stops running until an event only through `park`, and its own worker makes it ready again only through
+// `unpark`. Waiter.swift describes how a park is claimed and how other threads resume a fiber.
 //
 // Invariants:
-//   * `beginPark` comes before the waiter is put anywhere, `park` after, and nothing between them may run other fibers;
-//   * whoever claims a park writes the outcome and makes the fiber ready, nobody else does.
+//   * `beginPark` comes before the waiter enters any queue, and `park` comes after. No other fiber may run in between;
+//   * only the claimant of a park writes the outcome and makes the fiber ready.
 //
 // Owner worker only.
 
 import CFiber
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Announces that the running fiber will park: from here on it can be claimed.
+    /// Begins a park of the running fiber: from here on it can be claimed.
     @inline(__always)
     package func beginPark() -> Waiter { beginPark(as: .localFiber) }
 
-    /// - Parameter kind: `sharedFiber` when other threads may end the park.
+    /// - Parameter kind: `sharedFiber` if other threads may end the park.
     @inline(__always)
     func beginPark(as kind: Waiter.Kind) -> Waiter {
         let fiber = running
@@ -27,8 +27,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return Waiter.begin(fiber, as: kind)
     }
 
-    /// Parks the running fiber until its park is claimed, by whatever it waits for, at `deadline` (monotonic nanoseconds), or by a scope around it that is
-    /// cancelled. A fiber that is cancelled already lets the others run once and comes back.
+    /// Parks the running fiber until its park is claimed: by the event that it waits for, at `deadline` (monotonic nanoseconds), or by the
+    /// cancellation of a scope around it. A fiber that is already cancelled yields once and returns.
     @inline(__always)
     package func park(_ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
         let fiber = running
@@ -38,7 +38,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return fiber.outcome
     }
 
-    /// As `park`, for a fiber in a scope that has a deadline or was cancelled, or with a deadline of its own.
+    /// As `park`, for a fiber with a deadline of its own, or in a scope that has a deadline or was cancelled.
     @inline(never)
     private func parkWatched(_ fiber: FiberPointer, _ deadline: Int64) -> Outcome {
         if fiber.pointee.attention & Attention.cancelled != 0 {
@@ -51,7 +51,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return fiber.outcome
     }
 
-    /// Parks in a scope that nothing reaches from outside: for waits that must not end early since others rely on it.
+    /// Parks inside a shield, which no outer cancellation or deadline reaches: for waits that must not end early because other code depends
+    /// on them.
     func parkShielded(in list: UnsafeMutablePointer<WaitList>, _ reason: WaitReason) {
         var shield = CancelScope(.shield, of: running)
         withLocalPointer(to: &shield) { shield in
@@ -61,7 +62,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         }
     }
 
-    /// Claims a park of a fiber of this worker and makes the fiber ready. False when it was claimed before.
+    /// Claims the park of a fiber of this worker and makes the fiber ready. False if it was already claimed.
     @inline(__always)
     package func unpark(_ waiter: Waiter, _ outcome: Outcome) -> Bool {
         guard waiter.claim() else { return false }
@@ -78,7 +79,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 }
 
 extension Worker {
-    /// The worker of the calling fiber; stops the program with a remedy outside one.
+    /// The worker of the calling fiber. Outside a fiber it stops the program with a message that says what to do instead.
     @inline(__always)
     package static func here(_ call: StaticString) -> Worker {
         guard let worker = Worker.current else { stopOutsideFibers("\(call)") }

@@ -1,35 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A wait queue of one waiter, for waits that other threads end: a signal, a job of the blocking pool, the end of a fiber elsewhere. Its word is all there is; no lock.
+// A wait queue of one waiter, for waits that other threads end: a signal, a job of the blocking pool, the end of a fiber elsewhere. Its
+// state is a single word, without a lock.
 //
 //     empty ──── enter ───→ address of the waiter's claim word ──── a signaller takes it out ───→ busy ──── claim, free ───→ empty, or a value of the owner's
 //       ↑                                    │
 //       └──────────── leave ─────────────────┘
 //
 // Invariants:
-//   * the waiter's claim word is there while the cell holds its address or is busy with it: a waiting call returns only after the waiter has left the cell. On its own, by a
-//     compare-and-swap from the address to empty; or because a signaller has taken it out, is done with its claim word, and has freed the cell;
-//   * so a signaller claims while the cell is busy, and knows that the claim word is there, however late it comes. If a timer or a cancellation was faster, the claim fails;
-//   * the cell is free before the signaller resumes the waiter, so the waiter's next wait finds it free;
-//   * `busy` lasts for a few instructions of a thread that takes no lock and runs no other fiber. So a fiber never waits for a signaller on its own worker;
-//   * values below an address are the owner's: bit 0, which may also be set while the cell is busy. `hasSleepers` is set only beside `busy`.
-// Any thread, except where it says worker.
+//   * the waiter's claim word is valid while the cell holds its address or is busy with it, because a waiting call returns only after the
+//     waiter has left the cell. The waiter leaves either by its own compare-and-swap from the address to empty, or because a signaller has
+//     removed it, has finished with its claim word, and has freed the cell;
+//   * so a signaller claims while the cell is busy, and the claim word is valid however late the signaller comes. If a timer or a
+//     cancellation was faster, the claim fails;
+//   * the signaller frees the cell before it resumes the waiter, so the waiter's next wait finds the cell free;
+//   * `busy` lasts only for a few instructions of a thread that takes no lock and runs no other fiber. So a fiber never waits for a
+//     signaller on its own worker;
+//   * values below an address belong to the owner of the cell: bit 0, which may also be set while the cell is busy. `hasSleepers` is set
+//     only together with `busy`.
+// Any thread, except where a comment says worker.
 
 import CFiber
 import Synchronization
 
 package class WaitCell: @unchecked Sendable {
-    // The word has its cache line for itself: two processors that wait for each other's would otherwise take away each other's line by looking.
+    // The word has a cache line of its own. Otherwise two processors that spin on adjacent cells would steal the line from each other.
     private final let before: (UInt, UInt, UInt, UInt, UInt, UInt) = (0, 0, 0, 0, 0, 0)
     final let state = Atomic<UInt>(0)
     private final let after: (UInt, UInt, UInt, UInt, UInt, UInt, UInt) = (0, 0, 0, 0, 0, 0, 0)
 
     @inline(__always) static var empty: UInt { 0 }
-    /// The bit for the owner of the cell.
+    /// The bit reserved for the owner of the cell.
     @inline(__always) static var ownersBit: UInt { 1 }
-    /// A signaller has taken the waiter out and may still look at its claim word.
+    /// A signaller has removed the waiter and may still read its claim word.
     @inline(__always) static var busy: UInt { 4 }
-    /// Threads sleep until the cell is not busy any more.
+    /// Threads sleep until the cell is no longer busy.
     private static var hasSleepers: UInt { 8 }
     private static var leastAddress: UInt { 16 }
     private static var shortestPause: Int { 64 }
@@ -43,7 +48,8 @@ package class WaitCell: @unchecked Sendable {
     @inline(__always)
     static func isBusy(_ state: UInt) -> Bool { state < leastAddress && state & busy != 0 }
 
-    /// Ends the park of the fiber that waits here and hands it to its worker. False when none does, or something else was faster. Never blocks.
+    /// Ends the park of the fiber that waits here and hands it to its worker. False if no fiber waits, or something else ended the park
+    /// first. Never blocks.
     @discardableResult
     package final func unparkFromAnyThread(_ outcome: Outcome) -> Bool {
         let waiting = state.load(ordering: .relaxed)
@@ -56,11 +62,11 @@ package class WaitCell: @unchecked Sendable {
         state.compareExchange(expected: waiting, desired: Self.busy, ordering: .acquiringAndReleasing).exchanged
     }
 
-    /// Claims a waiter that the caller has taken out, which has made the cell busy, frees the cell, and resumes the waiter.
+    /// Claims a waiter that the caller has removed, which made the cell busy; then frees the cell and resumes the waiter.
     ///
     /// - Parameters:
     ///   - outcome: `ready` or `closed`, by which the waiter knows that it has left the cell.
-    ///   - value: of the owner's, to be left in the cell when something else has ended the wait.
+    ///   - value: the owner's value to leave in the cell if something else ended the wait.
     /// - Returns: whether the claim ended the wait.
     final func resume(_ waiting: UInt, _ outcome: Outcome, orLeave value: UInt) -> Bool {
         let waiter = Waiter(presentOf: ClaimWord(bitPattern: waiting).unsafelyUnwrapped)
@@ -70,11 +76,11 @@ package class WaitCell: @unchecked Sendable {
         return isClaimed
     }
 
-    /// The caller does not look at the waiter any more.
+    /// Frees the busy cell. The caller must not access the waiter from here on.
     private final func free(leaving value: UInt) {
         var old = Self.busy
         while true {
-            // What the owner has noted meanwhile stays.
+            // Keep the owner's bit, which may have been set in the meantime.
             let next = old & Self.ownersBit | value
             let (done, now) = state.compareExchange(expected: old, desired: next, ordering: .acquiringAndReleasing)
             if done { break }
@@ -83,8 +89,8 @@ package class WaitCell: @unchecked Sendable {
         if _slowPath(old & Self.hasSleepers != 0) { cfiber_futex_wake_all(futex) }
     }
 
-    /// Makes the cell free of a waiter whose wait something else has ended, and which has not run since. If the waiter still waits, returns who it is; then the cell stays busy, and the caller
-    /// stops the program.
+    /// Frees the cell of a waiter whose wait something else has ended and which has not run since. If the waiter still waits, returns its
+    /// identity and leaves the cell busy; the caller then stops the program.
     @inline(never)
     final func removeEndedWaiter() -> Holder? {
         let waiting = state.load(ordering: .relaxed)
@@ -98,7 +104,7 @@ package class WaitCell: @unchecked Sendable {
 
     // The waiter's side.
 
-    /// Takes a fiber out whose wait was not ended through the cell. Afterwards no signaller looks at its record. On its worker.
+    /// Removes a fiber whose wait was not ended through the cell. Afterwards no signaller accesses its record. The fiber's worker only.
     @inline(never)
     final func leave(_ fiber: FiberPointer) {
         let (done, now) = state.compareExchange(
@@ -106,7 +112,7 @@ package class WaitCell: @unchecked Sendable {
         if !done && Self.isBusy(now) { waitWhileBusy() }
     }
 
-    /// Spins for longer than a signaller needs, and then sleeps: the system may have taken the CPU from it.
+    /// Spins for longer than a signaller needs, then sleeps: the system may have preempted the signaller.
     private final func waitWhileBusy() {
         var pause = Self.shortestPause
         while pause <= Self.longestPause {
@@ -123,14 +129,15 @@ package class WaitCell: @unchecked Sendable {
         }
     }
 
-    /// The half of the word with the low bits: processors here are little-endian.
+    /// The low half of the word: all supported processors are little-endian.
     private final var futex: UnsafeMutablePointer<UInt32> {
         withUnsafePointer(to: state) { UnsafeMutableRawPointer(mutating: $0).assumingMemoryBound(to: UInt32.self) }
     }
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Announces that the running fiber will park in a cell, which is empty. From here on it can be claimed. The caller must retain the cell until `park(in:)` returns.
+    /// Begins a park of the running fiber in an empty cell. From here on it can be claimed. The caller must retain the cell until
+    /// `park(in:)` returns.
     package func beginPark(in cell: WaitCell) {
         cell.state.store(enter(cell), ordering: .releasing)
     }
@@ -152,20 +159,21 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return UInt(bitPattern: waiter.word)
     }
 
-    /// As `beginPark(in:)`, with a cell of its own for each park.
+    /// As `beginPark(in:)`, with a new cell for each park.
     package func beginSharedPark() -> WaitCell {
         let cell = WaitCell()
         beginPark(in: cell)
         return cell
     }
 
-    /// Parks the running fiber, which stands in a cell by `beginPark(in:)`, until it is unparked through the cell or something else ends the park.
+    /// Parks the running fiber, which has entered the cell by `beginPark(in:)`, until it is unparked through the cell or something else
+    /// ends the park.
     @inline(__always)
     package func park(in cell: WaitCell, _ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
         let outcome = park(reason, until: deadline)
         let fiber = running
         fiber.cell = nil
-        // A signaller that has claimed the park has also taken the fiber out.
+        // A signaller that claimed the park has also removed the fiber.
         if _slowPath(outcome != .ready && outcome != .closed) { cell.leave(fiber) }
         return outcome
     }

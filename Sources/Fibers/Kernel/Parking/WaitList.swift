@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Waiters in line. The nodes lie on the stacks of those who wait, so waiting allocates nothing; a node is in one list at most, and its fiber takes
-// it out before it leaves the frame. Owner worker only.
+// A wait queue: a ring of nodes. A node lies in the stack frame of its waiter, so waiting allocates nothing. A node is in at most one list,
+// and its fiber removes it before the frame ends. Owner worker only.
 
 import CFiber
 
@@ -10,14 +10,14 @@ package struct WaitNode: BitwiseCopyable {
     fileprivate var next: UnsafeMutablePointer<WaitNode>?
     fileprivate var previous: UnsafeMutablePointer<WaitNode>?
     fileprivate(set) var isLinked = false
-    /// A node some places further on, to be fetched in time; never followed, and it may have gone.
+    /// Address of a node a few positions further on, to be prefetched. Never dereferenced, because that node may be gone.
     fileprivate var ahead: UnsafeRawPointer?
 
     @inline(__always)
     package init(_ waiter: Waiter) { self.waiter = waiter }
 }
 
-/// A ring of nodes, of which it knows the first: one word, so that four of them fit into a descriptor's cache line.
+/// A ring of nodes. The list stores only the first: one word, so that four lists fit into a descriptor's cache line.
 package struct WaitList: BitwiseCopyable {
     package private(set) var first: UnsafeMutablePointer<WaitNode>?
 
@@ -40,12 +40,12 @@ package struct WaitList: BitwiseCopyable {
         node.pointee.previous = last
         last.unsafelyUnwrapped.pointee.next = node
         first.pointee.previous = node
-        // The ring is closed, so there is always a node so far back.
+        // Going back three nodes is always possible, because the list is a ring.
         let before = last.unsafelyUnwrapped.pointee.previous.unsafelyUnwrapped.pointee.previous.unsafelyUnwrapped
         before.pointee.previous.unsafelyUnwrapped.pointee.ahead = UnsafeRawPointer(node)
     }
 
-    /// Whether there is a node of which something is true.
+    /// Whether any node satisfies `condition`.
     func contains(where condition: (UnsafeMutablePointer<WaitNode>) -> Bool) -> Bool {
         guard let first else { return false }
         var node = first
@@ -73,8 +73,8 @@ package struct WaitList: BitwiseCopyable {
         return node
     }
 
-    /// As `popFirst`, for a caller that takes one after the other. Each node lies on a stack of its own, and with many of them each has gone cold, in the cache and in the page tables: without the fetch a
-    /// million of them take 350 ns each, one miss after the other.
+    /// As `popFirst`, for a caller that removes all nodes one by one. Each node lies on a stack of its own; with many waiters it has left
+    /// both the cache and the TLB. Without the prefetch, removing a million nodes takes 350 ns each, one miss after the other.
     @inline(__always)
     mutating func popFirstOfAll() -> UnsafeMutablePointer<WaitNode>? {
         guard let node = popFirst() else { return nil }
@@ -98,16 +98,16 @@ package struct WaitList: BitwiseCopyable {
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Parks the running fiber in a list and takes it out again, whatever woke it.
+    /// Parks the running fiber in a list, and removes it afterwards, whatever woke it.
     ///
-    /// The list must stay where it is until each waiter in it has been woken.
+    /// The list must not move until every waiter in it has been woken.
     @inline(__always)
     package func park(in list: UnsafeMutablePointer<WaitList>, _ reason: WaitReason, until deadline: Int64 = .max) -> Outcome {
         var node = WaitNode(beginPark())
         return withLocalPointer(to: &node) { node in
             list.pointee.append(node)
             let outcome = park(reason, until: deadline)
-            // Whoever wakes a waiter through the list has taken it out; a deadline leaves it in.
+            // A wake-up through the list has removed the node. A deadline or a cancellation leaves it linked.
             if node.pointee.isLinked { list.pointee.remove(node) }
             return outcome
         }

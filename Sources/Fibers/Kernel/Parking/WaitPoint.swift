@@ -1,50 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What channels, locks and their like have in common: lines of waiters, of one worker's fibers alone, or of fibers of any worker and plain threads, behind a lock.
+// The base of channels, locks and similar objects: wait queues, either for the fibers of one worker, or, protected by a lock, for fibers of
+// any worker and plain threads.
 //
 //     frame of who waits     Wait ←─────── Place ←→ Place ←→ …      the lines of a wait point
 //                            who, and how to claim       in line, what it brings or wants
 //
 // Invariants:
-//   * a place is in a line only while its `Wait` has not ended: whoever waits takes it out, with the lock held, before he leaves the frame. So whoever finds one in a
-//     line, with the lock held, may touch it, and the record of its fiber;
-//   * a wait is claimed as any other (`Waiter`): the lock keeps its claim word there;
-//   * whoever has claimed it marks the place as served, fills or empties its slot, and then, best without the lock, lets it go on by `resume`, after which nothing of it
-//     may be touched. On one worker it may be let go on first, since it does not run before its worker comes to the next switch.
-//   * what is local remembers the worker whose fibers stand in its lines. Any other worker that comes to wait there, or to let a waiter go on, stops the program. While nobody waits it may come to
-//     another worker, of a later runtime, say. That worker runs while its fibers wait, so here its address is enough.
-// One worker, or, of what is shared, any thread.
+//   * a `Place` is in a wait queue only while its `Wait` is in progress: the waiter removes it, with the lock held, before its frame ends.
+//     So a thread that finds a `Place` in a queue, with the lock held, may access it and the record of its fiber;
+//   * a wait is claimed as any other (`Waiter`): the lock keeps its claim word valid;
+//   * the claimant marks the `Place` as served, fills or empties its slot, and then calls `resume`, preferably after it has released the
+//     lock. After `resume` it must not touch the `Place`. On a single worker it may resume the waiter first, because the waiter does not
+//     run before the worker's next switch;
+//   * a local wait point remembers the worker whose fibers are in its queues. If another worker waits there, or resumes one of those
+//     waiters, the program stops. While its queues are empty it may move to another worker, for example one of a later runtime. The
+//     remembered worker runs as long as its fibers wait, so its address identifies it.
+// Local wait points: one worker. Shared wait points: any thread.
 
 import CFiber
 
 @usableFromInline typealias PlacePointer = UnsafeMutablePointer<Place>
 typealias Line = UnsafeMutablePointer<WaitList>
 
-/// A fiber or a plain thread that waits, in one line or several.
+/// The wait of a fiber or a plain thread, in one queue or several.
 struct Wait: BitwiseCopyable {
-    /// Of a thread, where fibers have their record. First, so that a pointer to the wait is one to it.
+    /// Used by threads; fibers use their record. First, so that a pointer to the wait is also a pointer to it.
     fileprivate var thread = ThreadPark()
     fileprivate var waiter = Waiter.none
-    /// The place that was taken last.
+    /// The `Place` that was entered last.
     fileprivate var last: PlacePointer?
 }
 
-/// A place in a line.
+/// A wait-queue node, with the data that claimants need.
 @usableFromInline
 struct Place: BitwiseCopyable {
-    /// First, so that a pointer to the node of a place is one to the place.
+    /// First, so that a pointer to the node is also a pointer to the `Place`.
     fileprivate let node: WaitNode
     fileprivate let wait: UnsafeMutablePointer<Wait>
-    /// What it brings, or where it wants what it waits for; those who meet here know its type.
+    /// The value that the waiter offers, or the memory for the value that it waits for. The subclass knows the type.
     @usableFromInline let slot: UnsafeMutableRawPointer?
-    /// How much it wants, for lines where that differs.
+    /// The amount that the waiter asks for, in queues where amounts differ.
     var amount: Int
-    /// Claimed by another who came here.
+    /// Set by the claimant that served the waiter through this node.
     fileprivate(set) var isServed = false
-    /// Where it stands.
+    /// The wait point and the queue that it is in.
     fileprivate let point: Unmanaged<WaitPoint>
     fileprivate let line: Line
-    /// The place of the same wait that was taken before.
+    /// The `Place` that the same wait entered before this one.
     fileprivate let previous: PlacePointer?
 
     init(_ wait: UnsafeMutablePointer<Wait>, _ point: WaitPoint, _ line: Line, _ slot: UnsafeMutableRawPointer?, _ amount: Int) {
@@ -59,7 +62,7 @@ struct Place: BitwiseCopyable {
 }
 
 extension UnsafeMutablePointer where Pointee == Wait {
-    /// What it waits for, for prefetching; nil when it stands in no line.
+    /// The wait point it waits on, for prefetching; nil if it is in no queue.
     var point: UnsafeMutableRawPointer? { pointee.last?.pointee.point.toOpaque() }
 
     private var thread: ThreadParkPointer { UnsafeMutableRawPointer(self).assumingMemoryBound(to: ThreadPark.self) }
@@ -67,12 +70,12 @@ extension UnsafeMutablePointer where Pointee == Wait {
     @inline(__always)
     private var isThread: Bool { pointee.waiter.isOf(.thread) }
 
-    /// Begins a wait of the calling fiber, or, of what is shared, of the calling thread: from here on it can be claimed.
+    /// Begins a wait of the calling fiber, or, on a shared wait point, of the calling thread. From here on it can be claimed.
     @inline(__always)
     func begin(isShared: Bool) {
         if let worker = Worker.current {
             pointee.waiter = worker.beginPark(as: isShared ? .sharedFiber : .localFiber)
-            // A fiber that is left behind must be found in no line afterwards.
+            // Shutdown uses this to remove an abandoned fiber from its queues.
             pointee.waiter.fiber.wait = self
         } else {
             require(isShared, WaitPoint.noFibers)
@@ -80,7 +83,7 @@ extension UnsafeMutablePointer where Pointee == Wait {
         }
     }
 
-    /// Takes the places out of their lines that are still there. When the wait is over; it needs no more after that.
+    /// Removes the nodes that are still queued. Called when the wait is over; nothing else is needed after that.
     @inline(__always)
     func end() {
         if !isThread { pointee.waiter.fiber.wait = nil }
@@ -91,12 +94,12 @@ extension UnsafeMutablePointer where Pointee == Wait {
     func leaveLines() {
         while let place = pointee.last {
             pointee.last = place.pointee.previous
-            // Whoever serves has taken it out.
+            // The claimant has removed a served node.
             if !place.pointee.isServed { place.pointee.point.withObject { $0.leave(place) } }
         }
     }
 
-    /// Takes a wait back that has begun, before it parks; false when it has been claimed, and then it must park and will go on at once.
+    /// Takes back a wait that has begun but not parked. False if it has been claimed; then the caller must park, and resumes at once.
     func takeBack() -> Bool { isThread ? pointee.waiter.claimShared() : pointee.waiter.claim() }
 
     /// Parks the fiber, or blocks the thread, until the wait is claimed.
@@ -118,7 +121,8 @@ extension UnsafeMutablePointer where Pointee == Place {
     var isInLine: Bool { node.pointee.isLinked }
 }
 
-/// Memory for the two sides of a wait point that has a lock for each, on a pair of cache lines of its own, since CPUs fetch them in pairs.
+/// Memory for the two sides of a wait point that has one lock per side. Each side has its own pair of cache lines, because CPUs fetch lines
+/// in pairs.
 ///
 ///     lock, 48 bytes | lock, 48 bytes | what the two sides share
 struct WaitSides: BitwiseCopyable {
@@ -126,7 +130,7 @@ struct WaitSides: BitwiseCopyable {
     private static var stride: Int { 128 }
     fileprivate let base: UnsafeMutableRawPointer
 
-    /// - Parameter extraBytes: for what the two sides share.
+    /// - Parameter extraBytes: size of the area that both sides share.
     init(extraBytes: Int) {
         base = .allocate(byteCount: 2 * Self.stride + extraBytes, alignment: Self.stride)
         for i in 0..<2 { _ = BriefLock(at: base + i * Self.stride) }
@@ -140,23 +144,24 @@ struct WaitSides: BitwiseCopyable {
     var extra: UnsafeMutableRawPointer { base + 2 * Self.stride }
 }
 
-/// Something that fibers wait for in lines.
+/// An object with wait queues.
 ///
-/// What has two sides that mostly do not meet may have a lock for each: the lines, and all else that both sides look at, are changed only with both, and may be looked at with either.
+/// A wait point with two sides that rarely meet may have one lock per side. The queues, and everything else that both sides read, are then
+/// changed only with both locks held, and may be read with either.
 ///
-/// All of it lies in the object, and what every call of what is local looks at in 32 bytes of it:
+/// All state lies in the object. The part that every local call reads takes 32 bytes:
 ///
 ///     16 lines │ 32 home or sides │ 40 lock │ 44 isShared, isDivided │ 46 what a subclass has
 @usableFromInline
 class WaitPoint {
-    /// Used through their addresses, as those in line know them: see `lines`.
+    /// Accessed only through their addresses, because the queued nodes point to them: see `lines`.
     private final var waitLists = (WaitList(), WaitList())
-    /// Of what is local, the worker whose fibers stand in the lines, if there are any; of what is divided, its sides: by their addresses.
+    /// An address. If local: the worker whose fibers are in the queues, if any. If divided: the memory of the sides.
     @exclusivity(unchecked) private final var home: UInt
-    /// Of what is not divided.
+    /// The lock, unless the wait point is divided.
     private final var lockWord: UInt32 = 0
     @usableFromInline final let isShared: Bool
-    /// It has two locks.
+    /// The wait point has one lock per side.
     final let isDivided: Bool
 
     init(isShared: Bool) {
@@ -167,7 +172,7 @@ class WaitPoint {
         assert(isLaidOut, "the compiler has laid out the wait point in another way")
     }
 
-    /// Divided, and for all workers.
+    /// Makes a divided wait point, which is always shared.
     init(_ sides: WaitSides) {
         isShared = true
         isDivided = true
@@ -179,27 +184,28 @@ class WaitPoint {
     private static var offsetOfLines: Int { 16 }
     private static var offsetOfLock: Int { 40 }
 
-    /// A part of the object by its distance from the start: behind Swift's header of two words the properties lie in the order of their declaration.
+    /// The address of a part of the object, by its offset. Swift lays the properties out in declaration order after its header of two
+    /// words.
     @inline(__always)
     final func at(_ offset: Int) -> UnsafeMutableRawPointer { Unmanaged.passUnretained(self).toOpaque() + offset }
 
     @inline(__always)
     private final var lines: Line { at(Self.offsetOfLines).assumingMemoryBound(to: WaitList.self) }
 
-    /// The properties lie where their addresses are taken to be.
+    /// Whether the properties lie at the offsets assumed above.
     private final var isLaidOut: Bool {
         withUnsafeMutablePointer(to: &waitLists) { UnsafeMutableRawPointer($0) } == at(Self.offsetOfLines)
             && withUnsafeMutablePointer(to: &lockWord) { UnsafeMutableRawPointer($0) } == at(Self.offsetOfLock)
     }
 
-    /// Of what is divided.
+    /// The two sides. Divided wait points only.
     @inline(__always)
     final var sides: WaitSides { WaitSides(UnsafeMutableRawPointer(bitPattern: home).unsafelyUnwrapped) }
 
-    /// What messages call a wait point.
+    /// The names of a wait point in messages.
     struct Kind {
         let local: StaticString
-        /// The one to use instead among workers.
+        /// The type to use instead between workers.
         let shared: StaticString
     }
 
@@ -234,7 +240,7 @@ class WaitPoint {
         unlockSide(isSecond: false)
     }
 
-    /// One of the two locks.
+    /// Locks one side.
     @inline(__always)
     final func lockSide(isSecond: Bool) { sides.lock(ofSecond: isSecond).lock() }
 
@@ -248,7 +254,7 @@ class WaitPoint {
         return body()
     }
 
-    /// Before a fiber of the worker is put into a line of what is local.
+    /// Called before a fiber of the worker enters a queue of a local wait point.
     @inline(__always)
     final func noteWaiter(of worker: Worker) {
         if _slowPath(home != UInt(bitPattern: worker)) { moveHome(to: worker) }
@@ -260,7 +266,7 @@ class WaitPoint {
         home = UInt(bitPattern: worker)
     }
 
-    /// A call of another worker, or of a thread without one, has met fibers that wait here.
+    /// Stops the program: another worker, or a thread without one, has used a local wait point on which fibers wait.
     @inline(never)
     private final func stopForeignUse() -> Never {
         let place = Worker.current.map { " on worker \($0.pointee.index), while fibers of another worker" } ?? ", while fibers of a worker"
@@ -273,24 +279,25 @@ class WaitPoint {
         "a Local… thing was used on a thread without fibers: use the one without Local, which is for all threads"
     }
 
-    /// For calls of what is local that never wait.
+    /// For calls on local wait points that never wait.
     @inline(never)
     final func stopWithoutWorker() -> Never { misuse("\(Self.noFibers) (a \(kind.shared) and not a \(kind.local))") }
 
-    /// The two lines.
+    /// The two wait queues.
     @inline(__always)
     final var first: Line { lines }
     @inline(__always)
     final var second: Line { lines + 1 }
 
-    /// Puts the caller at the end of a line and lets it wait until somebody serves it, or something else ends the wait. Called with the lock held, returns without.
+    /// Appends the caller to a queue and parks it until a claimant serves it, or something else ends the wait. Called with the lock held;
+    /// returns with the lock released.
     @inline(__always)
     final func wait(
         in line: Line, slot: UnsafeMutableRawPointer? = nil, amount: Int = 1, _ reason: WaitReason, until deadline: Int64 = .max
     ) -> Outcome {
         var wait = Wait()
         return withLocalPointer(to: &wait) { wait in
-            // The same as below for what is local, where a fiber is all that waits.
+            // The local fast path: only a fiber can wait here.
             if !isShared, let worker = Worker.current { return waitLocally(worker, wait, line, slot, amount, reason, deadline) }
             wait.begin(isShared: isShared)
             var place = Place(wait, self, line, slot, amount)
@@ -304,7 +311,7 @@ class WaitPoint {
         }
     }
 
-    /// As `wait`, of what is local.
+    /// As `wait`, for a local wait point.
     @inline(__always)
     final func waitLocally(_ worker: Worker, in line: Line, _ slot: UnsafeMutableRawPointer?, _ reason: WaitReason) -> Outcome {
         var wait = Wait()
@@ -325,20 +332,20 @@ class WaitPoint {
             enter(place)
             let outcome = worker.park(reason, until: deadline)
             waiter.fiber.wait = nil
-            // Whoever serves has taken it out.
+            // The claimant has removed a served node.
             if _slowPath(!place.pointee.isServed) { leave(place) }
             return outcome
         }
     }
 
-    /// Puts a place at the end of its line. With the lock held. Of what is local, `noteWaiter` comes before.
+    /// Appends a `Place` to its queue. With the lock held. On a local wait point the caller calls `noteWaiter` first.
     @inline(__always)
     final func enter(_ place: PlacePointer) {
         place.pointee.wait.pointee.last = place
         place.pointee.line.pointee.append(place.node)
     }
 
-    /// Takes a place out of its line, if it is still there.
+    /// Removes a `Place` from its queue, if it is still queued.
     fileprivate final func leave(_ place: PlacePointer) {
         var claimed = WaitList()
         lock()
@@ -350,10 +357,11 @@ class WaitPoint {
         resumeAll(&claimed)
     }
 
-    /// A waiter has left its line, whom nobody has served: claims those who may go on because of that. With the lock held.
+    /// Called with the lock held after a waiter left its queue without being served. An override claims the waiters that can proceed
+    /// because of that.
     func hasLeft(_ place: PlacePointer, _ claimed: inout WaitList) {}
 
-    /// Ends the wait of a place, which has been taken out of its line; false when something else has. With the lock held.
+    /// Claims the wait of a `Place` that has been removed from its queue. False if something else has ended the wait. With the lock held.
     @inline(__always)
     final func claim(_ place: PlacePointer, isShared: Bool) -> Bool {
         let waiter = place.pointee.node.waiter
@@ -362,7 +370,7 @@ class WaitPoint {
         return true
     }
 
-    /// Takes the first out of a line whose wait nothing else has ended, and claims that; nil when there is none. With the lock held.
+    /// Removes waiters from the front of a queue until one can be claimed, and returns that one; nil if there is none. With the lock held.
     @inline(__always)
     final func claimFirst(of line: Line) -> PlacePointer? { claimFirst(of: line, isShared: isShared) }
 
@@ -375,8 +383,8 @@ class WaitPoint {
         return nil
     }
 
-    /// As `claimFirst(of:)`, but nil, too, when the amount that the first in line wants is not admitted. That one may have ended its wait already and not yet left: then
-    /// `hasLeft` is the next chance of those behind it. With the lock held.
+    /// As `claimFirst(of:)`, but also returns nil if the amount of the first waiter in the queue is not admitted. The wait of that waiter
+    /// may have ended without its having left the queue yet; the waiters behind it then get their chance in `hasLeft`. With the lock held.
     @inline(__always)
     final func claimFirst(of line: Line, ifAdmitted isAdmitted: (_ amount: Int) -> Bool) -> PlacePointer? {
         while let node = line.pointee.first {
@@ -388,16 +396,16 @@ class WaitPoint {
         return nil
     }
 
-    /// Takes the first out of a line, whether its wait has ended or not. With the lock held.
+    /// Removes the first node of a queue, whether its wait has ended or not. With the lock held.
     @inline(__always)
     final func popFirst(of line: Line) -> PlacePointer? { line.pointee.popFirst().map { PlacePointer($0) } }
 
-    /// Claims all in a line, and puts them into a list of the caller's. With the lock held.
+    /// Claims all waiters in a queue and moves them to a list of the caller's. With the lock held.
     final func claimAll(of line: Line, into claimed: inout WaitList) {
         while let place = claimFirst(of: line) { claimed.append(place.node) }
     }
 
-    /// Lets a claimed one go on.
+    /// Resumes a claimed waiter.
     @inline(__always)
     final func resume(_ place: PlacePointer, _ outcome: Outcome = .ready) {
         if isShared { return place.pointee.node.waiter.resume(outcome) }
@@ -413,7 +421,7 @@ class WaitPoint {
         worker.unsafelyUnwrapped.makeReady(fiber)
     }
 
-    /// Lets all in a list of claimed ones go on, in order.
+    /// Resumes all claimed waiters in a list, in order.
     final func resumeAll(_ claimed: inout WaitList, _ outcome: Outcome = .ready) {
         while let node = claimed.popFirst() { resume(PlacePointer(node), outcome) }
     }

@@ -1,45 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The heap part of a fiber: its result, and the way from a handle to its record. It outlives the stack for as long as somebody holds a handle.
+// The heap part of a fiber: its result, and the link from a handle to its record. It outlives the stack for as long as a handle exists.
 //
 // Invariants:
-//   * `record` is set from spawn to the end of the life, and the result is there exactly from then on. Whoever sees on another thread that the life is over
-//     sees the result, too;
-//   * one small allocation per fiber at most: the body lies in the record until it runs, and a trivial result of up to a word lies in the core. The class is not
-//     generic, since destroying a generic object looks its metadata up, which costs more than everything else about a short life.
-// Home worker only, except `isFinished`, `id`, `home`, and the result once it is there. The properties are read and written in one go, never held open, so their
-// exclusivity is not checked at run time.
+//   * `record` is set from the spawn to the end of the fiber, and the result is available exactly from then on. A thread that sees that the
+//     fiber has finished also sees the result;
+//   * a fiber allocates at most one small object: the body lies in the record until it runs, and a trivial result of up to a word lies in
+//     the core. The class is not generic, because destroying a generic object looks up its metadata, which costs more than all the rest of
+//     a short-lived fiber.
+// Home worker only, except `isFinished`, `id`, `home`, and the result once it is available. Each access to a property is a single read or
+// write and never stays open, so exclusivity is not checked at run time.
 
 import Synchronization
 
 @usableFromInline
 package final class FiberCore: @unchecked Sendable {
-    /// The address of the record; 1 on the way to the worker where the life will begin.
+    /// The address of the record; 1 while the fiber is in transit to the worker where it will start.
     private let place = Atomic<UInt>(0)
-    /// The worker on which it lives. It is there as long as a fiber of the runtime is.
+    /// The worker on which the fiber runs. It exists as long as any fiber of the runtime does.
     let home: Worker
     @exclusivity(unchecked) var id: UInt64 = 0
-    /// A result that is trivial and fits.
+    /// The result, if it is trivial and fits.
     @exclusivity(unchecked) @usableFromInline var word: UInt = 0
-    /// Any other result, in a `ResultBox`, or the error as an `UndeliveredError`. Until then, and beside a result in `word`, the failures of others that the fiber has had (`FailuresHad`), if any.
+    /// Any other result, in a `ResultBox`, or the error as an `UndeliveredError`. Before the fiber ends, and beside a result in `word`, it
+    /// holds the failures that the fiber has received from others (`FailuresHad`), if any.
     @exclusivity(unchecked) @usableFromInline var object: AnyObject?
-    /// What fibers of other workers have to do with it.
+    /// State for fibers of other workers that join the fiber or own its group.
     @exclusivity(unchecked) var remote: RemoteLife?
 
     init(home: Worker) { self.home = home }
 
-    /// Handles of a fiber whose result may not go to other workers do not either, but a `Fiber` may, and be the last to go.
+    /// If the result must not leave the home worker, neither may the fiber's typed handles. A `Fiber` may, though, and may hold the last
+    /// reference, so the result is sent home to be released.
     deinit {
         guard _slowPath(object != nil), let here = Worker.current, here != home, object is any StayingHome else { return }
         let workers = here.pointee.workers
         guard workers.contains(home) else { return }
-        // Nothing of it stays here: whoever lets go of it last must not be this thread.
+        // This thread keeps no reference: it must not be the one that releases the result last.
         let result = Unmanaged.passRetained(object.unsafelyUnwrapped)
         object = nil
         workers.send(Message { home, _ in home.release(result.takeRetainedValue()) }, to: home)
     }
 
-    /// Valid from spawn to the end of the life.
+    /// The fiber's record, from the spawn to the end of the fiber.
     var record: FiberPointer? {
         @inline(__always) get {
             let address = place.load(ordering: .relaxed)
@@ -48,18 +51,19 @@ package final class FiberCore: @unchecked Sendable {
         @inline(__always) set { place.store(UInt(bitPattern: newValue), ordering: .releasing) }
     }
 
-    /// From here on it is not finished, though it has no record yet.
+    /// From here on `isFinished` is false, although there is no record yet.
     func noteSent() { place.store(1, ordering: .relaxed) }
 
-    /// True until the worker where it will begin has heard of it. Others there may have its handle before that, since fibers go on before messages are looked at.
+    /// True until the fiber has arrived at the worker where it will start. Fibers there may hold its handle before that, because fibers
+    /// resume before messages are delivered.
     var isOnItsWay: Bool { place.load(ordering: .relaxed) == 1 }
 
-    /// True once the life is over and the result is there.
+    /// True once the fiber has ended and its result is available.
     @usableFromInline
     var isFinished: Bool { place.load(ordering: .acquiring) == 0 && id != 0 }
 
-    /// Takes a body out of its place in the record, runs it, and keeps what it returns or throws.
-    /// - Parameter staysHome: unless the type of the result is `Sendable`.
+    /// Moves the body out of the record, runs it, and stores the value that it returns or the error that it throws.
+    /// - Parameter staysHome: true unless the type of the result is `Sendable`.
     @inlinable
     static func run<Value>(_ core: FiberCore, _ body: UnsafeMutableRawPointer, _: Value.Type, staysHome: Bool) {
         let body = body.assumingMemoryBound(to: (() throws -> Value).self).move()
@@ -77,7 +81,7 @@ package final class FiberCore: @unchecked Sendable {
         }
     }
 
-    /// Not in `run`, whose frame stays on the stack for all of a life.
+    /// Not inlined into `run`, whose frame stays on the stack for the whole lifetime of the fiber.
     @inlinable
     static func box<Value>(_ value: Value, _ staysHome: Bool) -> AnyObject {
         staysHome ? LocalResultBox(value) : ResultBox(value)
@@ -87,7 +91,7 @@ package final class FiberCore: @unchecked Sendable {
     func result<Value>(_: Value.Type) throws -> Value {
         if let failure = object as? UndeliveredError { throw failure.deliver() }
         if Self.fitsAWord(Value.self) {
-            // A copy: `&word` would be an exclusive access, and fibers of several workers may read the result at the same time.
+            // A copy: `&word` would be an exclusive access, but fibers of several workers may read the result at the same time.
             let word = word
             return withUnsafeBytes(of: word) { $0.loadUnaligned(as: Value.self) }
         }
@@ -100,7 +104,7 @@ package final class FiberCore: @unchecked Sendable {
     }
 }
 
-/// A result that is not trivial or larger than a word.
+/// A result that is not trivial, or larger than a word.
 @usableFromInline
 class ResultBox<Value> {
     @usableFromInline final let value: Value
@@ -109,7 +113,7 @@ class ResultBox<Value> {
     init(_ value: Value) { self.value = value }
 }
 
-/// One that may be of use on the home worker only, and so is let go of there.
+/// A result that may be used only on the home worker, and is therefore released there.
 @usableFromInline
 final class LocalResultBox<Value>: ResultBox<Value>, StayingHome {
     @inlinable
@@ -119,12 +123,13 @@ final class LocalResultBox<Value>: ResultBox<Value>, StayingHome {
 @usableFromInline
 protocol StayingHome: AnyObject {}
 
-/// The body of a life on its way to another worker. It is taken out there, so the sender has nothing of it left to let go of, however slow it is to return.
+/// The body of a fiber in transit to another worker. The receiver moves it out, so the sender has nothing left to release, however late it
+/// returns.
 @usableFromInline
 protocol Departing: AnyObject, Sendable {
-    /// Puts the body into its place in a record.
+    /// Moves the body into its slot in a record.
     func move(to place: UnsafeMutableRawPointer)
-    /// The body in something that is nobody else's.
+    /// The body in a new object, to which nothing else has a reference.
     func takenOut() -> AnyObject
 }
 
@@ -147,6 +152,6 @@ final class SentBody<Value>: Departing, @unchecked Sendable {
     func takenOut() -> AnyObject { SentBody(takenFrom: self) }
 }
 
-/// Starts the body of a life; specialised where the type of its result is known.
+/// Runs the body of a fiber; specialised where the type of its result is known.
 @usableFromInline
 typealias FiberBodyRunner = (_ core: FiberCore, _ body: UnsafeMutableRawPointer) -> Void

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Where stacks come from and where they go: slabs carved into slots of one size, a list of stacks that are ready to run, and a list of slots
-// whose memory was given back.
+// The stacks of a worker's fibers: slabs carved into slots of one size, a list of warm stacks that are ready to run, and a list of cold
+// slots whose memory was given back to the system.
 //
 // Invariants:
 //   * a slot is carved once, guarded once, and belongs to the pool until the runtime ends;
-//   * a `warm` stack holds a record whose context waits in the first frame for its next life: starting a fiber on it is one switch;
-//   * a `cold` slot has its guard and no record: it was given back, or has not been used yet;
-//   * nothing here touches a stack between the moment a fiber puts itself into the pool and the moment it has left that stack, since both
-//     happen on the owner worker without a call in between.
+//   * a `warm` stack holds a record whose context is parked in the first frame and waits for its next fiber: starting a fiber on it is one
+//     switch;
+//   * a `cold` slot has its guard but no record: its memory was given back, or has not been used yet;
+//   * nothing here touches a stack between the moment at which a fiber puts it into the pool and the moment at which the fiber has left it,
+//     because both happen on the owner worker without a call in between.
 // Owner worker only.
 
 import CFiber
@@ -24,18 +25,18 @@ struct StackPool {
     /// Stacks ready to run, linked through their records; the most recently used first.
     private(set) var warm: FiberPointer?
     private(set) var warmCount = 0
-    /// The smallest `warmCount` since the last trim: so many stacks were not needed for all that time.
+    /// The smallest `warmCount` since the last trim: the number of stacks that were not needed in all that time.
     private var idleCount = 0
     private var cold = RawArray<UnsafeMutableRawPointer>()
     private var slabs = RawArray<Slab>()
     /// Slots carved so far.
     private(set) var carved = 0
-    /// How many stacks `mprotect` guards allow, from vm.max_map_count; no limit with page-table guards.
+    /// The number of stacks that `mprotect` guards allow, from vm.max_map_count. Page-table guards have no limit.
     private var mappingLimit = Int.max
     private var lastTrim: Int64 = 0
     /// Nanoseconds between trims.
     private let trimInterval: Int64
-    /// Until the kernel has refused it once.
+    /// True until the kernel refuses to guard several slots in one call.
     private var carvesSeveral = true
 
     struct Slab {
@@ -47,9 +48,9 @@ struct StackPool {
     static let guardBytes = 64 * 1024
     static let smallestSlab = 16
     static let largestSlab = 4096
-    /// Stacks that a trim leaves warm.
+    /// Stacks that a trim keeps warm.
     static let keptWarm = 32
-    /// Stacks that one trim gives back at most, so that it delays nobody by more than about a millisecond.
+    /// The most stacks that one trim gives back, so that it delays other fibers by no more than about a millisecond.
     static let trimBatch = 1024
 
     init(stackSize: Int, guards: StackGuards, trimInterval: Int64) {
@@ -61,7 +62,7 @@ struct StackPool {
         if guards == .mprotect { limitMappings() }
     }
 
-    /// A stack for a new life. Its record has no core, no name and no life.
+    /// Takes a stack for a new fiber. Its record has no core, no name and no id.
     @inline(__always)
     mutating func take(for worker: Worker) throws(ResourceError) -> FiberPointer {
         if let fiber = warm {
@@ -73,7 +74,7 @@ struct StackPool {
         return try make(for: worker)
     }
 
-    /// Takes back the stack of a finished fiber, which may still be running on it.
+    /// Returns the stack of a finished fiber, which may still be running on it.
     @inline(__always)
     mutating func put(_ fiber: FiberPointer) {
         fiber.next = warm
@@ -89,16 +90,16 @@ struct StackPool {
         fiber.pointee.stack_low = (slot + guardSize).assumingMemoryBound(to: CChar.self)
         fiber.pointee.stack_size = UnsafeMutableRawPointer(fiber) - (slot + guardSize)
         fiber.pointee.guard_size = guardSize
-        // Epochs of records that lay here before must not come back.
+        // A record that was here before may have left waiters behind, so its epochs must not repeat.
         fiber.beginEpochs(at: worker.pointee.numbers.takeEpochs())
         cfiber_prepare(fiber, runLife)
         return fiber
     }
 
-    /// Where the record of a slot lies.
+    /// The address of a slot's record.
     private func recordPlace(_ slot: UnsafeMutableRawPointer) -> FiberPointer {
-        // Tops at the same offset in their pages would all fall into the same cache sets, so they are shifted by some cache lines; few enough to
-        // leave the first page to record and shallow frames.
+        // If all stacks ended at the same offset in their pages, they would compete for the same cache sets. So each is shifted by a few
+        // cache lines, few enough that the first page still holds the record and shallow frames.
         let colour = (Int(bitPattern: slot) / stride &* 5 % Self.colours) * Self.colourStep
         return (slot + stride - Self.recordSpace - colour).bindMemory(to: FiberRecord.self, capacity: 1)
     }
@@ -119,7 +120,8 @@ struct StackPool {
         return slot
     }
 
-    /// Carves several slots at once, where there are so many fibers that the next ones will be needed, too: a fresh stack then costs 2.7 µs instead of 3.3.
+    /// Carves several slots at once. Only with so many fibers that the next slots will be needed, too: a fresh stack then costs 2.7 µs
+    /// instead of 3.3.
     private mutating func carveSeveral() -> Bool {
         let count = min(Int(CFIBER_GUARD_BATCH), slabs.last.slots - slabs.last.used)
         guard carvesSeveral, carved >= 4 * Int(CFIBER_GUARD_BATCH), guardMethod == CFIBER_GUARD_INSTALL, cold.reserve(count) else {
@@ -182,16 +184,16 @@ struct StackPool {
 
     // Giving memory back.
 
-    /// When an idle worker should wake to trim; nil when there is nothing to trim.
+    /// The time at which an idle worker should wake to trim; nil if there is nothing to trim.
     var nextTrim: Int64? { warmCount > Self.keptWarm ? Deadline.after(nanoseconds: trimInterval, from: lastTrim) : nil }
 
-    /// Gives back the memory of stacks that nobody needed since the last trim, and the deep pages of some that stay. Called when the
-    /// worker has nothing else to do.
+    /// Gives back the memory of stacks that were not needed since the last trim, and the deep pages of some that stay warm. Called when the
+    /// worker is idle.
     @inline(never)
     mutating func trim(now: Int64) {
         guard now - lastTrim >= trimInterval else { return }
         let surplus = min(idleCount - Self.keptWarm, Self.trimBatch)
-        // More to give back than one batch: go on soon.
+        // There is more to give back than one batch: continue soon.
         lastTrim = surplus == Self.trimBatch ? now - trimInterval + 1_000_000 : now
         if surplus > 0 { retire(surplus) }
         var fiber = warm
@@ -214,13 +216,13 @@ struct StackPool {
             end(fiber)
             cold.append(low - guardSize)
         }
-        // A failure leaves the pages where they are, which costs memory and nothing else.
+        // A failure leaves the pages in place: it costs memory and nothing else.
         cold.base?.advanced(by: first).withMemoryRebound(to: UnsafeMutableRawPointer?.self, capacity: cold.count - first) {
             _ = cfiber_give_back_several($0, cold.count - first, guardSize, stride - guardSize)
         }
     }
 
-    /// Forgets a record and its context.
+    /// Destroys a record and its context.
     private func end(_ fiber: FiberPointer) {
         cfiber_forget(fiber)
         fiber.destroy()
@@ -234,28 +236,28 @@ struct StackPool {
         _ = cfiber_give_back(low, size - kept)
     }
 
-    /// How deep a stack has been, in bytes from its top, to the page.
+    /// The greatest depth that a stack has reached, in bytes from its top, rounded to pages.
     static func highWaterMark(_ fiber: FiberPointer) -> Int {
         let page = Int(getpagesize())
         let end = (UInt(bitPattern: fiber.pointee.stack_low) + UInt(fiber.pointee.stack_size) + UInt(page) - 1) & ~UInt(page - 1)
         return cfiber_resident_depth(fiber.pointee.stack_low, Int(end - UInt(bitPattern: fiber.pointee.stack_low)))
     }
 
-    /// Calls `body` with each fiber that is alive. Looks at every stack there has been.
+    /// Calls `body` with each fiber that is alive. Visits every stack carved so far.
     func forEachLive(_ body: (FiberPointer) -> Void) {
         for i in 0..<slabs.count {
             let slab = slabs.base.unsafelyUnwrapped[i]
             for j in 0..<slab.used {
-                // A slot whose memory was given back reads as zeros.
+                // A slot whose memory was given back reads as zeros, so its id is 0.
                 let fiber = recordPlace(slab.base + j * stride)
                 if fiber.id != 0 { body(fiber) }
             }
         }
     }
 
-    /// Unmaps everything. No fiber of this pool will run again.
+    /// Unmaps all slabs. No fiber of this pool will run again.
     ///
-    /// - Parameter abandoned: whether there are fibers that have not ended.
+    /// - Parameter abandoned: whether some fibers have not ended.
     mutating func destroy(abandoned: Bool) {
         if abandoned { forEachLive(end) }
         while let fiber = warm {

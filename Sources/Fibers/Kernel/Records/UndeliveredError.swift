@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The errors of fibers on their way to those who join, or to the handler of unhandled errors; and which fiber an error comes from that others pass on. What a fiber has had is its
-// own worker's; an error may be taken on any worker.
+// Errors of fibers on their way to a joining fiber, or to the handler of unhandled errors. Also tracks the fiber in which an error began,
+// when other fibers pass it on. The failures that a fiber has received belong to its own worker; an error may be taken on any worker.
 
 import Synchronization
 
-/// An error that a fiber threw, until somebody takes it. If nobody ever does, the runtime's handler hears of it, once.
+/// An error that a fiber threw, until it is taken. If it is never taken, the runtime's handler receives it, once.
 @usableFromInline
 package final class UndeliveredError {
     let error: any Error
-    /// The failure of another fiber that this one had and passed on.
+    /// The failure of another fiber that this fiber received and passed on.
     private let passedOn: UndeliveredError?
     private let id: UInt64
     private let name: String?
-    /// Whose handler hears of it.
+    /// The workers whose handler receives the error.
     private let workers: WorkerSet
     private let isDelivered: Atomic<Bool>
 
     @usableFromInline
     init(_ error: any Error, of core: FiberCore) {
         let record = core.record.unsafelyUnwrapped
-        // A cancelled fiber that ends because of that is no news for anybody.
+        // A cancelled fiber that ends with a `CancellationError` is not worth reporting.
         let wasCancelled = record.base.pointee.cause != nil && error is CancellationError
         self.error = wasCancelled ? CancellationError() : error
         passedOn = core.failuresHad?.failure(with: error)
@@ -30,7 +30,7 @@ package final class UndeliveredError {
         workers = record.worker.pointee.workers
     }
 
-    /// Of a life that could not begin.
+    /// The error of a fiber that could not start.
     init(_ error: any Error, of core: FiberCore, name: String?, isDelivered: Bool) {
         self.error = error
         passedOn = nil
@@ -40,7 +40,7 @@ package final class UndeliveredError {
         workers = core.home.pointee.workers
     }
 
-    /// The failure that this one is, wherever it has come by.
+    /// The original failure, however many fibers have passed it on.
     var origin: UndeliveredError { passedOn ?? self }
 
     /// The error, for the group whose child has failed.
@@ -62,15 +62,17 @@ package final class UndeliveredError {
     }
 }
 
-/// The failures of other fibers that a fiber has had, by joining or from a group of its own. So a failure that it passes on is known for what it is.
+/// The failures of other fibers that a fiber has received, by joining or from a group of its own. They identify a failure that the fiber
+/// passes on.
 ///
-/// It holds them weakly: a fiber that joins others all its life must not keep their errors. A failure that matters is held by the ledger of the group that has counted it.
+/// The references are weak: a fiber that joins others throughout its lifetime must not keep their errors alive. The ledger of the group
+/// that has counted a failure keeps it alive as long as it matters.
 final class FailuresHad {
     private struct Entry {
         weak var failure: UndeliveredError?
     }
 
-    /// By where the error lies. As long as the failure is there, no other error lies in the same place.
+    /// Keyed by the address of the error. While the failure is alive, no other error has the same address.
     private var entries: [UInt: Entry] = [:]
     private var limit = 8
 
@@ -84,7 +86,7 @@ final class FailuresHad {
 
     func failure(with error: any Error) -> UndeliveredError? { entries[Self.place(of: error)]?.failure }
 
-    // The coercion says that the existential itself is meant, which is one pointer, and not what is in it.
+    // The coercion makes the compiler use the existential itself, which is one pointer, and not its contents.
     private static func place(of error: any Error) -> UInt { unsafeBitCast(error as any Error, to: UInt.self) }
 }
 
@@ -93,10 +95,10 @@ extension FiberCore {
 }
 
 extension UnsafeMutablePointer where Pointee == FiberRecord {
-    /// Remembers that the running fiber, which may be the root, has got the failure of another one.
+    /// Records that the running fiber, which may be the root, has received the failure of another fiber.
     func noteHad(_ failure: UndeliveredError) {
         core?.withObject { core in
-            // Not in the last moments of a life, whose result is there.
+            // Not once the fiber has finished: the field then holds its result.
             guard core.record != nil, core.object == nil || core.object is FailuresHad else { return }
             let had = core.failuresHad ?? FailuresHad()
             had.note(failure)
@@ -104,7 +106,7 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         }
     }
 
-    /// The failure by which the running fiber has got an error, if it has it from another one.
+    /// The failure through which the running fiber received an error; nil if the error did not come from another fiber.
     func failureHad(_ error: any Error) -> UndeliveredError? {
         core.flatMap { $0.withObject { $0.failuresHad?.failure(with: error) } }
     }

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What bounds a stretch of a fiber's work: its whole life, a deadline, a group or a shield. A cancellation, and a deadline that has passed, walk from a scope to
-// everything inside it and claim the waiters that they meet, like any other event; so whatever parks can be cancelled.
+// A scope bounds a part of a fiber's work: its whole lifetime, a deadline, a group or a shield. A cancellation, or a deadline that has
+// passed, spreads from a scope to everything inside it and claims the waiters that it finds, like any other event. So every park can be
+// cancelled.
 //
 //     fiber A   base ← timeout ← group                `outer` points to the left, `inner`, within one fiber, to the right
 //     fiber B                      ↑ base ← shield    the base of a child has the group as its `outer`
 //
 // Invariants:
-//   * a scope lies in the frame of the call that made it (the base in the record), and that call returns after everything inside has been left. So `outer`,
-//     `inner` and `cause` point to scopes that are there;
-//   * `cause` is the scope that was cancelled: this one or one outside. Once it is set, everything inside has a cause too, up to the shields; the first cause stays;
-//   * `effective` is the earliest deadline of the scope and of those outside it, up to the nearest shield, and does not change while the scope is there. So a fiber
-//     needs one timer, whatever the number of its scopes;
-//   * the record's `attention` says of the innermost scope whether it has a cause, and whether a deadline.
-// Owner worker only. The tree and its rules are Trio's (N. J. Smith, "Timeouts and cancellation for humans", 2018); children carry the deadline by value.
+//   * a scope lies in the frame of the call that made it (the base lies in the record), and that call returns only after everything inside
+//     has been left. So `outer`, `inner` and `cause` point to valid scopes;
+//   * `cause` is the scope that was cancelled: this one or one outside it. Once it is set, everything inside has a cause too, up to the
+//     shields; the first cause stays;
+//   * `effective` is the earliest deadline of the scope and of the scopes outside it, up to the nearest shield, and does not change while
+//     the scope exists. So a fiber needs one timer, however many scopes it is in;
+//   * the record's `attention` tells whether the innermost scope has a cause, and whether it has a deadline.
+// Owner worker only. The tree and its rules are Trio's (N. J. Smith, "Timeouts and cancellation for humans", 2018); children carry the
+// deadline by value.
 
 import CFiber
 
@@ -26,16 +29,17 @@ struct CancelScope: BitwiseCopyable {
 
     let fiber: FiberPointer
     let kind: Kind
-    /// What `fiber` waited for when the scope became a cause; `.none` if it did not wait. Its later parks overwrite the reason in its record. In two fields, which fill up a word.
+    /// The wait of `fiber` when the scope became a cause; `.none` if it did not wait. Later parks overwrite the reason in the record. Two
+    /// fields, because they fill up a word.
     fileprivate var interruptedKind = WaitReason.Kind.none
     fileprivate var interruptedSubject: Int32 = 0
     var outer: ScopePointer?
     fileprivate(set) var inner: ScopePointer?
     fileprivate(set) var cause: ScopePointer?
-    /// Its own, in monotonic nanoseconds.
+    /// The scope's own deadline, in monotonic nanoseconds.
     let deadline: Int64
     fileprivate(set) var effective: Int64
-    /// What it was given, in nanoseconds, if it has a deadline.
+    /// The scope's time limit in nanoseconds, if it has a deadline.
     let limit: Int64
 
     /// A scope that has not been entered yet.
@@ -49,14 +53,14 @@ struct CancelScope: BitwiseCopyable {
     }
 }
 
-/// What the next park of a fiber must heed, in the record's first line.
+/// Flags that the next park of a fiber must check, in the first cache line of the record.
 enum Attention {
     @inline(__always) static var cancelled: UInt8 { 1 }
     @inline(__always) static var deadline: UInt8 { 2 }
 }
 
 extension UnsafeMutablePointer where Pointee == CancelScope {
-    /// Makes it the innermost scope of its fiber, which must be running.
+    /// Makes the scope the innermost one of its fiber, which must be running.
     @inline(__always)
     func enter() {
         let fiber = pointee.fiber
@@ -71,7 +75,7 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
         fiber.noteScope()
     }
 
-    /// Ends it; it must be the innermost.
+    /// Ends the scope, which must be the innermost.
     @inline(__always)
     func leave() {
         let fiber = pointee.fiber
@@ -90,7 +94,8 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
         pointee.fiber.noteScope()
     }
 
-    /// The scope is about to become a cause: notes what its own fiber is doing. The error that leaves the scope names that, and not the clean-up that follows.
+    /// Records the current wait of the scope's own fiber, before the scope becomes a cause. The error that leaves the scope names that
+    /// wait, and not the clean-up that follows.
     fileprivate func noteInterruption() {
         let fiber = pointee.fiber
         guard fiber.isParked else { return }
@@ -98,15 +103,15 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
         pointee.interruptedSubject = fiber.reason.subject
     }
 
-    /// The error of a deadline that has ended what was done in the scope.
+    /// The error of a deadline that ended the work in the scope.
     func timeoutError() -> TimeoutError {
         TimeoutError(limit: .nanoseconds(pointee.limit), operation: interrupted.description)
     }
 
-    /// What the fiber of a scope that is a cause was doing when the scope was cancelled.
+    /// The wait that the cancellation interrupted, in the scope's own fiber. For a scope that is a cause.
     var interrupted: WaitReason { WaitReason(pointee.interruptedKind, pointee.interruptedSubject) }
 
-    /// The outermost of the scopes that give this one its effective deadline.
+    /// The outermost of the scopes from which this one has its effective deadline.
     var bound: ScopePointer {
         var bound = self
         var scope = self
@@ -121,7 +126,7 @@ extension UnsafeMutablePointer where Pointee == CancelScope {
 }
 
 extension UnsafeMutablePointer where Pointee == FiberRecord {
-    /// The life is over: tells the group, if there is one, and makes the base as it was.
+    /// Called when the fiber has ended: tells its group, if it has one, and resets the base.
     @inline(never)
     func endBase() {
         if let group = base.pointee.outer { GroupPointer(group).childEnded(self) }
@@ -130,12 +135,12 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
         pointee.attention = 0
     }
 
-    /// Ends the life at a time at the latest: that of the scope on another worker in which it was spawned.
+    /// Gives the fiber a deadline: that of the scope on another worker in which it was spawned.
     func bound(by deadline: Int64) {
         let wasCancelled = base.pointee.cause != nil
         base.pointee = CancelScope(.fiber, of: self, deadline: deadline)
         noteScope()
-        // Since the runtime shuts down.
+        // The fiber was cancelled before because the runtime is shutting down.
         if wasCancelled { worker.cancel(base) }
     }
 
@@ -146,8 +151,8 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
             (scope.pointee.cause != nil ? Attention.cancelled : 0) | (scope.pointee.effective != .max ? Attention.deadline : 0)
     }
 
-    /// What a park of the fiber throws once it is cancelled: the deadline of the scope directly around it by name, any other as a `CancellationError`, which
-    /// nobody between here and the scope that was cancelled mistakes for his own.
+    /// The error that a park of the fiber throws once it is cancelled: a `TimeoutError` if the innermost scope's own deadline has passed,
+    /// and a `CancellationError` in any other case. So no scope between here and the cancelled one mistakes the timeout for its own.
     package var cancellation: any Error {
         let scope = scope
         if scope.pointee.kind == .deadline && scope.pointee.cause == scope { return scope.timeoutError() }
@@ -156,9 +161,9 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Cancels everything inside a scope, shields excepted, unless something has done so already. Makes fibers ready, and runs none.
+    /// Cancels everything inside a scope, except inside shields, unless that has been done already. Makes fibers ready but runs none.
     ///
-    /// In constant space: groups nest as deep as memory allows, and the caller's stack does not.
+    /// In constant space: groups may nest as deep as memory allows, but the caller's stack is limited.
     func cancel(_ top: ScopePointer) {
         if top.pointee.cause == nil { top.noteInterruption() }
         var entered: ScopePointer? = top
@@ -177,7 +182,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 if entered != nil { continue }
                 interrupt(scope.pointee.fiber)
             }
-            // This fiber is done: on to the next child of its group, and after the last one to what is inside the group in its own fiber.
+            // This fiber is done. Continue with the next child of its group, and after the last child with the scopes inside the group in
+            // its own fiber.
             entered = nil
             while let done = last?.pointee.fiber, done != top.pointee.fiber {
                 if let sibling = done.pointee.nextSibling {
@@ -193,23 +199,24 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         }
     }
 
-    /// The innermost scope of a fiber has a cause now.
+    /// Called when the innermost scope of a fiber has been given a cause.
     private func interrupt(_ fiber: FiberPointer) {
-        // Not `|=`, which would be an access to the whole record, while another thread claims the park.
+        // Not `|=`, which would be an access to the whole record while another thread claims the park.
         fiber.pointee.attention = fiber.pointee.attention | Attention.cancelled
         _ = unpark(Waiter(fiber), .cancelled)
     }
 
-    /// The effective deadline of a fiber's innermost scope has passed.
+    /// Called when the effective deadline of a fiber's innermost scope has passed.
     ///
-    /// Nothing if that has been noticed: of many fibers in deep groups only the first may pay for the way out to the scope whose deadline it was.
+    /// Does nothing if the cancellation has reached the scope already. So of many fibers in deep groups only the first walks outwards to
+    /// the scope whose deadline it was.
     func cancelExpired(_ fiber: FiberPointer) {
         let scope = fiber.scope
         if let cause = scope.pointee.cause, cause.pointee.deadline == scope.pointee.effective { return }
         cancel(scope.bound)
     }
 
-    /// True when the running fiber is cancelled, or its deadline has passed by the clock.
+    /// True if the running fiber is cancelled, or its deadline has passed by the clock.
     @inline(__always)
     package var isCancelled: Bool {
         let attention = running.pointee.attention
@@ -225,7 +232,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return true
     }
 
-    /// Runs `body` in a scope that nothing reaches from outside.
+    /// Runs `body` inside a shield, which no outer cancellation or deadline reaches.
     @inline(__always)
     func shielded<Result, Failure: Error>(_ body: () throws(Failure) -> Result) throws(Failure) -> Result {
         var scope = CancelScope(.shield, of: running)
@@ -236,8 +243,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         }
     }
 
-    /// For operations that need not park: true when the running fiber is known to be cancelled, and then it has let others run, so that a loop that
-    /// ignores it starves nobody.
+    /// For operations that may not need to park. True if the running fiber is known to be cancelled; it has then yielded, so that a loop
+    /// that ignores the result starves no other fiber.
     @inline(__always)
     package func refusesOperation() -> Bool {
         if _fastPath(running.pointee.attention & Attention.cancelled == 0) { return false }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What the kernel knows of a group: its scope, its children, who waits for them, and what they leave behind.
+// The kernel's state of a group: its scope, its children, the fibers that wait for them, and their results and errors.
 //
 // Invariants:
-//   * it lies in the frame of `withFiberGroup`, which does not return while a child is alive;
-//   * `running` counts the children that are no daemons, and slots on their way to a fiber that is about to spawn one; it never exceeds `limit`, and nobody waits
-//     in `room` while it is less;
-//   * a child leaves when its life is over and nothing of its body is left.
+//   * the record lies in the frame of `withFiberGroup`, which does not return while a child is alive;
+//   * `running` counts the children that are not daemons, and the slots handed to fibers that are about to spawn a child. It never exceeds
+//     `limit`, and no fiber waits in `room` while it is less;
+//   * a child leaves the group once it has ended and nothing of its body is left.
 // Owner worker only.
 
 import CFiber
@@ -14,16 +14,16 @@ import CFiber
 typealias GroupPointer = UnsafeMutablePointer<GroupRecord>
 
 struct GroupRecord: BitwiseCopyable {
-    /// First, so that a pointer to the scope of a group is one to the group.
+    /// First, so that a pointer to the scope of a group is also a pointer to the group.
     fileprivate let scope: CancelScope
     fileprivate(set) var firstChild: FiberPointer?
     fileprivate var lastChild: FiberPointer?
     fileprivate(set) var running = 0
     fileprivate(set) var daemons = 0
     let limit: Int
-    /// Why the owner waits for the children, where "a group" would say nothing to whoever made the call.
+    /// The wait reason of the owner, for callers to whom "a group" would mean nothing.
     fileprivate let reason: WaitReason
-    /// Fibers that wait to spawn.
+    /// Fibers that wait for a slot to spawn a child.
     fileprivate var room = WaitList()
     /// Fibers that wait for children to end.
     fileprivate var changes = WaitList()
@@ -39,22 +39,22 @@ struct GroupRecord: BitwiseCopyable {
 
 /// The results and errors of a group's children, in the order in which they ended.
 final class GroupLedger {
-    /// What was not the doing of a cancellation, with where it comes from; nil for an error of the group's body.
+    /// Errors that no cancellation caused, with their origins; the origin is nil for an error of the group's own body.
     @exclusivity(unchecked) private var failures: [(error: any Error, origin: UndeliveredError?)] = []
-    /// The origins of those.
+    /// The origins counted so far.
     @exclusivity(unchecked) private var seen: Set<ObjectIdentifier> = []
-    /// A child was ended by a cancellation or deadline from outside the group.
+    /// A cancellation or deadline from outside the group ended a child.
     @exclusivity(unchecked) private(set) var wasCutShort = false
-    /// Nil where the result was taken.
+    /// An element is nil once its result has been taken.
     @exclusivity(unchecked) private var finished: [FiberCore?] = []
     @exclusivity(unchecked) private var taken = 0
     private let keepsResults: Bool
-    /// The children on other workers, by id.
+    /// Children on other workers, by id.
     @exclusivity(unchecked) fileprivate var remotes: [UInt64: FiberCore] = [:]
 
     init(keepsResults: Bool) { self.keepsResults = keepsResults }
 
-    /// Notes the end of a child; true when it failed. A daemon is there to be cancelled, so it is never cut short.
+    /// Records the end of a child; true if it failed. Daemons are meant to be cancelled, so a daemon never sets `wasCutShort`.
     fileprivate func note(_ core: FiberCore, isDaemon: Bool, wasCancelled: Bool, fromOutside: Bool) -> Bool {
         guard let failure = core.object as? UndeliveredError else {
             if keepsResults && !isDaemon { finished.append(core) }
@@ -69,8 +69,8 @@ final class GroupLedger {
         return true
     }
 
-    /// Notes that a child, or the body, has failed. A fiber that joins one that has failed and passes its error on does not fail by itself, so the two count once. Two that throw the same
-    /// object have failed both.
+    /// Records that a child, or the body, has failed. A fiber that joins a failed fiber and passes its error on has not failed by itself,
+    /// so the two count once. Two fibers that throw the same object have both failed.
     ///
     /// - Parameter origin: the failure that was passed on, or the child's own; nil for the body's own.
     func noteFailure(_ error: any Error, from origin: UndeliveredError?) {
@@ -83,7 +83,7 @@ final class GroupLedger {
         let core = finished[taken]
         finished[taken] = nil
         taken += 1
-        // At a cost that is constant on average.
+        // Amortised constant cost.
         if taken * 2 > finished.count {
             finished.removeFirst(taken)
             taken = 0
@@ -91,7 +91,7 @@ final class GroupLedger {
         return core
     }
 
-    /// Releases all that is left, which may refer to the group, and returns the failures.
+    /// Releases all remaining results, which may refer to the group, and returns the failures.
     func close() -> [(error: any Error, origin: UndeliveredError?)] {
         let failures = failures
         self.failures = []
@@ -111,7 +111,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
     private var room: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.room) { $0 } }
     private var changes: UnsafeMutablePointer<WaitList> { withUnsafeMutablePointer(to: &pointee.changes) { $0 } }
 
-    /// Waits until fewer than `limit` children run, and takes the slot. False when the wait was ended by `endWaitsForRoom`. Parks.
+    /// Waits until fewer than `limit` children run, and takes a slot. False if `endWaitsForRoom` ended the wait. Parks.
     func takeSlot() throws -> Bool {
         let worker = worker
         try worker.refuseIfCancelled()
@@ -119,7 +119,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
             pointee.running += 1
             return true
         }
-        // Who wakes us hands his slot over, so that nobody comes in between.
+        // The waker hands its slot over directly, so that no other fiber can take it first.
         let outcome = worker.park(in: room, .group)
         try worker.check(outcome)
         return outcome == .ready
@@ -127,7 +127,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
 
     func endWaitsForRoom() { worker.wakeAll(&room.pointee, .closed) }
 
-    /// Gives a slot to the next in line, if there is one.
+    /// Hands a free slot to the first fiber that waits for one, or returns it.
     func giveSlot() {
         while let node = room.pointee.popFirst() {
             if worker.unpark(node.pointee.waiter, .ready) { return }
@@ -135,12 +135,12 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         pointee.running -= 1
     }
 
-    /// Makes a fiber that has not run yet a child; a slot was taken unless it is a daemon.
+    /// Makes a fiber that has not run yet a child. The caller has taken a slot for it, unless it is a daemon.
     func adopt(_ child: FiberPointer, isDaemon: Bool) {
         let wasCancelled = child.base.pointee.cause != nil
         child.base.pointee = CancelScope(isDaemon ? .daemon : .fiber, of: child)
         child.base.attach(to: scope)
-        // Since the runtime shuts down.
+        // The fiber was cancelled before because the runtime is shutting down.
         if wasCancelled { worker.cancel(child.base) }
         if isDaemon { pointee.daemons += 1 }
         child.pointee.previousSibling = pointee.lastChild
@@ -149,7 +149,7 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         pointee.lastChild = child
     }
 
-    /// Lets a child go at the end of its life.
+    /// Removes a child that has ended.
     func childEnded(_ child: FiberPointer) {
         let next = child.pointee.nextSibling
         let previous = child.pointee.previousSibling
@@ -160,7 +160,8 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         let failed = pointee.ledger.withObject {
             $0.note(
                 child.coreField.pointee.unsafelyUnwrapped, isDaemon: isDaemon, wasCancelled: cause != nil,
-                // A runtime that shuts down cancels each fiber by itself, where a shield is around its group.
+                // The shutdown of a runtime cancels each fiber on its own if a shield protects its group; that counts as a cancellation
+                // from outside.
                 fromOutside: cause != scope && (cause != child.base || worker.pointee.ending.abandonAt != .max))
         }
         if failed { worker.cancel(scope) }
@@ -170,23 +171,24 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
 
     // Children on other workers.
 
-    /// Makes a fiber on its way a child; a slot was taken. Tells what it must know.
+    /// Makes a fiber in transit to another worker a child. The caller has taken a slot for it. Returns the information that the other
+    /// worker needs.
     func adoptRemote(_ core: FiberCore, name: String?, locals: FiberLocalNode?) -> Departure {
         pointee.ledger.withObject { $0.remotes[core.id] = core }
         return Departure(
             name: name, locals: locals, deadline: scope.pointee.effective, isCancelled: scope.pointee.cause != nil)
     }
 
-    /// The scope has been cancelled: passes it on.
+    /// Passes a cancellation of the scope on to the children on other workers.
     func cancelRemoteChildren() {
         pointee.ledger.withObject { ledger in
             for core in ledger.remotes.values { worker.cancel(core) }
         }
     }
 
-    /// Lets a child on another worker go. Unless it counts, its error is not the group's.
+    /// Removes a child on another worker. Its error counts as the group's only if `counts` is true.
     func remoteChildEnded(_ core: FiberCore, wasCancelled: Bool, fromOutside: Bool, counts: Bool) {
-        // It may have met the deadline first, and then nobody else tells the scope whose deadline that is.
+        // The child may have reached the deadline first. Then nothing else would tell the scope whose deadline it was.
         if scope.pointee.cause == nil && scope.pointee.effective <= worker.now { worker.cancel(scope.bound) }
         let cause = scope.pointee.cause
         let failed = pointee.ledger.withObject { ledger in
@@ -204,13 +206,13 @@ extension UnsafeMutablePointer where Pointee == GroupRecord {
         if !changes.pointee.isEmpty { worker.wakeAll(&changes.pointee, .ready) }
     }
 
-    /// Waits until something about the children may have changed. Parks.
+    /// Waits until the state of the children may have changed. Parks.
     func waitForChange() throws {
         try worker.check(worker.park(in: changes, pointee.reason))
     }
 
-    /// Waits for the last child, then cancels the daemons and waits for them. Not to be cancelled itself: the children are what a cancellation reaches, and
-    /// their frames may point into the frame that waits.
+    /// Waits for the last child, then cancels the daemons and waits for them. The wait itself cannot be cancelled: a cancellation reaches
+    /// the children instead, and their frames may point into the waiting frame.
     func waitForEnd() {
         while pointee.running > 0 || pointee.daemons > 0 {
             if pointee.running == 0 { worker.cancel(scope) }

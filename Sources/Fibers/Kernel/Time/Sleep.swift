@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The wait for a time and nothing else. Owner worker only.
+// Sleeping: waiting for a deadline and nothing else. Owner worker only.
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Parks the running fiber until a deadline; one that has passed lets the others run once.
+    /// Parks the running fiber until a deadline. If the deadline has passed, it only yields once.
     func sleep(until deadline: Int64) throws {
         try refuseIfCancelled()
         guard deadline > 0 else { return yield() }
@@ -12,7 +12,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if outcome != .timedOut { try check(outcome) }
     }
 
-    /// Sleeps before the next try. Parks.
+    /// Sleeps before the next attempt. Parks.
     package func pause(_ backoff: inout Backoff) throws {
         try sleep(until: Deadline.after(nanoseconds: backoff.next(), from: now))
     }

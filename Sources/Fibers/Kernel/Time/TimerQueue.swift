@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Deadlines of parked fibers: a heap of four children per node in one array, and a table by which each fiber finds its entry.
+// Deadlines of parked fibers: a heap with four children per node in one array, and a table through which each fiber finds its entry.
 //
 //     record.timerIndex ──▶ seats │fiber, index│ ──▶ heap │deadline, seat│
 //
-// An entry that moves changes its index in the table of seats and not in its fiber's record. The table is dense, while records lie on stacks of their own and have mostly gone cold: with 100,000
-// sleeping fibers each move would otherwise be a miss in cache and page table.
+// An entry that moves updates its index in the table of seats, not in its fiber's record. The table is dense, while each record lies on a
+// stack of its own and has usually left the cache: with 100,000 sleeping fibers each move would otherwise be a miss in the cache and the
+// TLB.
 //
-// A fiber has one entry at most, which stays when its park ends before the deadline. Most deadlines are set again and again and never come (an idle timeout
-// around each read), and then the next park finds the entry at an earlier time than it wants and leaves it there: a comparison, no work on the heap and no
-// miss. When that earlier time comes, the entry moves to the time that is wanted by then, or goes. Inserting, advancing and removing cost O(log n)
-// moves of 16 bytes; an insert allocates only when the array grows. Four children halve the depth of a binary heap for the same number of cache lines
-// touched on the way (LaMarca & Ladner, "The influence of caches on the performance of heaps", 1996).
+// A fiber has at most one entry. The entry stays when the park ends before the deadline, because most deadlines are set again and again and
+// never expire (an idle timeout around each read). The next park then finds an entry that is earlier than it needs, and leaves it there:
+// one comparison, no work on the heap and no miss. When that earlier time comes, the entry moves to the deadline that the fiber wants by
+// then, or is removed.
+//
+// Inserting, advancing and removing cost O(log n) moves of 16 bytes; an insert allocates only when an array grows. Four children halve the
+// depth of a binary heap for the same number of cache lines touched on the way (LaMarca & Ladner, "The influence of caches on the
+// performance of heaps", 1996).
 //
 // Invariants:
 //   * the entry of a fiber is never later than its `wakeAt`;
-//   * `timerIndex` is the seat of a fiber that has an entry, else -1; a seat that is free is linked to the next free one;
-//   * `wakeAt` is `Int64.max` unless the fiber is parked until then, so nobody is woken by the deadline of an earlier park.
+//   * `timerIndex` is the seat of a fiber that has an entry, else -1. A free seat is linked to the next free seat;
+//   * `wakeAt` is `Int64.max` unless the fiber is parked until then, so the deadline of an earlier park wakes no fiber.
 // Owner worker only.
 
 import CFiber
@@ -29,7 +33,7 @@ struct TimerQueue {
 
     private struct Seat: BitwiseCopyable {
         var fiber: FiberPointer?
-        /// Of the entry in the heap; of a free seat the next free one, or -1.
+        /// The index of the entry in the heap; in a free seat, the next free seat or -1.
         var index: Int
     }
 
@@ -40,10 +44,12 @@ struct TimerQueue {
     @inline(__always) var isEmpty: Bool { heap.isEmpty }
     var count: Int { heap.count }
 
-    /// The earliest time at which a fiber may have to be woken. Where nothing else happens before, it may be one that is not wanted any more.
+    /// The earliest time at which a fiber may have to be woken. It may be a time that no fiber wants any longer: the worker then wakes for
+    /// nothing.
     @inline(__always)
     mutating func earliest(after now: Int64) -> Int64? {
-        // Most first entries will not stay the first until their time comes, so only what is near is put right: once in each of its deadlines, not at each sleep.
+        // Most entries are postponed before their time comes. So only an entry that is due within 10 ms is corrected: once per deadline,
+        // not at each sleep.
         while let top = first {
             guard top.deadline &- now < 10_000_000 else { return top.deadline }
             let wanted = fiber(of: top).pointee.wakeAt
@@ -61,7 +67,7 @@ struct TimerQueue {
     @inline(__always)
     private func fiber(of entry: Entry) -> FiberPointer { seat(entry.seat).pointee.fiber.unsafelyUnwrapped }
 
-    /// Wants the park of a fiber to end at a time, `Int64.max` for never. False when memory is short.
+    /// Sets the time at which the park of a fiber ends; `Int64.max` for never. False if memory is short.
     @inline(__always)
     mutating func arm(_ fiber: FiberPointer, _ wanted: Int64) -> Bool {
         fiber.pointee.wakeAt = wanted
@@ -93,7 +99,7 @@ struct TimerQueue {
         return number
     }
 
-    /// Takes a fiber out, which must be in.
+    /// Removes a fiber, which must have an entry.
     mutating func remove(_ fiber: FiberPointer) {
         let number = Int(fiber.pointee.timerIndex)
         let index = seat(number).pointee.index
@@ -109,12 +115,12 @@ struct TimerQueue {
         }
     }
 
-    /// Takes out the fiber whose time has come first, of those that still want it.
+    /// Removes and returns the fiber with the earliest expired deadline, skipping entries whose fibers want a later time.
     mutating func popExpired(now: Int64) -> FiberPointer? {
         while let top = first, top.deadline <= now {
             let fiber = fiber(of: top)
             let wanted = fiber.pointee.wakeAt
-            // One that is wanted later takes its turn among the others first, also when that time has come as well.
+            // An entry that is wanted later is first reordered among the others, even if its later time has come as well.
             if wanted <= top.deadline {
                 remove(fiber)
                 return fiber
@@ -124,7 +130,7 @@ struct TimerQueue {
         return nil
     }
 
-    /// Moves the first entry to the later time that its fiber wants by now.
+    /// Moves the first entry to the later time that its fiber wants by now, or removes it if that is never.
     private mutating func postpone(_ first: Entry, to wanted: Int64) {
         if wanted == .max { remove(fiber(of: first)) } else { siftDown(Entry(deadline: wanted, seat: first.seat), from: 0) }
     }

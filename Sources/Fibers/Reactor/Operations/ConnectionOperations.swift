@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Connections: accepting them, making them, ending them.
+// Connections: accepting, connecting, shutting down.
 
 package import CFiber
 import Glibc
 
 extension Driver {
-    /// Accepts a connection: its descriptor, non-blocking. Connections that were given up before they were accepted are passed over. While descriptors are short it tries again after pauses, and
-    /// calls `onShortage` with the error number the first time. Where no connection is there it waits for one, or returns `IOCode.nothing` if it is not to. Parks.
+    /// Accepts a connection and returns its descriptor, non-blocking. Connections that were aborted before they were accepted are skipped.
+    /// While descriptors are short it tries again after pauses, and calls `onShortage` with the error number the first time. Where no
+    /// connection is pending, it waits for one, or returns `IOCode.nothing` if `waits` is false. Parks.
     ///
-    /// `peer` gets the address of the other end, if it is not nil; over TCP the kernel forgets it once the connection is reset.
+    /// `peer`, unless nil, receives the address of the other end; over TCP the kernel forgets that address once the connection is reset.
     package func accept(
         _ d: Descriptor, from peer: UnsafeMutablePointer<sockaddr_storage>?, waits: Bool, onShortage: (Int32) -> Void
     ) -> Int {
@@ -19,7 +20,8 @@ extension Driver {
         }
     }
 
-    /// Connects. 0 once connected. A Unix listener whose queue is full is tried again after pauses, since no event tells when it has room. Parks.
+    /// Connects. Returns 0 once connected. If the queue of a Unix listener is full, it tries again after pauses, since no event reports
+    /// room there. Parks.
     package func connect(_ d: Descriptor, _ address: UnsafePointer<sockaddr>, _ length: socklen_t) -> Int {
         var operation = Connect(address: address, length: length)
         return perform(&operation, on: d)
@@ -27,11 +29,12 @@ extension Driver {
 }
 
 extension Driver {
-    /// Ends one half of a connection, or both (`SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), and wakes the fibers that wait for it: their operations see the end, or fail. Never parks.
+    /// Ends one half of a connection, or both (`SHUT_RD`, `SHUT_WR`, `SHUT_RDWR`), and wakes the fibers that wait for it: their operations
+    /// see the end, or fail. Never parks.
     package func shutdown(_ d: Descriptor, _ how: Int32) -> Int {
         let status = call(on: d) { .shutdown($0, how: how) }
         if status == 0 && how != Int32(SHUT_RD) { noteSendingEnded(d) }
-        // The end of the receiving half is an event.
+        // The end of the receiving half raises an event.
         return status
     }
 }
@@ -68,7 +71,8 @@ private struct Accept: Operation {
             slot.pointee.flags.remove(.short)
             return waits ? IOCode.notReady : IOCode.nothing
         case ECONNABORTED, EPROTO, EPERM, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH:
-            // Linux passes pending network errors of the new connection on; the listener is well. Unless it goes on and on: then it is the call itself that is refused.
+            // Linux returns pending network errors of the new connection here; the listener itself is well. If they never stop, the call
+            // itself is being refused.
             givenUp += 1
             return givenUp == 1000 ? result : IOCode.again
         case EMFILE, ENFILE, ENOBUFS, ENOMEM:
@@ -78,7 +82,7 @@ private struct Accept: Operation {
             }
             return IOCode.pause
         case EINVAL:
-            // It has been shut down: it does not listen any more.
+            // The socket has been shut down and does not listen any more.
             return IOCode.closed
         default:
             return result
@@ -112,10 +116,10 @@ private struct Connect: Operation {
     mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int { note(result) }
     mutating func nextPause() -> Int64 { backoff.next() }
 
-    /// On a Unix socket all is decided at once, and EAGAIN says that the listener's queue is full.
+    /// On a Unix socket the result is immediate, and EAGAIN means that the listener's queue is full.
     private func note(_ status: Int) -> Int { status == -Int(EAGAIN) ? IOCode.pause : status }
 
-    /// Writable with no error is connected, unless the event was an early one: then there is no peer yet.
+    /// A socket that is writable without an error is connected, unless the event was premature: then there is no peer yet.
     private func outcome(_ fd: Int32) -> Int {
         var error: Int32 = 0
         let got = cfiber_get_option(fd, SOL_SOCKET, SO_ERROR, &error)

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Datagrams. A short count says nothing here: the kernel keeps an error behind the first few for the next call, and no event comes for what is left. So only EAGAIN means that nothing is there.
+// Datagrams. A short count is no evidence here: the kernel keeps an error after the first few datagrams for the next call, and raises no
+// event for those that remain. So only EAGAIN means that nothing is available.
 
 package import CFiber
 import Glibc
 
 extension Driver {
-    /// Receives up to `count` datagrams, as many as are there and at least one: their number. Empty ones are datagrams, too. Parks.
+    /// Receives up to `count` datagrams, at least one and as many as are available. Returns their number. An empty datagram counts. Parks.
     package func receiveDatagrams(
         _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int
     ) -> Int {
@@ -14,17 +15,19 @@ extension Driver {
         return perform(&operation, on: d)
     }
 
-    /// Waits for a datagram without a buffer, then receives it into one of the worker's pool, which it puts into the one piece of `datagram` and which the caller returns by
-    /// `giveBack`. 1, or an error and no buffer. Parks.
+    /// Waits for a datagram without a buffer, then receives it into a pooled buffer, which it stores in the single piece of `datagram`. The
+    /// caller returns the buffer by `giveBack`. Returns 1, or an error and no buffer. Parks.
     package func receiveDatagramLent(_ d: Descriptor, _ datagram: UnsafeMutablePointer<cfiber_datagram>) -> Int {
         var operation = ReceiveDatagramLent(datagram: datagram, buffers: buffers)
         return perform(&operation, on: d)
     }
 
-    /// Sends `count` datagrams, each whole or not at all, in order. 0 once it is done; `sent` tells how many went in any case. Parks.
+    /// Sends `count` datagrams in order, each whole or not at all. Returns 0 once all are sent; `sent` is the number sent in any case.
+    /// Parks.
     ///
-    /// The socket's own buffer, and the queue of the Unix socket that it is connected to, are waited for in turn: an event tells when there is room. The queue of a Unix socket to which
-    /// a datagram is addressed tells nobody. Such a datagram is tried again after pauses, and without the turn, so that a receiver who does not read holds up no other fiber.
+    /// If the socket's own buffer, or the queue of the Unix socket that it is connected to, is full, the fiber waits while it holds the
+    /// lock for sending: an event reports room. The queue of a Unix socket to which a datagram is addressed raises no event. Such a
+    /// datagram is tried again after pauses, without the lock, so that a receiver that does not read blocks no other fiber.
     package func sendDatagrams(
         _ d: Descriptor, _ datagrams: UnsafeMutablePointer<cfiber_datagram>, _ count: Int, sent: inout Int
     ) -> Int {
@@ -104,11 +107,11 @@ private struct ReceiveDatagramLent: Operation {
     }
 }
 
-/// Datagrams to the peer, or over IP.
+/// Datagrams to the connected peer, or over IP.
 private struct SendDatagrams: Operation {
     static var direction: Direction { .write }
     static var reason: WaitReason.Kind { .write }
-    /// The next datagram has to be sent the other way.
+    /// The next datagram needs the other kind of operation.
     static var otherKind: Int { -10_020 }
 
     let datagrams: UnsafeMutablePointer<cfiber_datagram>
@@ -124,7 +127,7 @@ private struct SendDatagrams: Operation {
         wasAddressedToUnix = isAddressedToUnix
     }
 
-    /// Whether the next one is addressed to a Unix socket.
+    /// Whether the next datagram is addressed to a Unix socket.
     @inline(__always)
     var isAddressedToUnix: Bool {
         let header = datagrams[sent].header
@@ -142,7 +145,7 @@ private struct SendDatagrams: Operation {
 
     private mutating func note(_ n: Int) -> Int {
         guard n >= 0 else { return n }
-        // Fewer than all: the next try says why.
+        // Fewer than all: the next attempt returns the reason.
         sent += n
         if sent == count { return 0 }
         return isAddressedToUnix == wasAddressedToUnix ? IOCode.again : Self.otherKind

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Descriptors of any kind: waiting for them, reading and writing what is no socket, and calls that their caller brings.
+// Descriptors of any kind: waiting for them, reading and writing descriptors that are not sockets, and calls that the caller supplies.
 
 import CFiber
 import Glibc
 
 extension Driver {
-    /// Waits until the kernel says that a descriptor is readable or writable, for code that makes its own system calls. 0 then. Parks.
+    /// Waits until the kernel reports a descriptor readable or writable, for code that makes its own system calls. Returns 0 then. Parks.
     package func wait(_ d: Descriptor, _ direction: Direction) -> Int {
         guard d.isOpen else { return refuseClosed() }
-        // First of all, so that what cannot be watched is told apart from what is ready.
+        // First of all, so that a descriptor that cannot be watched is not mistaken for one that is ready.
         let watched = watchIfNew(d, direction)
         if watched < 0 {
             Worker.current?.chargeOperation()
@@ -26,8 +26,9 @@ extension Driver {
         }
     }
 
-    /// Calls `attempt` with the number of the descriptor when that may be readable, until it returns anything but `-EAGAIN`, and returns that. One fiber at a time, in the order of the
-    /// calls. What makes the descriptor readable is an edge: before it returns `-EAGAIN`, the attempt must have seen that nothing is there. Parks.
+    /// Calls `attempt` with the descriptor number whenever the descriptor may be readable, until `attempt` returns anything but `-EAGAIN`,
+    /// and returns that. One fiber at a time, in the order of the calls. Readiness is edge-triggered: `attempt` may return `-EAGAIN` only
+    /// after it has seen that nothing is available. Parks.
     package func receive(_ d: Descriptor, by attempt: (Int32) -> Int) -> Int {
         withoutActuallyEscaping(attempt) { attempt in
             var operation = ReceiveByCall(call: attempt)
@@ -35,7 +36,8 @@ extension Driver {
         }
     }
 
-    /// Reads some bytes from what is no socket, 0 at its end. `awaitsWriter`: a FIFO that nobody has opened for writing yet is not at its end. Parks.
+    /// Reads some bytes from a descriptor that is not a socket; 0 at its end. `awaitsWriter`: a FIFO that has not been opened for writing
+    /// yet is not at its end. Parks.
     package func read(
         _ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int, kind: Int32, awaitsWriter: Bool
     ) -> Int {
@@ -43,7 +45,7 @@ extension Driver {
         return perform(&operation, on: d)
     }
 
-    /// Writes everything to what is no socket; otherwise as `sendAll`. Parks.
+    /// Writes everything to a descriptor that is not a socket; otherwise like `sendAll`. Parks.
     package func writeAll(
         _ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, kind: Int32, sent: inout Int
     ) -> Int {
@@ -58,7 +60,7 @@ private struct WaitReadable: Operation {
     static var direction: Direction { .read }
     static var reason: WaitReason.Kind { .readable }
     static var takesTurn: Bool { false }
-    // The caller's system calls do not tell the driver what they showed.
+    // The driver does not see the results of the caller's own system calls.
     static var trustsReadiness: Bool { false }
 
     mutating func attempt(_ slot: RegistrationPointer) -> Int { outcome(cfiber_is_ready(slot.pointee.fd, 0)) }
@@ -111,12 +113,12 @@ private struct ReadBytes: Operation {
 
     mutating func complete(_ result: Int, _ slot: RegistrationPointer) -> Int {
         guard awaitsWriter, result >= 0 else { return result }
-        // Either it was only waited for, or what was read may be the end before the first writer.
+        // Either the request only waited, or the read may have returned the end that precedes the first writer.
         let n = cfiber_read(slot.pointee.fd, memory, count, kind)
         return result > 0 ? result : n == 0 && isTooEarly(slot.pointee.fd) ? IOCode.notReady : n
     }
 
-    /// A FIFO without a writer reads as if it were at its end, but is not announced to be.
+    /// A FIFO without a writer reads as if it were at its end, but `poll` does not report it so.
     private func isTooEarly(_ fd: Int32) -> Bool { awaitsWriter && cfiber_is_ready(fd, 0) == 0 }
 }
 

@@ -6,13 +6,14 @@ package import CFiber
 import Glibc
 
 extension Driver {
-    /// Receives some bytes, 0 at the end of the stream. Parks.
+    /// Receives some bytes; 0 at the end of the stream. Parks.
     package func receive(_ d: Descriptor, _ memory: UnsafeMutableRawPointer, _ count: Int) -> Int {
         var operation = Receive(memory: memory, count: count)
         return perform(&operation, on: d)
     }
 
-    /// Waits for bytes without a buffer, then receives into one of the worker's pool, which the caller returns by `giveBack`. The count and the buffer; at the end of the stream, or on an error, no buffer. Parks.
+    /// Waits for bytes without a buffer, then receives into a pooled buffer, which the caller returns by `giveBack`. Returns the count and
+    /// sets `buffer`; at the end of the stream, or on an error, there is no buffer. Parks.
     package func receiveLent(_ d: Descriptor, _ buffer: inout UnsafeMutableRawPointer?) -> Int {
         var operation = ReceiveLent(buffers: buffers)
         let result = perform(&operation, on: d)
@@ -20,7 +21,8 @@ extension Driver {
         return result
     }
 
-    /// Sends everything, in turn, so that bytes of two fibers are never mixed. 0 once it is done; `sent` tells how much went in any case. Parks.
+    /// Sends everything while it holds the lock for sending, so that the bytes of two fibers are never mixed. Returns 0 once all is sent;
+    /// `sent` is the number of bytes sent in any case. Parks.
     package func sendAll(_ d: Descriptor, _ memory: UnsafeRawPointer, _ count: Int, sent: inout Int) -> Int {
         var operation = Send(memory: memory, count: count)
         let result = perform(&operation, on: d)
@@ -28,7 +30,8 @@ extension Driver {
         return result
     }
 
-    /// Sends all of several pieces, which it changes as it goes; the caller has the turn (`beginSending`). Adds to `sent`. Parks.
+    /// Sends all of several pieces, which it modifies as it proceeds; the caller holds the lock for sending (`beginSending`). Adds to
+    /// `sent`. Parks.
     package func send(_ d: Descriptor, _ pieces: UnsafeMutableBufferPointer<iovec>, sent: inout Int) -> Int {
         var operation = SendPieces(pieces: pieces)
         if operation.isDone { return 0 }
@@ -54,7 +57,7 @@ private struct ReceiveLent: Operation {
     static var reason: WaitReason.Kind { .read }
     let buffers: UnsafeMutablePointer<BufferPool>
     var buffer: UnsafeMutableRawPointer?
-    /// A backend that performs operations is asked for readiness first, so that no buffer is held meanwhile.
+    /// A completion backend is asked for readiness first, so that no buffer is held during the wait.
     private var isReady = false
 
     @inline(__always)
@@ -94,7 +97,7 @@ private struct ReceiveLent: Operation {
 }
 
 extension UnsafeMutablePointer where Pointee == Registration {
-    /// A short count says that the kernel's buffer was drained at that moment; what comes later is an event.
+    /// A short count means that the kernel's buffer was drained at that moment; later data raises an event.
     @inline(__always)
     fileprivate func receive(_ memory: UnsafeMutableRawPointer, _ count: Int) -> Int {
         let n = cfiber_recv(pointee.fd, memory, count)
@@ -147,7 +150,7 @@ private struct SendPieces: Operation {
         skipEmpty()
     }
 
-    /// The kernel takes at most so many pieces (UIO_MAXIOV).
+    /// The kernel takes at most this many pieces (UIO_MAXIOV).
     private var offered: Int { min(pieces.count - first, 1024) }
     var isDone: Bool { first == pieces.count }
 
