@@ -1,44 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Waiting for whichever comes first: what `select` does once its arms are laid out.
+// The core of `select`: it waits until one of several arms can happen. The arms are already laid out in memory.
 //
 // Invariants:
-//   * one arm takes effect, and no other: before the park by one attempt, in the park by one claim;
-//   * an arm that is found ready while the places are being taken takes the park back, by the same claim as everybody else's. Whoever was faster has served another arm,
-//     and then that is the one;
-//   * at most the locks of one channel are held at a time;
-//   * places are taken channel by channel in the order of their addresses, all those of one channel at once. So of two selects that could meet, the one that finds the other in line
-//     takes its park back, and the other does not: they cannot keep each other from waiting for ever;
-//   * a place of this select never meets another one of it: no other arm of a channel is looked at once there is a place there.
+//   * Exactly one arm takes effect: before the park by one attempt, in the park by one claim.
+//   * If an arm turns out to be ready while the select is entering wait queues, the select takes its park back by the same claim that any
+//     other caller would use. If that claim fails, another caller has already served an arm, and that arm takes effect.
+//   * The locks of at most one channel are held at a time.
+//   * The select enters wait queues channel by channel, in the order of the channels' addresses, and all queues of one channel at once. Of
+//     two selects that could meet, the one that finds the other queued takes its park back, and the other does not. Without a common order,
+//     both could take their parks back again and again.
+//   * Two arms of one select never meet each other: once the select is queued at a channel, it does not look at other arms of that channel.
 //
-// Among the ready arms each is as likely as any other: the choice is made while they are counted (J. Vitter, "Random sampling with a reservoir", 1985). Among the arms that wait at one channel,
-// too: they stand in its lines in a random order that is drawn when the select begins. A timeout is for the case that nothing else happens, so one that has passed is looked at last.
-// One worker, or, where all channels are shared, any thread.
+// Each ready arm is equally likely to be chosen, in one pass over the arms (J. Vitter, "Random sampling with a reservoir", 1985). The same
+// holds for arms that wait at one channel: they enter its wait queues in a random order, drawn when the select begins. A timeout is for the
+// case that nothing else happens, so expired timeouts are checked last.
+// Runs on one worker or, if all channels are shared, on any thread.
 
 import CFiber
 
 @usableFromInline typealias ArmPointer = UnsafeMutablePointer<ArmRecord>
 
-/// An arm of a select that runs, in the frame of its caller. Behind it lie its place in line, once it has one, and the slot for a message.
+/// An arm of a running select, in the frame of its caller. Its wait-queue entry and its message slot follow the record in memory.
 @usableFromInline
 struct ArmRecord: BitwiseCopyable {
     @usableFromInline
     enum Kind: UInt8, BitwiseCopyable {
-        /// `timeout` is a time that comes last, after all else was found not to be ready, `deadline` one that is as good as any other arm once it has come.
+        /// A `timeout` is checked last, after no other arm was found ready. A `deadline` that has passed is as likely to be chosen as any
+        /// other ready arm.
         case receive, send, deadline, timeout, cancellation, otherwise, never
     }
 
     @usableFromInline let kind: Kind
-    /// It wants to be told when its channel is closed; else it then is as if it were not there.
+    /// The arm has a handler for the end of its channel. An arm without one is ignored once its channel is closed.
     @usableFromInline let wantsEnd: Bool
-    /// Its channel is closed, and has nothing more.
+    /// The channel is closed and, for a receive, empty.
     @usableFromInline var hasEnded = false
     @usableFromInline var isOut = false
     @usableFromInline var hasPlace = false
     @usableFromInline let channel: Unmanaged<ChannelBase>?
     @usableFromInline let deadline: Int64
     @usableFromInline var next: ArmPointer?
-    /// Of those that have a channel.
+    /// The message slot of an arm with a channel.
     @usableFromInline let slot: UnsafeMutableRawPointer?
 
     @inlinable @inline(__always)
@@ -52,7 +55,7 @@ struct ArmRecord: BitwiseCopyable {
         self.wantsEnd = wantsEnd
     }
 
-    /// Bytes of a record and what lies behind it, from an address that 16 divides: Swift aligns no type to more.
+    /// The size in bytes of a record and the memory after it. The record's address is a multiple of 16; Swift aligns no type to more.
     @inlinable @inline(__always)
     static func space(slot: Int) -> Int { (offsetOfSlot &+ slot &+ 15) & ~15 }
 
@@ -72,7 +75,7 @@ extension UnsafeMutablePointer where Pointee == ArmRecord {
 @usableFromInline
 struct Selection {
     private var first: ArmPointer?
-    /// Where the arms begin.
+    /// The address of the first arm in memory.
     private var base: ArmPointer?
     private var otherwise: ArmPointer?
     private var cancellation: ArmPointer?
@@ -83,7 +86,7 @@ struct Selection {
     @usableFromInline
     init() {}
 
-    /// Adds an arm; its record lies there until the selection is over.
+    /// Adds an arm. Its record must stay valid until the selection is over.
     @usableFromInline
     mutating func add(_ arm: ArmPointer) {
         if base == nil { base = arm }
@@ -96,7 +99,7 @@ struct Selection {
             require(cancellation == nil, "a select has two onCancellation { … }: leave one out")
             cancellation = arm
         case .deadline, .timeout:
-            // It never comes.
+            // This deadline never passes.
             if arm.pointee.deadline == .max { return }
             if arm.pointee.kind == .deadline { hasDeadlines = true } else { hasTimeouts = true }
             insert(arm)
@@ -107,7 +110,8 @@ struct Selection {
         }
     }
 
-    /// In the order of the channels' addresses; of those with the same channel each order is as likely as any other, since they stand in its lines in this order, and the first is served.
+    /// Inserts an arm in the order of the channels' addresses. Arms with the same channel get a random order: they enter its wait queues in
+    /// this order, and the first waiter is served first.
     private mutating func insert(_ arm: ArmPointer) {
         var (before, next): (ArmPointer?, ArmPointer?) = (nil, first)
         while let this = next, this.address < arm.address { (before, next) = (this, this.pointee.next) }
@@ -120,7 +124,7 @@ struct Selection {
         if let before { before.pointee.next = arm } else { first = arm }
     }
 
-    /// The arm that has happened; waits for one.
+    /// Waits for an arm to happen and returns it.
     @usableFromInline
     func run() throws -> ArmPointer {
         let worker = Worker.current
@@ -156,7 +160,7 @@ struct Selection {
         }
     }
 
-    /// One of the arms that are ready, each as likely as any other; a timeout only if no other is.
+    /// Chooses one of the ready arms, each equally likely; a timeout only if no other arm is ready.
     private func chooseReady() -> ArmPointer? {
         let now = hasDeadlines || hasTimeouts ? Worker.current?.now ?? cfiber_now() : 0
         let ready = choose { arm in
@@ -170,8 +174,9 @@ struct Selection {
         return choose { $0.pointee.kind == .timeout && $0.pointee.deadline <= now }
     }
 
-    /// Each arm that is ready gets a random key, and the least wins. The key is made of one draw and of the arm's place among the arms, and not of the order of the list, which is that of addresses: so
-    /// the same seed makes the same choice in every run.
+    /// Chooses one of the arms that are ready. Each gets a random key, and the smallest key wins. A key is derived from one random number
+    /// and the arm's position in memory, not from the order of the list, which depends on addresses. So the same seed makes the same choice
+    /// in every run.
     @inline(__always)
     private func choose(_ isReady: (ArmPointer) -> Bool) -> ArmPointer? {
         var chosen: ArmPointer?
@@ -201,12 +206,13 @@ struct Selection {
 
     private func randomNumber(below limit: UInt32) -> UInt32 {
         if let worker = Worker.current { return worker.pointee.numbers.randomNumber(below: limit) }
-        // A plain thread has no generator, and the system's would cost a system call for each number. The time counter has moved on since the last one.
+        // A plain thread has no generator, and the system's generator would cost a system call for each number. The time counter has
+        // advanced since the last call, so it serves as a seed.
         var state = cfiber_counter()
         return nextRandomNumber(&state, below: limit)
     }
 
-    /// Does what an arm is there for; false when somebody else was faster.
+    /// Performs the operation of an arm; returns false when another caller was faster.
     private func attempt(_ arm: ArmPointer) -> Bool {
         if arm.hasNoChannel { return true }
         switch arm.withChannel({ $0.attempt(isSend: arm.pointee.kind == .send, arm.slot) }) {
@@ -225,7 +231,7 @@ struct Selection {
         if !mayCome { throw ChannelClosedError() }
     }
 
-    /// Waits; nil when it has to be looked at anew.
+    /// Waits for an arm to happen. Returns nil when the arms must be checked again.
     private func wait(_ worker: Worker?) throws -> ArmPointer? {
         var wait = Wait()
         return try withLocalPointer(to: &wait) { wait in
@@ -238,7 +244,7 @@ struct Selection {
                 arm = this.nextOfOtherChannel
                 guard !this.pointee.isOut && !this.hasNoChannel else { continue }
                 if this.withChannel({ $0.takePlaces(this, wait) }) { continue }
-                // Else another arm has been served meanwhile.
+                // If the claim fails, another caller has served an arm in the meantime, so the fiber must park and is resumed at once.
                 mayPark = !wait.takeBack()
                 break
             }
@@ -285,15 +291,15 @@ struct Selection {
 }
 
 extension UnsafeMutablePointer where Pointee == ArmRecord {
-    /// Of its channel; 0 without one.
+    /// The address of its channel; 0 without a channel.
     @inline(__always)
     fileprivate var address: UInt { UInt(bitPattern: pointee.channel?.toOpaque()) }
 
-    /// It is for a time.
+    /// True for timeouts and deadlines.
     @inline(__always)
     fileprivate var hasNoChannel: Bool { pointee.channel == nil }
 
-    /// The next arm that is not of the same channel.
+    /// The next arm that has a different channel.
     @inline(__always)
     fileprivate var nextOfOtherChannel: ArmPointer? {
         var next = pointee.next
@@ -306,7 +312,7 @@ extension UnsafeMutablePointer where Pointee == ArmRecord {
         pointee.channel.unsafelyUnwrapped.withObject(body)
     }
 
-    /// The channel has ended: true when the arm is to be told, else it is out.
+    /// Notes that the channel has ended. Returns true when the arm has a handler for that; otherwise the arm takes no further part.
     fileprivate func noteEnd() -> Bool {
         pointee.hasEnded = true
         pointee.isOut = !pointee.wantsEnd
@@ -315,12 +321,13 @@ extension UnsafeMutablePointer where Pointee == ArmRecord {
 }
 
 extension ChannelBase {
-    /// Whether an arm could happen now, as far as others are concerned.
+    /// Whether an arm could happen now, as far as the state of the channel allows.
     fileprivate final func isReady(_ arm: ArmPointer) -> Bool {
         withLock { isReady(isSend: arm.pointee.kind == .send) }
     }
 
-    /// Takes places in line for an arm and those behind it that are of the same channel; none, and false, when one of them could happen now.
+    /// Puts an arm, and the following arms of the same channel, into the channel's wait queues. If one of them could happen now, enters
+    /// none and returns false.
     fileprivate final func takePlaces(_ first: ArmPointer, _ wait: UnsafeMutablePointer<Wait>) -> Bool {
         lock()
         defer { unlock() }

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// `select` and its arms, as users write them.
+// The public API of `select` and its arms.
 //
-// The handlers stay in the frame of the call, and only records without them are given to `Selection`: so the optimiser sees all that becomes of them, and no context of theirs is
-// allocated. That is why everything here is inlined.
+// The handlers stay in the frame of the call; `Selection` gets only records without them. The optimiser can therefore follow every use of a
+// handler and need not allocate its context. That is why everything here is inlined.
 
-/// One of the things that ``select(_:)`` waits for. Made by ``ChannelReceiver/onReceive(_:end:)``, ``ChannelSender/onSend(_:_:closed:)``, ``onTimeout(_:_:)``, ``Ticker/onTick(_:)``,
-/// ``onCancellation(_:)`` and ``otherwise(_:)``.
+/// An event that ``select(_:)`` waits for. Made by ``ChannelReceiver/onReceive(_:end:)``, ``ChannelSender/onSend(_:_:closed:)``,
+/// ``onTimeout(_:_:)``, ``Ticker/onTick(_:)``, ``onCancellation(_:)`` and ``otherwise(_:)``.
 public protocol SelectArm<Result>: ~Copyable {
     associatedtype Result
 
-    /// Bytes that it needs while it waits.
+    /// The memory in bytes that the arm needs while it waits.
     static var _space: Int { get }
-    /// Lays itself out.
+    /// Writes the arm's record to memory and adds it to the selection.
     mutating func _begin(_ memory: UnsafeMutableRawPointer, _ selection: inout _Selection)
-    /// It, or one inside it, has happened: calls the handler.
+    /// Called when this arm, or an arm inside it, has happened. Calls the handler.
     mutating func _finish(_ memory: UnsafeMutableRawPointer, _ happened: UnsafeMutableRawPointer) throws -> Result
-    /// It has not.
+    /// Called when this arm has not happened.
     mutating func _discard(_ memory: UnsafeMutableRawPointer)
 }
 
-/// The arms of a select that runs, for ``SelectArm``.
+/// The arms of a running select, for ``SelectArm``.
 public struct _Selection {
     @usableFromInline var selection = Selection()
 
@@ -28,7 +28,7 @@ public struct _Selection {
     init() {}
 }
 
-/// Waits until one of several things can happen, lets it happen, and calls its handler.
+/// Waits until one of several events can happen, lets it happen, and calls its handler.
 ///
 /// ```swift
 /// try select {
@@ -38,17 +38,19 @@ public struct _Selection {
 /// }
 /// ```
 ///
-/// If several are ready, each is as likely as any other; a timeout happens only where nothing else can. Exactly one happens: of those that do not, no message is received, and none is sent. The same channel may stand in several arms, and also
-/// in one that sends and one that receives: these two never meet each other. With `if` an arm can be left out.
+/// If several arms are ready, each is equally likely to be chosen; a timeout happens only when no other arm can. Exactly one arm happens;
+/// the other arms neither receive nor send a message. The same channel may appear in several arms, even in one that sends and one that
+/// receives: these two never meet each other. An `if` can leave out an arm.
 ///
-/// An arm whose channel is closed, and has no message left, calls its `end:` or `closed:`; without one it is as if it were not there, and when that is so of all the select throws
-/// ``ChannelClosedError``.
+/// An arm whose channel is closed, and has no messages left, calls its `end:` or `closed:` handler. Without such a handler the arm is
+/// ignored. If that leaves no arm that can happen, the select throws ``ChannelClosedError``.
 ///
-/// The arms lie on the stack, up to a kilobyte of them (eight or so), and in optimised builds nothing is allocated. On a thread outside a runtime it blocks; all channels must then be of
-/// ``makeChannel(of:_:)``.
+/// The arms lie on the stack, up to a kilobyte of them (about eight arms), and optimised builds allocate nothing. On a thread outside a
+/// runtime the call blocks; all channels must then be made by ``makeChannel(of:_:)``.
 ///
-/// - Returns: what the handler returns.
-/// - Throws: what the handler throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, unless there is an ``onCancellation(_:)``, and then nothing has happened.
+/// - Returns: the result of the handler.
+/// - Throws: the error of the handler; `CancellationError` or ``TimeoutError`` when the fiber is cancelled and there is no
+///   ``onCancellation(_:)``. No arm has happened then.
 /// - Note: parks
 @inlinable @inline(__always)
 @discardableResult
@@ -85,7 +87,7 @@ public enum SelectBuilder {
     public static func buildOptional<Arm: SelectArm & ~Copyable>(_ arm: consuming Arm?) -> OptionalArm<Arm> { OptionalArm(arm: arm) }
 }
 
-/// Two arms, or more, of which one may happen.
+/// Two or more arms, of which one may happen.
 public struct ArmPair<First: SelectArm & ~Copyable, Second: SelectArm & ~Copyable>: SelectArm, ~Copyable
 where First.Result == Second.Result {
     public typealias Result = First.Result
@@ -126,7 +128,7 @@ where First.Result == Second.Result {
     }
 }
 
-/// An arm that is there only sometimes.
+/// An arm that is present only if a condition holds.
 public struct OptionalArm<Arm: SelectArm & ~Copyable>: SelectArm, ~Copyable {
     public typealias Result = Arm.Result
 
@@ -150,9 +152,9 @@ public struct OptionalArm<Arm: SelectArm & ~Copyable>: SelectArm, ~Copyable {
     public mutating func _discard(_ memory: UnsafeMutableRawPointer) { arm?._discard(memory) }
 }
 
-/// Receives a message.
+/// An arm that receives a message.
 public struct ReceiveArm<Message: ~Copyable, Result>: SelectArm {
-    /// The end itself, which closes the channel when nobody has it any more.
+    /// The receiving or sending end itself, not the core: retaining the end keeps the channel open while the select runs.
     @usableFromInline let receiver: ChannelReceiver<Message>
     @usableFromInline let received: (consuming Message) throws -> Result
     @usableFromInline let ended: (() throws -> Result)?
@@ -191,11 +193,12 @@ public struct ReceiveArm<Message: ~Copyable, Result>: SelectArm {
     }
 }
 
-/// Sends a message.
+/// An arm that sends a message.
 public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
-    /// The end itself, which closes the channel when nobody has it any more.
+    /// The receiving or sending end itself, not the core: retaining the end keeps the channel open while the select runs.
     @usableFromInline let sender: ChannelSender<Message>
-    /// By its full name, since `Message?` would be nil first, which takes much code where a message is large.
+    /// Written as `Optional<Message>` because a `Message?` property would first be initialised to nil, which takes much code for a large
+    /// message.
     @usableFromInline var message: Optional<Message>
     @usableFromInline let sent: () throws -> Result
     @usableFromInline let closed: (() throws -> Result)?
@@ -248,7 +251,7 @@ public struct SendArm<Message: ~Copyable, Result>: SelectArm, ~Copyable {
     }
 }
 
-/// What has no message: a time that comes, a cancellation, or nothing else at all.
+/// An arm without a message: a timeout, a deadline, a cancellation, `otherwise`, or `never`.
 public struct PlainArm<Result>: SelectArm {
     @usableFromInline let record: ArmRecord
     @usableFromInline let handler: () throws -> Result
@@ -275,11 +278,11 @@ public struct PlainArm<Result>: SelectArm {
 }
 
 extension ChannelReceiver where Message: ~Copyable {
-    /// In ``select(_:)``: the next message.
+    /// In ``select(_:)``: receives the next message.
     ///
     /// - Parameters:
-    ///   - received: gets the message.
-    ///   - end: called when the channel is closed and all messages have been received. Without it the arm then never happens.
+    ///   - received: the handler, which gets the message.
+    ///   - end: called when the channel is closed and every message has been received. Without it, the arm never happens then.
     @inlinable @inline(__always)
     public final func onReceive<Result>(
         _ received: @escaping (consuming Message) throws -> Result, end: (() throws -> Result)? = nil
@@ -292,9 +295,9 @@ extension ChannelSender {
     /// In ``select(_:)``: sends a message, unless another arm happens.
     ///
     /// - Parameters:
-    ///   - message: what to send.
-    ///   - sent: called when it has been sent.
-    ///   - closed: called when the channel is closed, and the message not sent. Without it the arm then never happens.
+    ///   - message: the message.
+    ///   - sent: called after the message has been sent.
+    ///   - closed: called when the channel is closed and the message was not sent. Without it, the arm never happens then.
     @inlinable @inline(__always)
     public final func onSend<Result>(
         _ message: Message, _ sent: @escaping () throws -> Result, closed: (() throws -> Result)? = nil
@@ -307,11 +310,11 @@ extension ChannelSender where Message: ~Copyable {
     /// In ``select(_:)``: sends a message that cannot be copied, unless another arm happens.
     ///
     /// - Parameters:
-    ///   - message: what to send.
-    ///   - unsent: gets the message back when it was not sent, before the handler of what happened instead is called. Not where an arm behind this one throws while it is being made: then
-    ///     nothing has begun, and the message goes with its arm.
-    ///   - sent: called when it has been sent.
-    ///   - closed: called when the channel is closed. Without it the arm then never happens.
+    ///   - message: the message.
+    ///   - unsent: gets the message back if it was not sent, before the handler of the arm that happened instead is called. It is not
+    ///     called if making a later arm throws: the select has not begun then, and the message is destroyed with its arm.
+    ///   - sent: called after the message has been sent.
+    ///   - closed: called when the channel is closed. Without it, the arm never happens then.
     @inlinable @inline(__always)
     public final func onSend<Result>(
         moving message: consuming Message, unsent: @escaping (consuming Message) -> Void, _ sent: @escaping () throws -> Result,
@@ -321,29 +324,34 @@ extension ChannelSender where Message: ~Copyable {
     }
 }
 
-/// In ``select(_:)``: happens when nothing else has for a time. Zero or less has passed at once, nil never does.
+/// In ``select(_:)``: happens when no other arm has happened for the given time. A time of zero or less has passed at once; nil never
+/// passes.
 ///
-/// A timeout comes last: where an arm can happen when the select begins, that one does, however short the time is, and only ``otherwise(_:)`` has to stand back.
+/// A timeout has the lowest priority except for ``otherwise(_:)``: if another arm can happen when the select begins, that arm happens,
+/// however short the time is.
 @inlinable @inline(__always)
 public func onTimeout<Result>(_ limit: Duration?, _ handler: @escaping () throws -> Result) -> PlainArm<Result> {
     PlainArm(ArmRecord(.timeout, after: limit), handler)
 }
 
-/// In ``select(_:)``: happens at an instant, which is turned into a time from now. For a time that runs on from one select to the next.
+/// In ``select(_:)``: happens at an instant, which is converted to a time from now. Use it for a deadline that spans several selects.
 ///
-/// Once the instant has come the arm is ready, and as likely as any other that is, so that a channel which always has a message does not hide it for ever.
+/// Once the instant has passed, the arm is as likely to be chosen as any other ready arm, so a channel that always has a message cannot
+/// starve it.
 @inlinable @inline(__always)
 public func onDeadline<Result>(_ instant: ContinuousClock.Instant, _ handler: @escaping () throws -> Result) -> PlainArm<Result> {
     PlainArm(ArmRecord(.deadline, at: instant), handler)
 }
 
-/// In ``select(_:)``: happens when the fiber is cancelled, by whatever, in place of an error. What the handler does may park only in ``withCancellationShield(_:)``.
+/// In ``select(_:)``: happens when the fiber is cancelled, for any reason, instead of an error being thrown. The handler may park only in
+/// ``withCancellationShield(_:)``.
 @inlinable @inline(__always)
 public func onCancellation<Result>(_ handler: @escaping () throws -> Result) -> PlainArm<Result> {
     PlainArm(ArmRecord(.cancellation), handler)
 }
 
-/// In ``select(_:)``: happens when nothing else can at once, so that the call never waits. A loop over it lets other fibers run now and then.
+/// In ``select(_:)``: happens when no other arm can happen at once, so that the call never waits. A loop over such a select yields to other
+/// fibers from time to time.
 @inlinable @inline(__always)
 public func otherwise<Result>(_ handler: @escaping () throws -> Result) -> PlainArm<Result> { PlainArm(ArmRecord(.otherwise), handler) }
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A place where so many meet before any of them goes on.
+// Barriers: a fixed number of parties wait for each other.
 //
 // Invariants, whenever the lock of the wait point is free:
-//   * `arrived` is the number of places in line, and less than `parties`;
-//   * a round is over when the last one comes: he takes all places out of the line and says so in their slots, also to those whose wait a cancellation has ended and who have not left yet.
-//     They have been counted, so for them, too, the round is over, and the cancellation comes with their next wait. So each round has as many parties as it should, exactly.
-// One worker, or any thread: see `WaitPoint`.
+//   * `arrived` is the number of queued waiters, and less than `parties`.
+//   * A round is over when the last party comes. That party removes all waiters from the queue and marks their slots, also those of
+//     waiters whose wait was ended by a cancellation and that have not left yet. They have been counted, so the round is over for them,
+//     too, and the cancellation takes effect at their next wait. So each round has exactly the right number of parties.
+// Runs on one worker or on any thread: see `WaitPoint`.
 
 final class BarrierCore: SyncCore, @unchecked Sendable {
     let parties: Int
@@ -20,7 +21,7 @@ final class BarrierCore: SyncCore, @unchecked Sendable {
 
     override var kind: Kind { Kind(local: "LocalBarrier", shared: "Barrier") }
 
-    /// Waits for the others; true for the last.
+    /// Waits for the other parties; returns true for the last one.
     func wait() throws -> Bool {
         try beginCall()
         lock()
@@ -53,7 +54,7 @@ final class BarrierCore: SyncCore, @unchecked Sendable {
     var waiting: Int { withLock { arrived } }
 }
 
-/// Where a number of fibers, of all workers, and plain threads meet: each waits until all have come, again and again.
+/// A meeting point for a fixed number of fibers of all workers and plain threads: each waits until all have come, in repeated rounds.
 ///
 /// ```swift
 /// while !isDone {
@@ -65,51 +66,53 @@ final class BarrierCore: SyncCore, @unchecked Sendable {
 public final class Barrier: Sendable {
     private let core: BarrierCore
 
-    /// A barrier at which nobody waits.
+    /// Creates a barrier.
     ///
-    /// - Parameter parties: how many have to come, at least 1.
+    /// - Parameter parties: the number of parties in each round, at least 1.
     public init(parties: Int) { core = BarrierCore(parties, isShared: true) }
 
     /// Waits until all parties have come. The barrier is then ready for the next round.
     ///
-    /// - Returns: true for the last that came, false for the others.
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled before all have come: it leaves, and its place is free again.
+    /// - Returns: true for the last party of the round, false for the others.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled before all parties have come. It is no longer counted
+    ///   then.
     /// - Note: parks
     @discardableResult
     public func wait() throws -> Bool { try core.wait() }
 
-    /// How many have to come.
+    /// The number of parties in each round.
     public var parties: Int { core.parties }
-    /// How many have come and wait for the others.
+    /// The number of parties that wait for the others.
     public var waitingCount: Int { core.waiting }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
-/// Where a number of fibers of one worker meet. As ``Barrier``, without locks and atomic operations.
+/// A meeting point for a fixed number of fibers of one worker. Like ``Barrier``, but without locks and atomic operations.
 public final class LocalBarrier {
     private let core: BarrierCore
 
-    /// A barrier at which nobody waits.
+    /// Creates a barrier.
     ///
-    /// - Parameter parties: how many have to come, at least 1.
+    /// - Parameter parties: the number of parties in each round, at least 1.
     public init(parties: Int) { core = BarrierCore(parties, isShared: false) }
 
     /// Waits until all parties have come. The barrier is then ready for the next round.
     ///
-    /// - Returns: true for the last that came, false for the others.
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled before all have come: it leaves, and its place is free again.
+    /// - Returns: true for the last party of the round, false for the others.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled before all parties have come. It is no longer counted
+    ///   then.
     /// - Note: parks
     @discardableResult
     public func wait() throws -> Bool { try core.wait() }
 
-    /// How many have to come.
+    /// The number of parties in each round.
     public var parties: Int { core.parties }
-    /// How many have come and wait for the others.
+    /// The number of parties that wait for the others.
     public var waitingCount: Int { core.waiting }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 

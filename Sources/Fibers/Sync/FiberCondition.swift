@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Waiting for something to become true of what a mutex protects.
+// Condition variables: waiting until the data that a mutex protects has a property.
 //
 // Invariants:
-//   * who waits stands in line before he gives the mutex up, with the lock of the condition held around both: whoever takes the mutex after him and signals finds him in line;
-//   * that lock is taken before the lock of a mutex, never the other way round;
-//   * a wait that was signalled returns, also in a fiber that is cancelled meanwhile, so that no signal is lost; and all waits return with the mutex.
+//   * A waiter queues itself before it unlocks the mutex, with the lock of the condition held around both. So a caller that locks the
+//     mutex afterwards and signals finds the waiter in the queue.
+//   * The lock of the condition is taken before the lock of a mutex, never the other way round.
+//   * A signalled wait returns normally even if its fiber has been cancelled meanwhile, so that no signal is lost. All waits return with
+//     the mutex locked.
 
 @usableFromInline
 final class ConditionCore: SyncCore, @unchecked Sendable {
@@ -13,7 +15,7 @@ final class ConditionCore: SyncCore, @unchecked Sendable {
 
     override var kind: Kind { Kind(local: "LocalCondition", shared: "FiberCondition") }
 
-    /// Gives up the mutex, waits for a signal, and takes the mutex again, whatever ended the wait.
+    /// Unlocks the mutex, waits for a signal, and locks the mutex again, whatever ended the wait.
     @usableFromInline
     func wait(givingUp mutex: MutexCore) throws {
         require(
@@ -44,72 +46,78 @@ final class ConditionCore: SyncCore, @unchecked Sendable {
     }
 }
 
-/// Lets fibers of all workers, and plain threads, wait until something becomes true of what a ``FiberMutex`` protects; who makes it true signals.
+/// A condition variable: lets fibers of all workers and plain threads wait until the data that a ``FiberMutex`` protects has a property.
+/// The code that changes the data signals.
 ///
-/// For a value in a mutex see ``FiberMutex/withLock(waitingOn:until:_:)``. Use one condition with one mutex.
+/// For a value in a mutex see ``FiberMutex/withLock(waitingOn:until:_:)``. Use a condition with one mutex only.
 public final class FiberCondition: Sendable {
     @usableFromInline let core = ConditionCore(isShared: true)
 
-    /// A condition that nobody waits for.
+    /// Creates a condition.
     public init() {}
 
-    /// Gives up the mutex, which the caller must have taken, and waits for a signal; it has the mutex again when this returns, also when it throws. What was waited for may have come and gone
-    /// by then, so look again, or use ``wait(_:until:)``.
+    /// Unlocks the mutex, which the caller must hold, and waits for a signal. The caller holds the mutex again when this returns or
+    /// throws. The property may be false again by then, so check it again, or use ``wait(_:until:)``.
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no signal is lost.
     /// - Note: parks
     public func wait(_ mutex: FiberMutex<Void>) throws { try core.wait(givingUp: mutex.core) }
 
-    /// Waits until the predicate holds, which is called with the mutex taken; otherwise as ``wait(_:)``. Does not wait when it holds at once.
+    /// Waits until the predicate is true; otherwise like ``wait(_:)``. The predicate is called with the mutex locked. Does not wait if it
+    /// is true at once.
     ///
-    /// - Throws: what `predicate` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled.
+    /// - Throws: the errors of `predicate`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled.
     /// - Note: parks
     public func wait(_ mutex: FiberMutex<Void>, until predicate: () throws -> Bool) throws {
         while try !predicate() { try wait(mutex) }
     }
 
-    /// Lets the first in line go on, once it has the mutex. Nothing when nobody waits. Any thread, with the mutex or without.
+    /// Wakes the first waiter, which continues once it holds the mutex. Does nothing if there is no waiter. Any thread, with the mutex
+    /// locked or not.
     public func signal() { core.signal() }
 
-    /// Lets all in line go on, one after the other, as each has the mutex.
+    /// Wakes all waiters, which continue one after the other as each gets the mutex.
     ///
-    /// - Complexity: O(*n*) in the number of those that wait.
+    /// - Complexity: O(*n*) in the number of waiters.
     public func broadcast() { core.broadcast() }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
-/// Lets fibers of one worker wait until something becomes true of what a ``LocalMutex`` protects. As ``FiberCondition``, without locks and atomic operations.
+/// A condition variable for the fibers of one worker and a ``LocalMutex``. Like ``FiberCondition``, but without locks and atomic
+/// operations.
 public final class LocalCondition {
     @usableFromInline let core = ConditionCore(isShared: false)
 
-    /// A condition that nobody waits for.
+    /// Creates a condition.
     public init() {}
 
-    /// Gives up the mutex, which the caller must have taken, and waits for a signal; it has the mutex again when this returns, also when it throws.
+    /// Unlocks the mutex, which the caller must hold, and waits for a signal. The caller holds the mutex again when this returns or
+    /// throws.
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no signal is lost.
     /// - Note: parks
     public func wait(_ mutex: LocalMutex<Void>) throws { try core.wait(givingUp: mutex.core) }
 
-    /// Waits until the predicate holds, which is called with the mutex taken; otherwise as ``wait(_:)``. Does not wait when it holds at once.
+    /// Waits until the predicate is true; otherwise like ``wait(_:)``. The predicate is called with the mutex locked. Does not wait if it
+    /// is true at once.
     ///
-    /// - Throws: what `predicate` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled.
+    /// - Throws: the errors of `predicate`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled.
     /// - Note: parks
     public func wait(_ mutex: LocalMutex<Void>, until predicate: () throws -> Bool) throws {
         while try !predicate() { try wait(mutex) }
     }
 
-    /// Lets the first in line go on, once it has the mutex. Nothing when nobody waits.
+    /// Wakes the first waiter, which continues once it holds the mutex. Does nothing if there is no waiter.
     public func signal() { core.signal() }
 
-    /// Lets all in line go on, one after the other, as each has the mutex.
+    /// Wakes all waiters, which continue one after the other as each gets the mutex.
     ///
-    /// - Complexity: O(*n*) in the number of those that wait.
+    /// - Complexity: O(*n*) in the number of waiters.
     public func broadcast() { core.broadcast() }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The way to wake a fiber from anywhere. All of its state is the word of a `WaitCell`: empty, a signal that no wait has taken yet, or the fiber that waits. A signal that comes while another
-// one is busy with the fiber is noted beside that.
+// An event wakes a fiber from any thread. Its whole state is the word of a `WaitCell`: empty, a signal that no wait has consumed, or the
+// waiting fiber. A signal that comes while another signaller is busy with the fiber sets a bit beside the busy state.
 
 import Synchronization
 
-/// A signal from any thread to one fiber: what a callback of a library, a thread of its own, or a fiber of another worker uses to say "go on".
+/// A signal from any thread to one fiber. A callback of a library, a separate thread or a fiber of another worker uses it to wake the
+/// fiber.
 ///
 /// ```swift
 /// let done = FiberEvent()
@@ -13,31 +14,31 @@ import Synchronization
 /// try done.wait()
 /// ```
 ///
-/// A signal is kept until somebody waits; several signals before that are one. One fiber waits at a time. Between fibers of one worker nothing is faster than a
-/// plain variable and a group or a handle; this is for threads.
+/// The event keeps a signal until a fiber waits; several signals before that count as one. Only one fiber may wait at a time. The event is
+/// for threads: between fibers of one worker, a plain variable with a group or a handle is faster.
 public final class FiberEvent: Sendable {
     private let cell = WaitCell()
     private static var signalled: UInt { WaitCell.ownersBit }
 
     public init() {}
 
-    /// Lets the fiber go on that waits or the next one that does. Never blocks, takes no lock, and may be called on any thread, also outside a runtime; not in a handler of an operating
-    /// system's signal.
+    /// Wakes the waiting fiber, or the next one that waits. Never blocks, takes no lock, and may be called on any thread, also outside a
+    /// runtime. Not safe in a handler of an operating system signal.
     public func signal() {
-        // Without a look first, which would fetch the word twice from another processor: once to read it, once to write it.
+        // No read first: that would fetch the cache line twice from another processor, once to read the word and once to write it.
         var state = WaitCell.empty
         while true {
-            // Also where a signal is there already: what the caller did before this call is seen by whoever takes that.
+            // Exchanges the word even if a signal is pending, so that the consuming fiber sees all earlier writes of the caller.
             let next = WaitCell.holdsWaiter(state) ? WaitCell.busy : state | Self.signalled
             let (done, now) = cell.state.compareExchange(expected: state, desired: next, ordering: .acquiringAndReleasing)
             if done { break }
             state = now
         }
-        // Where something else has ended the wait, the signal is kept.
+        // If something else has ended the wait, the cell keeps the signal.
         if WaitCell.holdsWaiter(state) { _ = cell.resume(state, .ready, orLeave: Self.signalled) }
     }
 
-    /// Waits for a signal, and takes it.
+    /// Waits for a signal and consumes it.
     ///
     /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then no signal is lost; ``ResourceError``.
     /// - Note: parks
@@ -45,7 +46,7 @@ public final class FiberEvent: Sendable {
         let worker = Worker.here("FiberEvent.wait()")
         try worker.refuseIfCancelled()
         repeat {
-            // Where another worker is about to signal, the fiber stays: to park it and to send it home takes longer than to wait.
+            // If another worker is about to signal, spinning is cheaper than parking the fiber and sending it back through the inbox.
             if takeUncounted()
                 || (worker.maySpin && worker.spin(until: { cell.state.load(ordering: .relaxed) == Self.signalled }) && takeUncounted())
             {
@@ -54,7 +55,7 @@ public final class FiberEvent: Sendable {
             if _slowPath(cell.state.load(ordering: .relaxed) > Self.signalled) {
                 if let other = cell.removeEndedWaiter() { stopForTwoWaiters(other) }
             }
-            // Else a signal has come in between, which another taker may have had.
+            // Otherwise a signal has come in between; `take` may have consumed it.
         } while !worker.beginPark(in: cell, ifStill: WaitCell.empty)
         try worker.check(worker.park(in: cell, .event))
     }
@@ -66,7 +67,8 @@ public final class FiberEvent: Sendable {
         )
     }
 
-    /// True when there was a signal, which is taken. Any thread. Does not wait; a loop over it in a fiber lets others run now and then.
+    /// Consumes a pending signal; returns whether there was one. Any thread. Never waits. A loop over it in a fiber lets other fibers run
+    /// from time to time.
     public func take() -> Bool {
         Worker.current?.countTry()
         return takeUncounted()
@@ -78,7 +80,7 @@ public final class FiberEvent: Sendable {
             let (done, now) = cell.state.compareExchange(
                 expected: state, desired: state & ~Self.signalled, ordering: .acquiringAndReleasing)
             if done { return true }
-            // Also one that has come while another is busy with the fiber.
+            // Also consumes a signal that came while a signaller is busy with the fiber.
             guard !WaitCell.holdsWaiter(now), now & Self.signalled != 0 else { return false }
             state = now
         }

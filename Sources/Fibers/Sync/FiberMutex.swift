@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A value behind a lock, as users name it: for all workers and threads, and for one worker. The value lies in memory of its own, so that no access to a variable stays open while a fiber
-// that holds the lock parks.
+// The public mutexes: one for all workers and threads, and one for a single worker. The value lies in memory of its own, so that no
+// exclusive access to a variable stays open while a fiber parks with the lock held.
 
-/// A value that one fiber or thread at a time may use, of any worker; also outside a runtime. Unlike the toolchain's `Mutex` it may be held while its fiber waits for something.
+/// A value that one fiber or thread at a time may use, on any worker or outside a runtime. Unlike with the `Mutex` of the toolchain, a
+/// fiber may wait while it holds the lock.
 ///
 /// ```swift
 /// let log = FiberMutex<[String]>([])
 /// try log.withLock { $0.append("begun") }
 /// ```
 ///
-/// A caller that finds it locked waits in line, a fiber parks, a plain thread blocks; the holder hands it to the first in line when it unlocks. The program stops with a message that names the
-/// fibers or threads when one locks it twice, unlocks what another holds, ends with it locked, or waits for one that will never unlock it: a fiber that was left behind when its runtime ended.
+/// If the mutex is locked, a fiber parks and a plain thread blocks. Waiters queue in first-in, first-out order, and unlocking hands the
+/// mutex to the first waiter. Misuse stops the program with a message that names the fibers or threads: locking twice, unlocking a mutex
+/// that another fiber holds, ending with the mutex locked, and waiting for a holder that will never unlock, since it was abandoned when
+/// its runtime ended.
 public final class FiberMutex<Value: ~Copyable> {
     @usableFromInline let core: MutexCore
     @usableFromInline let value: UnsafeMutablePointer<Value>
 
-    /// A mutex that nobody holds.
+    /// Creates an unlocked mutex.
     @inlinable
     public init(_ value: consuming sending Value) {
         core = MutexCore(isShared: true)
@@ -30,12 +33,13 @@ public final class FiberMutex<Value: ~Copyable> {
         value.deallocate()
     }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 
-    /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
+    /// Waits for the lock and runs `body` with the value. The body may wait, and holds the lock meanwhile.
     ///
-    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run. Plain threads are not cancelled.
+    /// - Throws: the errors of `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` did not run.
+    ///   Plain threads are not cancelled.
     /// - Note: parks
     @inlinable
     public func withLock<Result: ~Copyable, Failure: Error>(
@@ -50,9 +54,10 @@ public final class FiberMutex<Value: ~Copyable> {
         return try body(&value.pointee)
     }
 
-    /// Runs `body` with the value if nobody else has it now; nil otherwise. Does not wait, also not in a cancelled fiber; a loop over it lets other fibers run now and then.
+    /// Runs `body` with the value if the lock is free; returns nil otherwise. Never waits, even in a cancelled fiber. A loop over it lets
+    /// other fibers run from time to time.
     ///
-    /// - Throws: what `body` throws.
+    /// - Throws: the errors of `body`.
     @inlinable
     public func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout sending Value) throws(Failure) -> sending Result
@@ -66,13 +71,15 @@ public final class FiberMutex<Value: ~Copyable> {
         return try body(&value.pointee)
     }
 
-    /// Waits until `predicate` holds of the value, and then runs `body` with it. While it does not hold, the mutex is free, and the caller waits for signals of `condition`.
+    /// Waits until `predicate` is true for the value, and then runs `body` with the value. While the predicate is false, the mutex is
+    /// unlocked and the caller waits for signals of `condition`.
     ///
     /// ```swift
     /// let job = try jobs.withLock(waitingOn: hasJobs, until: { !$0.isEmpty }) { $0.removeFirst() }
     /// ```
     ///
-    /// - Throws: what `predicate` and `body` throw; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Throws: the errors of `predicate` and `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then
+    ///   `body` did not run.
     /// - Note: parks
     @inlinable
     public func withLock<Result: ~Copyable>(
@@ -92,35 +99,38 @@ public final class FiberMutex<Value: ~Copyable> {
 
 extension FiberMutex: @unchecked Sendable where Value: ~Copyable {}
 
-/// For what is protected and does not lie in the mutex. `withLock` gives it back for sure and is shorter.
+/// For data that does not lie in the mutex. Prefer `withLock`, which is shorter and always unlocks.
 extension FiberMutex where Value == Void {
-    /// A mutex that nobody holds.
+    /// Creates an unlocked mutex.
     public convenience init() { self.init(()) }
 
-    /// Takes the mutex; waits until nobody else has it. A fiber must unlock it before it ends, however it ends: else the program stops.
+    /// Waits for the mutex and locks it. A fiber must unlock it before it ends, even if it ends by an error; otherwise the program stops.
     ///
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not hold the mutex.
     /// - Note: parks
     @inlinable
     public func lock() throws { try core.lockOpenly() }
 
-    /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
+    /// Locks the mutex if it is free, and returns whether it did. Never waits. A loop over it lets other fibers run from time to time.
     @inlinable
     public func tryLock() -> Bool { core.tryLockOpenly() }
 
-    /// Gives the mutex to the first in line. For the fiber or thread that has taken it; any other stops the program.
+    /// Unlocks the mutex and hands it to the first waiter. Only the fiber or thread that locked the mutex may call it; any other caller
+    /// stops the program.
     @inlinable
     public func unlock() { core.unlockOpenly() }
 }
 
-/// A value that one fiber at a time may use, of the fibers of one worker: for code that waits while it has the value. Code that does not wait needs no lock among the fibers of a worker.
+/// A value that one fiber of a worker at a time may use. It is for code that waits while it uses the value; code that does not wait needs
+/// no lock among the fibers of one worker.
 ///
-/// As ``FiberMutex``, without atomic operations. Where fibers of another worker use it while some wait for it, the program stops with a message.
+/// Like ``FiberMutex``, but without atomic operations. If a fiber of another worker uses it while fibers wait for it, the program stops
+/// with a message.
 public final class LocalMutex<Value: ~Copyable> {
     @usableFromInline let core: MutexCore
     @usableFromInline let value: UnsafeMutablePointer<Value>
 
-    /// A mutex that nobody holds.
+    /// Creates an unlocked mutex.
     @inlinable
     public init(_ value: consuming Value) {
         core = MutexCore(isShared: false)
@@ -134,12 +144,12 @@ public final class LocalMutex<Value: ~Copyable> {
         value.deallocate()
     }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 
-    /// Runs `body` with the value; waits until nobody else has it. The body may wait, too, and keeps the value meanwhile.
+    /// Waits for the lock and runs `body` with the value. The body may wait, and holds the lock meanwhile.
     ///
-    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Throws: the errors of `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` did not run.
     /// - Note: parks
     @inlinable
     public func withLock<Result: ~Copyable, Failure: Error>(_ body: (inout Value) throws(Failure) -> Result) throws -> Result {
@@ -152,9 +162,10 @@ public final class LocalMutex<Value: ~Copyable> {
         return try body(&value.pointee)
     }
 
-    /// Runs `body` with the value if nobody else has it now; nil otherwise. Does not wait, also not in a cancelled fiber; a loop over it lets other fibers run now and then.
+    /// Runs `body` with the value if the lock is free; returns nil otherwise. Never waits, even in a cancelled fiber. A loop over it lets
+    /// other fibers run from time to time.
     ///
-    /// - Throws: what `body` throws.
+    /// - Throws: the errors of `body`.
     @inlinable
     public func withLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
@@ -168,9 +179,11 @@ public final class LocalMutex<Value: ~Copyable> {
         return try body(&value.pointee)
     }
 
-    /// Waits until `predicate` holds of the value, and then runs `body` with it. While it does not hold, the mutex is free, and the caller waits for signals of `condition`.
+    /// Waits until `predicate` is true for the value, and then runs `body` with the value. While the predicate is false, the mutex is
+    /// unlocked and the caller waits for signals of `condition`.
     ///
-    /// - Throws: what `predicate` and `body` throw; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Throws: the errors of `predicate` and `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then
+    ///   `body` did not run.
     /// - Note: parks
     @inlinable
     public func withLock<Result: ~Copyable>(
@@ -191,23 +204,24 @@ public final class LocalMutex<Value: ~Copyable> {
 @available(*, unavailable, message: "it stays on its worker: FiberMutex is for all")
 extension LocalMutex: Sendable where Value: ~Copyable {}
 
-/// For what is protected and does not lie in the mutex. `withLock` gives it back for sure and is shorter.
+/// For data that does not lie in the mutex. Prefer `withLock`, which is shorter and always unlocks.
 extension LocalMutex where Value == Void {
-    /// A mutex that nobody holds.
+    /// Creates an unlocked mutex.
     public convenience init() { self.init(()) }
 
-    /// Takes the mutex; waits until nobody else has it. A fiber must unlock it before it ends, however it ends: else the program stops.
+    /// Waits for the mutex and locks it. A fiber must unlock it before it ends, even if it ends by an error; otherwise the program stops.
     ///
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not have the mutex.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it does not hold the mutex.
     /// - Note: parks
     @inlinable
     public func lock() throws { try core.lockOpenly() }
 
-    /// Takes the mutex if nobody has it; true when it did. Does not wait; a loop over it lets other fibers run now and then.
+    /// Locks the mutex if it is free, and returns whether it did. Never waits. A loop over it lets other fibers run from time to time.
     @inlinable
     public func tryLock() -> Bool { core.tryLockOpenly() }
 
-    /// Gives the mutex to the first in line. For the fiber that has taken it; any other stops the program.
+    /// Unlocks the mutex and hands it to the first waiter. Only the fiber that locked the mutex may call it; any other caller stops the
+    /// program.
     @inlinable
     public func unlock() { core.unlockOpenly() }
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A value that is made when it is first asked for, by the one who asks first.
+// Values that are made lazily, by the first caller that asks for them.
 //
 // Invariants:
-//   * the value is there exactly when `isMade` is set, and never changes after that;
-//   * else at most one makes it, the `maker`, and somebody waits in line only while there is one. If he fails he makes the first in line the maker before he lets him go on; the slot of a
-//     place is the maker that it would be. Once the value is made, all in line go on, by the outcome `closed`.
-// One worker, or any thread: see `WaitPoint`.
+//   * The value exists exactly when `isMade` is set, and never changes after that.
+//   * Otherwise at most one caller makes it, the `maker`, and waiters are queued only while there is a maker. If the maker fails, it makes
+//     the first waiter the maker before it resumes the waiter; the slot of a queued waiter is the maker that it would become. Once the
+//     value has been made, all waiters continue with the outcome `closed`.
+// Runs on one worker or on any thread: see `WaitPoint`.
 
 import Synchronization
 
@@ -20,11 +21,11 @@ final class OnceCore: SyncCore, @unchecked Sendable {
 
     override var kind: Kind { Kind(local: "LocalOnce", shared: "FiberOnce") }
 
-    /// True when the value is there, and whoever sees that sees the value.
+    /// True when the value exists. A caller that reads true also sees the value.
     @usableFromInline
     var isMade: Bool { made.load(ordering: .acquiring) }
 
-    /// Waits for the value. False when the caller is to make it, and must then call `end`.
+    /// Waits for the value. Returns false if the caller must make the value and then call `end`.
     func begin() throws -> Bool {
         try beginCall()
         let me = Holder.caller
@@ -51,7 +52,7 @@ final class OnceCore: SyncCore, @unchecked Sendable {
         return false
     }
 
-    /// The caller has made the value, or failed to.
+    /// Ends the making of the value, which may have failed.
     func end(isMade: Bool) {
         var claimed = WaitList()
         lock()
@@ -68,7 +69,8 @@ final class OnceCore: SyncCore, @unchecked Sendable {
     }
 }
 
-/// The value, and what makes it, for the one who makes it or all once it is made. In a place of its own, so that no access is open while the initialiser waits.
+/// The value and its initialiser. The maker uses it, and all callers once the value exists. It has memory of its own, so that no exclusive
+/// access is open while the initialiser waits.
 @usableFromInline
 struct OnceState<Value> {
     @usableFromInline var value: Value?
@@ -77,7 +79,7 @@ struct OnceState<Value> {
     @usableFromInline
     init(make: @escaping () throws -> Value) { self.make = make }
 
-    /// Waits for the value, or makes it.
+    /// Waits for the value or makes it.
     @usableFromInline
     static func ask(_ state: UnsafeMutablePointer<OnceState>, _ core: OnceCore) throws {
         if try core.begin() { return }
@@ -85,13 +87,13 @@ struct OnceState<Value> {
             core.end(isMade: false)
             throw error
         }
-        // What it has captured is let go of when others can have the value already.
+        // Releases the captures of the initialiser only after other callers can use the value.
         let make = state.pointee.make.take()
         core.end(isMade: true)
         withExtendedLifetime(make) {}
     }
 
-    /// The value, which is there.
+    /// The value, which must exist.
     @inlinable @inline(__always)
     static func made(_ state: UnsafeMutablePointer<OnceState>) -> Value {
         isLarge(Value.self) ? madeLarge(state) : state.pointee.value.unsafelyUnwrapped
@@ -110,23 +112,23 @@ struct OnceState<Value> {
     static func ifMadeLarge(_ state: UnsafeMutablePointer<OnceState>, _ isMade: Bool) -> Value? { isMade ? state.pointee.value : nil }
 }
 
-/// A value that is made when it is first asked for, for fibers of all workers and plain threads.
+/// A value that is made when it is first used, for fibers of all workers and plain threads.
 ///
 /// ```swift
 /// let database = FiberOnce { try Database.open(path) }
 /// let rows = try database.value.rows(in: "orders")
 /// ```
 ///
-/// Whoever asks first makes it, and may wait for things meanwhile; others who ask wait until it is there. If the initialiser throws, or its fiber is cancelled, whoever asked has that error, and
-/// the next one tries again. A fiber that asks from inside the initialiser stops the program, and so does one that
-/// would wait for a fiber that was left behind, making it, when its runtime ended.
+/// The first caller makes the value, and may wait in the initialiser; other callers wait for the value. If the initialiser throws, or its
+/// fiber is cancelled, the first caller gets that error, and the next caller tries again. A fiber that asks for the value inside the
+/// initialiser stops the program. So does a caller that would wait for a maker that was abandoned when its runtime ended.
 public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
     @usableFromInline let core = OnceCore(isShared: true)
     @usableFromInline let state = UnsafeMutablePointer<OnceState<Value>>.allocate(capacity: 1)
 
-    /// A value that is not made yet.
+    /// Creates the holder of a value that has not been made yet.
     ///
-    /// - Parameter make: runs once on success, in the fiber or thread that asks.
+    /// - Parameter make: makes the value, in the fiber or thread that asks for it first. It runs again only after it has failed.
     public init(_ make: @escaping @Sendable () throws -> Value) { state.initialize(to: OnceState(make: make)) }
 
     deinit {
@@ -134,9 +136,10 @@ public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
         state.deallocate()
     }
 
-    /// The value. Makes it, or waits until somebody else has.
+    /// The value. The first access makes it; others wait until it has been made.
     ///
-    /// - Throws: what the initialiser throws that this call runs; `CancellationError` or ``TimeoutError`` when the fiber is cancelled while it waits. Once it is made, nothing.
+    /// - Throws: the errors of the initialiser, if this call runs it; `CancellationError` or ``TimeoutError`` when the fiber is cancelled
+    ///   while it waits. Never throws once the value has been made.
     /// - Note: parks
     @inlinable
     public var value: Value {
@@ -146,22 +149,23 @@ public final class FiberOnce<Value: Sendable>: @unchecked Sendable {
         }
     }
 
-    /// The value if it was made already. Does not wait; a loop over it lets other fibers run now and then.
+    /// The value if it has been made. Never waits. A loop over it lets other fibers run from time to time.
     @inlinable
     public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade || WaitPoint.notYet()) }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
-/// A value that is made when it is first asked for, for fibers of one worker. As ``FiberOnce``, without locks and atomic operations, and for values of any kind.
+/// A value that is made when it is first used, for fibers of one worker. Like ``FiberOnce``, but without locks and atomic operations, and
+/// for values of any type.
 public final class LocalOnce<Value> {
     @usableFromInline let core = OnceCore(isShared: false)
     @usableFromInline let state = UnsafeMutablePointer<OnceState<Value>>.allocate(capacity: 1)
 
-    /// A value that is not made yet.
+    /// Creates the holder of a value that has not been made yet.
     ///
-    /// - Parameter make: runs once on success, in the fiber that asks.
+    /// - Parameter make: makes the value, in the fiber that asks for it first. It runs again only after it has failed.
     public init(_ make: @escaping () throws -> Value) { state.initialize(to: OnceState(make: make)) }
 
     deinit {
@@ -169,9 +173,10 @@ public final class LocalOnce<Value> {
         state.deallocate()
     }
 
-    /// The value. Makes it, or waits until another fiber has.
+    /// The value. The first access makes it; others wait until it has been made.
     ///
-    /// - Throws: what the initialiser throws that this call runs; `CancellationError` or ``TimeoutError`` when the fiber is cancelled while it waits. Once it is made, nothing.
+    /// - Throws: the errors of the initialiser, if this call runs it; `CancellationError` or ``TimeoutError`` when the fiber is cancelled
+    ///   while it waits. Never throws once the value has been made.
     /// - Note: parks
     @inlinable
     public var value: Value {
@@ -181,11 +186,11 @@ public final class LocalOnce<Value> {
         }
     }
 
-    /// The value if it was made already. Does not wait; a loop over it lets other fibers run now and then.
+    /// The value if it has been made. Never waits. A loop over it lets other fibers run from time to time.
     @inlinable
     public var valueIfMade: Value? { OnceState.ifMade(state, core.isMade || WaitPoint.notYet()) }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A value that many read or one writes: a semaphore, of whose permits a reader takes one and a writer all. In the order in which they came, so neither starves, and readers that follow each
-// other go together.
+// Reader-writer locks: a semaphore of which a reader takes one permit and a writer takes all. Requests are served in order, so neither
+// side starves, and readers that queue next to each other run together.
 
 import Synchronization
 
 @usableFromInline
 final class RWLockCore: PermitCore, @unchecked Sendable {
-    /// Who writes: to stop it where it locks again, and those that would wait for it for ever. Changed by the writer alone, so a caller that finds itself here is right. Readers are only counted.
+    /// The writer: used to stop it if it locks again, and to stop callers that would wait for it forever. Only the writer changes it, so a
+    /// caller that finds itself here is right. Readers are only counted.
     private let writer = Atomic<Holder>(0)
     private static var all: Int { .max }
 
@@ -66,22 +67,24 @@ final class RWLockCore: PermitCore, @unchecked Sendable {
     }
 }
 
-/// A value that many fibers and threads may read at the same time, or one may write, of all workers.
+/// A value that many fibers and threads of all workers may read at the same time, or one may write.
 ///
 /// ```swift
 /// let routes = FiberRWLock<[String: Route]>([:])
 /// let route = try routes.withReadLock { $0[path] }
 /// ```
 ///
-/// Who has to wait stands in one line, readers and writers in the order in which they came; readers that follow each other go together. So a reader that comes while a writer waits waits
-/// behind it, and a fiber that reads must not read again inside, nor write: if a writer came in between, both would wait for each other for ever.
+/// Readers and writers wait in one queue, in the order of their requests; readers that queue next to each other run together. So a reader
+/// that comes while a writer waits is queued behind the writer. A fiber must not lock again, to read or to write, while it reads: if a
+/// writer had queued in between, both would wait for each other forever.
 ///
-/// A call that would wait for a writer that was left behind when its runtime ended stops the program. Readers are only counted: those that are left behind keep writers waiting for ever.
+/// A call that would wait for a writer that was abandoned when its runtime ended stops the program. Readers are only counted: an abandoned
+/// reader blocks writers forever.
 public final class FiberRWLock<Value: ~Copyable> {
     @usableFromInline let core: RWLockCore
     @usableFromInline let value: UnsafeMutablePointer<Value>
 
-    /// A lock that nobody holds.
+    /// Creates an unlocked lock.
     @inlinable
     public init(_ value: consuming sending Value) {
         core = RWLockCore(isShared: true)
@@ -95,12 +98,12 @@ public final class FiberRWLock<Value: ~Copyable> {
         value.deallocate()
     }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 
-    /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
+    /// Runs `body` with the value, which others may read at the same time. Waits for earlier writers.
     ///
-    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Throws: the errors of `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` did not run.
     /// - Note: parks
     @inlinable
     public func withReadLock<Result: ~Copyable, Failure: Error>(
@@ -115,9 +118,9 @@ public final class FiberRWLock<Value: ~Copyable> {
         return try body(value.pointee)
     }
 
-    /// Runs `body` with the value, which nobody else reads or writes meanwhile; waits for all that came before.
+    /// Runs `body` with exclusive access to the value. Waits for all earlier readers and writers.
     ///
-    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Throws: the errors of `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` did not run.
     /// - Note: parks
     @inlinable
     public func withWriteLock<Result: ~Copyable, Failure: Error>(
@@ -132,9 +135,10 @@ public final class FiberRWLock<Value: ~Copyable> {
         return try body(&value.pointee)
     }
 
-    /// As ``withReadLock(_:)``, if nobody writes or waits now; nil otherwise. Does not wait; a loop over it lets other fibers run now and then.
+    /// Like ``withReadLock(_:)`` if the lock can be taken at once; returns nil otherwise. Never waits. A loop over it lets other fibers
+    /// run from time to time.
     ///
-    /// - Throws: what `body` throws.
+    /// - Throws: the errors of `body`.
     @inlinable
     public func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
@@ -148,9 +152,10 @@ public final class FiberRWLock<Value: ~Copyable> {
         return try body(value.pointee)
     }
 
-    /// As ``withWriteLock(_:)``, if nobody reads, writes or waits now; nil otherwise. Does not wait; a loop over it lets other fibers run now and then.
+    /// Like ``withWriteLock(_:)`` if the lock can be taken at once; returns nil otherwise. Never waits. A loop over it lets other fibers
+    /// run from time to time.
     ///
-    /// - Throws: what `body` throws.
+    /// - Throws: the errors of `body`.
     @inlinable
     public func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result
@@ -165,15 +170,16 @@ public final class FiberRWLock<Value: ~Copyable> {
     }
 }
 
-// Readers of several threads see it at the same time.
+// Readers on several threads use the value at the same time.
 extension FiberRWLock: @unchecked Sendable where Value: Sendable & ~Copyable {}
 
-/// A value that many fibers of one worker may read at the same time, or one may write. As ``FiberRWLock``, without locks and atomic operations.
+/// A value that many fibers of one worker may read at the same time, or one may write. Like ``FiberRWLock``, but without locks and atomic
+/// operations.
 public final class LocalRWLock<Value: ~Copyable> {
     @usableFromInline let core: RWLockCore
     @usableFromInline let value: UnsafeMutablePointer<Value>
 
-    /// A lock that nobody holds.
+    /// Creates an unlocked lock.
     @inlinable
     public init(_ value: consuming Value) {
         core = RWLockCore(isShared: false)
@@ -187,12 +193,12 @@ public final class LocalRWLock<Value: ~Copyable> {
         value.deallocate()
     }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 
-    /// Runs `body` with the value, which others may read meanwhile and nobody writes; waits for writers that came before.
+    /// Runs `body` with the value, which others may read at the same time. Waits for earlier writers.
     ///
-    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Throws: the errors of `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` did not run.
     /// - Note: parks
     @inlinable
     public func withReadLock<Result: ~Copyable, Failure: Error>(
@@ -207,9 +213,9 @@ public final class LocalRWLock<Value: ~Copyable> {
         return try body(value.pointee)
     }
 
-    /// Runs `body` with the value, which nobody else reads or writes meanwhile; waits for all that came before.
+    /// Runs `body` with exclusive access to the value. Waits for all earlier readers and writers.
     ///
-    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Throws: the errors of `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` did not run.
     /// - Note: parks
     @inlinable
     public func withWriteLock<Result: ~Copyable, Failure: Error>(
@@ -224,9 +230,10 @@ public final class LocalRWLock<Value: ~Copyable> {
         return try body(&value.pointee)
     }
 
-    /// As ``withReadLock(_:)``, if nobody writes or waits now; nil otherwise. Does not wait; a loop over it lets other fibers run now and then.
+    /// Like ``withReadLock(_:)`` if the lock can be taken at once; returns nil otherwise. Never waits. A loop over it lets other fibers
+    /// run from time to time.
     ///
-    /// - Throws: what `body` throws.
+    /// - Throws: the errors of `body`.
     @inlinable
     public func withReadLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (borrowing Value) throws(Failure) -> Result
@@ -240,9 +247,10 @@ public final class LocalRWLock<Value: ~Copyable> {
         return try body(value.pointee)
     }
 
-    /// As ``withWriteLock(_:)``, if nobody reads, writes or waits now; nil otherwise. Does not wait; a loop over it lets other fibers run now and then.
+    /// Like ``withWriteLock(_:)`` if the lock can be taken at once; returns nil otherwise. Never waits. A loop over it lets other fibers
+    /// run from time to time.
     ///
-    /// - Throws: what `body` throws.
+    /// - Throws: the errors of `body`.
     @inlinable
     public func withWriteLockIfAvailable<Result: ~Copyable, Failure: Error>(
         _ body: (inout Value) throws(Failure) -> Result

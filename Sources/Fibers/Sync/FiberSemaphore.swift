@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Permits, in order: what a semaphore does, and, with as many permits as there may be readers, of which a writer takes all, a lock for readers and writers.
+// Permits, granted in order: the core of a semaphore. With `Int.max` permits, of which a reader takes one and a writer takes all, it is
+// also the core of a reader-writer lock.
 //
 // Invariants, whenever the lock of the wait point is free:
-//   * a permit is with a caller or in `available`. Whoever serves somebody in line takes the permits out for him, with the lock held and once his wait is claimed, so a wait that ends
-//     by a cancellation has taken none;
-//   * the first in line wants more than is available, or his wait has ended and he will leave soon, which lets those behind him go on (`hasLeft`). Nobody passes him: a large request is
-//     not starved by small ones.
-// One worker, or any thread: see `WaitPoint`.
+//   * A permit is with a caller or in `available`. The caller that serves a waiter takes the permits on its behalf, with the lock held and
+//     after claiming its wait. So a wait that ends by a cancellation has taken none.
+//   * The first waiter wants more permits than are available, or its wait has ended and it will leave soon, which serves the waiters
+//     behind it (`hasLeft`). No waiter overtakes it, so small requests do not starve a large one.
+// Runs on one worker or on any thread: see `WaitPoint`.
 
 @usableFromInline
 class PermitCore: SyncCore, @unchecked Sendable {
@@ -54,7 +55,7 @@ class PermitCore: SyncCore, @unchecked Sendable {
         return true
     }
 
-    /// Claims those at the head of the line for whom there are permits. With the lock held.
+    /// Claims the waiters at the head of the queue whose permits are available. The lock must be held.
     private final func serve(_ claimed: inout WaitList) {
         while let place = claimFirst(of: first, ifAdmitted: { $0 <= available }) {
             available &-= place.pointee.amount
@@ -63,43 +64,46 @@ class PermitCore: SyncCore, @unchecked Sendable {
     }
 }
 
-/// A number of permits for fibers of all workers and plain threads: to bound how many do something at the same time, or to count what has come.
+/// A number of permits for fibers of all workers and plain threads. Use it to limit how many do something at the same time, or to count
+/// available items.
 ///
 /// ```swift
 /// let slots = FiberSemaphore(10)
 /// try slots.withPermits { try fetch(url) }       // ten at a time
 /// ```
 ///
-/// Served strictly in order: while somebody waits, those who come later wait behind, also where the permits would do for them.
+/// Requests are served strictly in order: while a request waits, later requests wait behind it, even if enough permits are available for
+/// them.
 public final class FiberSemaphore: Sendable {
     private let core: PermitCore
 
-    /// A semaphore with so many permits.
+    /// Creates a semaphore with a number of permits.
     ///
-    /// - Parameter permits: how many there are at first, 0 or more.
+    /// - Parameter permits: the initial number of permits, 0 or more.
     public init(_ permits: Int) {
         require(permits >= 0, "a semaphore begins with 0 permits or more, not \(permits)")
         core = PermitCore(permits, isShared: true)
     }
 
-    /// Takes permits; waits until there are so many, and nobody waits who came before.
+    /// Takes permits. Waits until enough are available and all earlier requests have been served.
     ///
     /// - Parameter count: at least 1.
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it took none.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it has taken no permit.
     /// - Note: parks
     public func acquire(_ count: Int = 1) throws { try core.acquire(checked(count), .semaphore) }
 
-    /// Takes permits if there are so many and nobody waits; true when it did. Does not wait; a loop over it lets other fibers run now and then.
+    /// Takes permits if enough are available and no request waits; returns whether it did. Never waits. A loop over it lets other fibers
+    /// run from time to time.
     public func tryAcquire(_ count: Int = 1) -> Bool { core.tryAcquire(checked(count)) }
 
-    /// Gives permits back, or adds some: nobody need have acquired them. Never waits; any thread.
+    /// Returns permits, or adds new ones: the caller need not have acquired them. Never waits; any thread.
     ///
-    /// - Complexity: O(*n*) in the number of those in line who go on by it.
+    /// - Complexity: O(*n*) in the number of waiters that it resumes.
     public func release(_ count: Int = 1) { core.release(checked(count)) }
 
-    /// Runs `body` with permits, and gives them back.
+    /// Takes permits, runs `body`, and returns the permits.
     ///
-    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Throws: the errors of `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` did not run.
     /// - Note: parks
     @inlinable
     public func withPermits<Result: ~Copyable>(_ count: Int = 1, _ body: () throws -> Result) throws -> Result {
@@ -108,43 +112,44 @@ public final class FiberSemaphore: Sendable {
         return try body()
     }
 
-    /// How many permits could be had now.
+    /// The number of permits that are available now.
     public var availablePermits: Int { core.permits }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
-/// A number of permits for fibers of one worker. As ``FiberSemaphore``, without locks and atomic operations.
+/// A number of permits for fibers of one worker. Like ``FiberSemaphore``, but without locks and atomic operations.
 public final class LocalSemaphore {
     private let core: PermitCore
 
-    /// A semaphore with so many permits.
+    /// Creates a semaphore with a number of permits.
     ///
-    /// - Parameter permits: how many there are at first, 0 or more.
+    /// - Parameter permits: the initial number of permits, 0 or more.
     public init(_ permits: Int) {
         require(permits >= 0, "a semaphore begins with 0 permits or more, not \(permits)")
         core = PermitCore(permits, isShared: false)
     }
 
-    /// Takes permits; waits until there are so many, and nobody waits who came before.
+    /// Takes permits. Waits until enough are available and all earlier requests have been served.
     ///
     /// - Parameter count: at least 1.
-    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it took none.
+    /// - Throws: `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then it has taken no permit.
     /// - Note: parks
     public func acquire(_ count: Int = 1) throws { try core.acquire(checked(count), .semaphore) }
 
-    /// Takes permits if there are so many and nobody waits; true when it did. Does not wait; a loop over it lets other fibers run now and then.
+    /// Takes permits if enough are available and no request waits; returns whether it did. Never waits. A loop over it lets other fibers
+    /// run from time to time.
     public func tryAcquire(_ count: Int = 1) -> Bool { core.tryAcquire(checked(count)) }
 
-    /// Gives permits back, or adds some: nobody need have acquired them. Never waits.
+    /// Returns permits, or adds new ones: the caller need not have acquired them. Never waits.
     ///
-    /// - Complexity: O(*n*) in the number of those in line who go on by it.
+    /// - Complexity: O(*n*) in the number of waiters that it resumes.
     public func release(_ count: Int = 1) { core.release(checked(count)) }
 
-    /// Runs `body` with permits, and gives them back.
+    /// Takes permits, runs `body`, and returns the permits.
     ///
-    /// - Throws: what `body` throws; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` was not run.
+    /// - Throws: the errors of `body`; `CancellationError` or ``TimeoutError`` when the fiber is cancelled, and then `body` did not run.
     /// - Note: parks
     @inlinable
     public func withPermits<Result: ~Copyable>(_ count: Int = 1, _ body: () throws -> Result) throws -> Result {
@@ -153,10 +158,10 @@ public final class LocalSemaphore {
         return try body()
     }
 
-    /// How many permits could be had now.
+    /// The number of permits that are available now.
     public var availablePermits: Int { core.permits }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a mutex does, for one worker or for all.
+// The core of a mutex, for one worker or for all.
 //
 // Invariants:
-//   * `state` is 0 while the mutex is free, else its holder, with bit 0 set once somebody may stand in line. So while it is not, the mutex is taken and given back by one
-//     operation on the word, and the lock of the wait point stays alone;
-//   * bit 0 is set with that lock held, and only the holder clears it, with it held, too;
-//   * somebody stands in line only while the mutex has a holder: who unlocks makes the first in line the holder before he lets him go on, so nobody comes in between. The slot of a
-//     place is the holder that it would be.
-// One worker, or any thread: see `WaitPoint`. What is local uses the word by plain loads and stores.
+//   * `state` is 0 while the mutex is free. Otherwise it is the holder, with bit 0 (contended) set when the wait queue may not be empty.
+//     While the bit is clear, one operation on the word locks or unlocks the mutex, and the lock of the wait point is not touched.
+//   * The contended bit is set with the lock of the wait point held. Only the holder clears it, also with that lock held.
+//   * A waiter is queued only while the mutex has a holder. Unlocking makes the first waiter the holder before it resumes the waiter, so
+//     no other caller can lock the mutex in between. The slot of a queued waiter is the holder that it would become.
+// Runs on one worker or on any thread: see `WaitPoint`. A local mutex uses plain loads and stores for the word.
 
 import CFiber
 import Synchronization
@@ -18,7 +18,7 @@ final class MutexCore: SyncCore, @unchecked Sendable {
     private let state = Atomic<Holder>(0)
 
     private static var contended: Holder { 1 }
-    /// How often a mutex is looked at that another thread may be about to give back.
+    /// How often the spin reads a mutex that another thread may be about to unlock.
     private static var looks: Int { 30 }
 
     @usableFromInline
@@ -30,22 +30,22 @@ final class MutexCore: SyncCore, @unchecked Sendable {
 
     override var kind: Kind { Kind(local: "LocalMutex", shared: "FiberMutex") }
 
-    /// Takes the mutex; waits for it.
+    /// Waits for the mutex and locks it.
     @usableFromInline
     func acquire() throws {
-        // Only fibers spend calls, and what runs on a worker's own stack.
+        // Only fibers, and code on a worker's own stack, have a call budget.
         if spendsCall() && take(UInt(cfiber_current().unsafelyUnwrapped.pointee.life)) { return }
         try acquireSlowly()
     }
 
-    /// Takes the mutex if nobody has it.
+    /// Locks the mutex if it is free.
     @usableFromInline
     func tryAcquire() -> Bool {
         countTry()
         return take(.caller)
     }
 
-    /// Gives the mutex back, or to the first in line.
+    /// Unlocks the mutex, or hands it to the first waiter.
     @usableFromInline
     func release() {
         guard let fiber = cfiber_current() else { return releaseFromThread() }
@@ -58,10 +58,10 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         releaseSlowly(me)
     }
 
-    /// True when the caller has it.
+    /// True when the caller holds it.
     var isHeldByCaller: Bool { state.load(ordering: .relaxed) & ~Self.contended == .caller }
 
-    /// As `acquire`, for one who must have it again though he is cancelled.
+    /// Like `acquire`, for a caller that must hold the mutex again even if it is cancelled.
     func acquireShielded() {
         let me = Holder.caller
         if take(me) { return }
@@ -72,7 +72,7 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         var shield = CancelScope(.shield, of: worker.running)
         withLocalPointer(to: &shield) { shield in
             shield.enter()
-            // In a shield no wait ends but by its turn.
+            // In a shield, a wait ends only by a hand-off.
             _ = waitForTurn(me)
             shield.leave()
         }
@@ -95,8 +95,8 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         try checkWait(waitForTurn(me))
     }
 
-    /// Waits for a moment, where somebody else has the mutex and nobody waits in line: sections are short, and to park takes longer. Not where that may be a fiber that waits for this
-    /// very thread: with one worker, or more than CPUs.
+    /// Spins for a moment if the mutex is held and its wait queue is empty: critical sections are short, and parking takes longer. It does
+    /// not spin if the holder may be a fiber that needs this very thread to run: with one worker, or with more workers than CPUs.
     private func watch(_ me: Holder) {
         if let worker = Worker.current, !worker.pointee.workers.maySpin { return }
         for _ in 0..<Self.looks {
@@ -123,7 +123,8 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         }
     }
 
-    /// Says that somebody may stand in line, unless nobody holds the mutex; who does cannot give it back then before the lock of the wait point is free. With that lock held.
+    /// Sets the contended bit if the mutex is held, and returns the state. The holder cannot unlock it until the lock of the wait point is
+    /// free. That lock must be held.
     private func markContended() -> Holder {
         var holder = state.load(ordering: .relaxed)
         while holder != 0 && holder & Self.contended == 0 {
@@ -159,8 +160,9 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         resume(next)
     }
 
-    // Locks that are taken by one call and given back by another: a fiber could end in between, and the mutex would stay locked for ever. So its record notes them. `withLock` has no such ways out
-    // and needs no note. Each is a fast path of its own, with the note in its branches: a common one would have registers to save, and a comparison more.
+    // Locking and unlocking by separate calls. A fiber could end in between, and the mutex would stay locked forever, so the fiber's
+    // record counts these locks. `withLock` always unlocks and is not counted. Each function has a fast path of its own with the counting
+    // in its branches: a shared one would have to save registers and make one more comparison.
 
     @usableFromInline
     func lockOpenly() throws {
@@ -210,7 +212,8 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         releaseFromThread()
     }
 
-    /// What stands for the mutex in `FiberRecord.openLocks`. Odd for one between workers, so that a message about it need not look at the mutex.
+    /// The value that represents the mutex in `FiberRecord.openLocks`. It is odd for a shared mutex, so that a message about it can be
+    /// made without reading the mutex.
     @inline(__always)
     private var token: UInt { UInt(bitPattern: Unmanaged.passUnretained(self).toOpaque()) }
     @inline(__always)
@@ -223,7 +226,8 @@ final class MutexCore: SyncCore, @unchecked Sendable {
         fiber.pointee.openLocks = isTaken ? fiber.pointee.openLocks &+ token : fiber.pointee.openLocks &- token
     }
 
-    /// The mutex ends while it is locked. Its holder may let it go, and has nothing to unlock then; for another one, it would be gone.
+    /// The mutex is destroyed while it is locked. The holder may release the last reference, and then has nothing left to unlock. If
+    /// another caller does, the holder would later unlock freed memory.
     @inline(never)
     private func noteGone() {
         let holder = state.load(ordering: .relaxed) & ~Self.contended

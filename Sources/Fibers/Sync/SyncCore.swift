@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What all locks and their like have in common. One worker, or any thread: see `WaitPoint`.
+// The common part of all locks and similar primitives. Runs on one worker or on any thread: see `WaitPoint`.
 
 @usableFromInline
 class SyncCore: WaitPoint, @unchecked Sendable {
-    /// Nobody stands in line, for tests.
+    /// True when the wait queue is empty; for tests.
     package final var isLineEmpty: Bool { withLock { first.pointee.isEmpty } }
 
-    /// Before a caller waits for `holder`: stops the program where that will never unlock, since the wait would have no end. With the lock held.
+    /// Called before a caller waits for `holder`. Stops the program if that holder will never unlock, since the wait would never end. The
+    /// lock must be held.
     @inline(__always)
     final func stopIfGone(_ holder: Holder, _ verb: String) {
         if let gone = Holders.nameIfGone(holder) { stopWaitingForever(gone, verb) }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A count of what is yet to be done, and those who wait until it is nothing.
+// Wait groups: a count of unfinished tasks, and a queue of waiters for the moment when it becomes zero.
 //
-// Invariant, whenever the lock of the wait point is free: somebody waits only while the count is above zero. One worker, or any thread: see `WaitPoint`.
+// Invariant, whenever the lock of the wait point is free: waiters are queued only while the count is above zero. Runs on one worker or on
+// any thread: see `WaitPoint`.
 
 final class WaitGroupCore: SyncCore, @unchecked Sendable {
     @exclusivity(unchecked) private var number = 0
@@ -35,7 +36,8 @@ final class WaitGroupCore: SyncCore, @unchecked Sendable {
     var count: Int { withLock { number } }
 }
 
-/// Waits until so many things are done, by fibers of all workers or plain threads. For fibers that are started and ended in one place ``withFiberGroup(limit:_:)`` does more.
+/// Waits until a number of tasks are done, by fibers of all workers or plain threads. For fibers that start and end in one scope,
+/// ``withFiberGroup(limit:_:)`` does more.
 ///
 /// ```swift
 /// let uploads = WaitGroup()
@@ -44,19 +46,21 @@ final class WaitGroupCore: SyncCore, @unchecked Sendable {
 /// try uploads.wait()
 /// ```
 ///
-/// It may be used again and again.
+/// It can be reused.
 public final class WaitGroup: Sendable {
     private let core = WaitGroupCore(isShared: true)
 
-    /// A group of nothing.
+    /// Creates a wait group with a count of zero.
     public init() {}
 
-    /// Counts what is about to begin: before it does, so that a wait cannot be over too early. Never waits; any thread. A count below zero stops the program.
+    /// Counts tasks that are about to begin. Call it before they begin, so that a wait cannot end too early. Never waits; any thread. A
+    /// count below zero stops the program.
     public func add(_ count: Int = 1) { core.add(count) }
 
-    /// Counts one that has ended; with the last one, all that wait go on. Never waits; any thread. More of these than ``add(_:)`` has counted stop the program.
+    /// Marks one task as done; the last one wakes all waiters. Never waits; any thread. More calls than ``add(_:)`` has counted stop the
+    /// program.
     ///
-    /// - Complexity: O(*n*) in the number of those that go on by it.
+    /// - Complexity: O(*n*) in the number of waiters that it resumes.
     public func done() { core.add(-1) }
 
     /// Waits until the count is zero.
@@ -65,26 +69,27 @@ public final class WaitGroup: Sendable {
     /// - Note: parks
     public func wait() throws { try core.wait() }
 
-    /// How many have been added and are not done.
+    /// The number of tasks that are not done.
     public var count: Int { core.count }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
-/// Waits until so many things are done by fibers of one worker. As ``WaitGroup``, without locks and atomic operations.
+/// Waits until a number of tasks are done by fibers of one worker. Like ``WaitGroup``, but without locks and atomic operations.
 public final class LocalWaitGroup {
     private let core = WaitGroupCore(isShared: false)
 
-    /// A group of nothing.
+    /// Creates a wait group with a count of zero.
     public init() {}
 
-    /// Counts what is about to begin: before it does, so that a wait cannot be over too early. Never waits. A count below zero stops the program.
+    /// Counts tasks that are about to begin. Call it before they begin, so that a wait cannot end too early. Never waits. A count below
+    /// zero stops the program.
     public func add(_ count: Int = 1) { core.add(count) }
 
-    /// Counts one that has ended; with the last one, all that wait go on. Never waits. More of these than ``add(_:)`` has counted stop the program.
+    /// Marks one task as done; the last one wakes all waiters. Never waits. More calls than ``add(_:)`` has counted stop the program.
     ///
-    /// - Complexity: O(*n*) in the number of those that go on by it.
+    /// - Complexity: O(*n*) in the number of waiters that it resumes.
     public func done() { core.add(-1) }
 
     /// Waits until the count is zero.
@@ -93,10 +98,10 @@ public final class LocalWaitGroup {
     /// - Note: parks
     public func wait() throws { try core.wait() }
 
-    /// How many have been added and are not done.
+    /// The number of tasks that are not done.
     public var count: Int { core.count }
 
-    /// Nobody waits, for tests.
+    /// True when no fiber or thread waits; for tests.
     package func hasNoWaiters() -> Bool { core.isLineEmpty }
 }
 
