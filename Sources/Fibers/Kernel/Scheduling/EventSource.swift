@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What a worker needs from outside: events, a way to be woken while it waits for them, and time. The reactor implements it; the kernel knows no more of the reactor than this.
+// The event source of a worker: events, a way to wake the worker while it waits for them, and time. The reactor implements it; this is all
+// that the kernel knows of the reactor.
 
-/// Where a worker's events come from. Owner worker only, except for its waker.
+/// The source of a worker's events. Owner worker only, except for the waker.
 package protocol EventSource: AnyObject {
-    /// Ends the blocking of `poll`. It may outlive the source: a sender on another thread may still hold it.
+    /// Makes a blocking `poll` return. It may outlive the source, since a sender on another thread may still hold it.
     var waker: any Waker { get }
     /// A clock of the source's own, for simulated time; nil for the clocks of the system.
     var clock: (any WorkerClock)? { get }
-    /// Handles the events that have happened. If there are none, blocks until there is one, until the waker is used, or for `timeout` nanoseconds; without limit where that is
-    /// negative.
+    /// Handles pending events. If there are none, blocks until an event occurs, the waker is used, or `timeout` nanoseconds have passed; a
+    /// negative timeout means no limit.
     func poll(timeout: Int64)
-    /// Ends all that is still open. No fiber of the worker runs any more.
+    /// Closes everything that is still open. No fiber of the worker runs any more.
     func stop()
 }
 

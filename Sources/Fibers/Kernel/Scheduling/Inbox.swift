@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Where other threads put what is for a worker: fibers that they have woken, and messages; and the sleep protocol that makes sure that the worker looks.
+// The inbox of a worker, through which other threads hand it woken fibers and messages, and the sleep protocol that makes sure that the
+// worker reads it.
 //
 // Invariants (all orders sequentially consistent):
-//   * a worker announces `sleeping`, then looks into the inbox once more, then blocks;
-//   * a sender pushes, then looks at `sleeping`; whoever turns it from true to false uses the waker of the worker's event source, once.
+//   * A worker announces `sleeping`, then checks the inbox once more, then blocks.
+//   * A sender pushes, then reads `sleeping`. The sender that changes it from true to false uses the waker of the worker's event source,
+//     once.
 // Either the worker sees the push or the sender sees the announcement, so nothing stays in the inbox of a sleeping worker; and a worker
-// that is awake costs its senders no system call. Tests/Models/wake.pml is this protocol, together with a shared park, for a model checker.
+// that is awake costs its senders no system call. Tests/Models/wake.pml models this protocol, together with a shared park, for a model
+// checker.
 //
-// Thread rule: `push` any thread, the rest owner worker only. Senders hold a reference while they push: what they sent may end
-// the runtime before they are done.
+// Thread rule: `push` on any thread, the rest on the owner worker only. Senders hold a reference while they push, since their message may
+// end the runtime before `push` returns.
 
 import CFiber
 import Synchronization
 
-/// Something to be done on another worker's thread, at its root: it may start and cancel fibers, and must not run code of users, release what is theirs, or park.
+/// Work for the root of another worker. It may start and cancel fibers. It must not run user code, release user objects, or park.
 final class Message {
     fileprivate var next: UInt = 0
-    /// The fiber that it is about, if any. Here and not in the closure, since what that releases is released at the root.
+    /// The fiber that the message is about, if any. It is not captured by the closure, since the closure releases its captures at the
+    /// root.
     private var core: FiberCore?
-    /// The runtime does not end before it has arrived.
+    /// The runtime does not end before the message has arrived.
     var isAwaited = false
     private let deliver: (Worker, FiberCore?) -> Void
 
@@ -46,7 +50,7 @@ final class Inbox: @unchecked Sendable {
     private let sleeping = Atomic<Bool>(false)
     /// What the time counter showed when the sleeping worker was last sent for; 0 when it has not been since it fell asleep. A sender who is slow may still write an older time.
     private let sentForAt = Atomic<UInt64>(0)
-    /// Ends the sleep of the worker.
+    /// Wakes the worker from its sleep.
     private let waker: any Waker
 
     init(_ waker: any Waker) { self.waker = waker }
@@ -84,7 +88,7 @@ final class Inbox: @unchecked Sendable {
     @inline(__always)
     var isEmpty: Bool { head.load(ordering: .relaxed) == 0 }
 
-    /// Calls one of the two with each thing, in the order in which they were pushed.
+    /// Calls one of the two closures with each entry, in the order of the pushes.
     @inline(never)
     func drain(fiber: (FiberPointer) -> Void, message: (Message) -> Void) {
         var newest = head.exchange(0, ordering: .sequentiallyConsistent)
@@ -123,7 +127,7 @@ final class Inbox: @unchecked Sendable {
         .fromOpaque(UnsafeRawPointer(bitPattern: word & ~1).unsafelyUnwrapped)
     }
 
-    /// Announces sleep. False when something has arrived, and then there is no sleep.
+    /// Announces sleep. Returns false if an entry has arrived, and then the worker must not sleep.
     func beginSleep() -> Bool {
         sentForAt.store(0, ordering: .relaxed)
         sleeping.store(true, ordering: .sequentiallyConsistent)
@@ -132,9 +136,9 @@ final class Inbox: @unchecked Sendable {
         return false
     }
 
-    /// - Returns: what the time counter showed when somebody sent for the worker; 0 if nobody has, or his word is still on its way.
+    /// - Returns: the value of the time counter when a sender woke the worker; 0 if none has, or if its store has not arrived yet.
     func endSleep() -> UInt64 {
-        // A sender that was faster has taken the flag down itself; its eventfd is then readable and drained as an event.
+        // A faster sender has cleared the flag itself. Then the eventfd is readable and is drained as an event.
         sleeping.store(false, ordering: .relaxed)
         return sentForAt.load(ordering: .relaxed)
     }

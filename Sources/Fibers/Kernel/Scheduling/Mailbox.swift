@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What the inbox has brought to a worker, and what its root does with it: messages are delivered one after the other, and what they leave behind is released in a fiber. Owner worker only.
+// Messages that the inbox has brought to a worker, and their delivery by the root. Messages are delivered one after the other, and the
+// objects that they leave behind are released in a fiber. Owner worker only.
 
 struct Mailbox {
-    /// Messages that have arrived and wait for the root, of which the first `delivered` have been delivered and are gone.
+    /// Messages that have arrived and wait for the root. The first `delivered` of them have been delivered and released.
     var messages: [Message?] = []
     var delivered = 0
-    /// What shall be released in a fiber, and waits for a stack.
+    /// Objects that must be released in a fiber and wait for a stack.
     var leftovers: [AnyObject] = []
-    /// The root stands in the ready queue.
+    /// True while the root is in the ready queue.
     var isRootQueued = false
 
     fileprivate static var messagesAtATime: Int32 { 64 }
@@ -22,7 +23,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.inbox.drain(fiber: { receive($0) }, message: { pointee.mailbox.messages.append($0) })
     }
 
-    /// Delivers some of the messages, in order; the others have to wait for fibers, timers and event source.
+    /// Delivers some of the messages, in order. The others wait until fibers, timers and the event source have been served.
     func deliverMessages() {
         var left = Mailbox.messagesAtATime
         while pointee.mailbox.hasMessages && left > 0 {
@@ -35,13 +36,13 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             pointee.mailbox.delivered = 0
             pointee.mailbox.messages.removeAll(keepingCapacity: pointee.mailbox.messages.count <= 1024)
         } else if pointee.mailbox.delivered >= 1024 && pointee.mailbox.delivered * 2 >= pointee.mailbox.messages.count {
-            // They may come as fast as they go, for ever.
+            // Otherwise messages that arrive as fast as they are delivered would starve the fibers.
             pointee.mailbox.messages.removeFirst(pointee.mailbox.delivered)
             pointee.mailbox.delivered = 0
         }
     }
 
-    /// Lets go of an object in a fiber of its own: now, or when there is a stack for one; at the end of the worker if there never is.
+    /// Releases an object in a fiber of its own: now, or when a stack is available, or at the end of the worker if that never happens.
     func release(_ object: AnyObject) {
         pointee.mailbox.leftovers.append(object)
         releaseLeftovers()

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The numbers that a worker gives: ids of fibers, epochs of records, and random ones. Owner worker only.
+// The numbers that a worker issues: fiber ids, epochs of records, and random numbers. Owner worker only.
 
 import CFiber
 
 struct NumberSource: BitwiseCopyable {
-    /// The fibers' ids that are left of a block that is this worker's.
+    /// The remaining fiber ids of this worker's block.
     private var nextID: UInt64 = 0
     private var endOfIDs: UInt64 = 0
     private var epochBase: UInt64 = 0
-    /// What the next random number is made of.
+    /// The state of the random number generator.
     private var random: UInt64
 
     private static var idsAtATime: UInt64 { 1024 }
@@ -29,12 +29,12 @@ struct NumberSource: BitwiseCopyable {
         return id
     }
 
-    /// Epochs of a record that is made anew start where no earlier record's have been: 2^31 parks apart, which lasts for 2^30 records.
+    /// The epochs of a new record start beyond those of all earlier records: 2^31 parks apart, which suffices for 2^30 records.
     mutating func takeEpochs() -> UInt64 {
         epochBase &+= 1 << 34
         return epochBase
     }
 
-    /// Even enough to be fair by, without a system call.
+    /// Uniform enough for fairness, without a system call.
     mutating func randomNumber(below limit: UInt32) -> UInt32 { nextRandomNumber(&random, below: limit) }
 }

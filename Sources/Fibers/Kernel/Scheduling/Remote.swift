@@ -1,30 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What fibers have to do with those of other workers: spawn, join, cancel, and groups. All of it is done by messages to the worker where the fiber lives, since nobody else may
-// touch what is there.
+// Operations on fibers of other workers: spawn, join, cancel, and groups. Each is a message to the fiber's home worker, since no other
+// thread may touch the fiber's state.
 //
 // Invariants:
-//   * a message about a fiber comes after the one that brought it: who has its handle has it from the one who sent it. So on its own worker, too, what is done to a fiber
-//     that is still on its way is done by a message;
-//   * a fiber that joins waits in a `RemoteJoin`, which the joined fiber's home worker keeps until that fiber ends or the waiter takes it back;
-//   * a child on another worker counts in its group like any other, and its end comes as a message; until then the group is there.
+//   * A message about a fiber arrives after the message that brought the fiber, because every handle comes from the sender of that
+//     message. So an operation on a fiber that has not arrived yet is a message, too, even on the fiber's own worker.
+//   * A fiber that joins waits in a `RemoteJoin`, which the joined fiber's home worker keeps until that fiber ends or the waiter withdraws
+//     it.
+//   * A child on another worker counts in its group like any other child, and its end arrives as a message; the group exists until then.
 
 import CFiber
 import Synchronization
 
-/// The wait of a fiber for the end of one on another worker. Many may give up at once, in any order, so each leaves the list without a search.
+/// The wait of a fiber for the end of a fiber on another worker. Many waiters may give up at once, in any order, so each leaves the list
+/// without a search.
 private final class RemoteJoin: WaitCell, ListElement, @unchecked Sendable {
     /// Home worker of the joined fiber only.
     @exclusivity(unchecked) var links = ListLinks<RemoteJoin>()
 }
 
-/// Of a fiber: who waits on other workers for its end, and the group on another worker that it is a child of. Home worker only, once the fiber has arrived.
+/// The remote relations of a fiber: the waiters on other workers that join it, and its group, if that is on another worker. Home worker
+/// only, once the fiber has arrived.
 final class RemoteLife {
     fileprivate var joins = ObjectList<RemoteJoin>()
     fileprivate let group: GroupPointer?
-    /// Where that is.
+    /// The worker of that group.
     fileprivate let groupHome: Worker?
-    /// That there was no stack for it is not the group's failure.
+    /// If no stack was available for the child, the group does not fail.
     fileprivate let mayBeRefused: Bool
 
     init(group: GroupPointer? = nil, on home: Worker? = nil, mayBeRefused: Bool = false) {
@@ -38,20 +41,21 @@ final class RemoteLife {
     }
 }
 
-/// What is sent of a fiber that shall begin elsewhere.
+/// The data of a fiber that starts on another worker.
 struct Departure {
     let name: String?
     let locals: FiberLocalNode?
-    /// Of the group that it is a child of.
+    /// The parts that belong to the group of the fiber.
     var deadline = Int64.max
     var isCancelled = false
-    /// Called at the root of the worker where the fiber cannot begin. What the body owns is let go of in a fiber, and that may have to wait for a stack as long as other fibers live;
-    /// what others count on is given back here. It must not park, and neither it nor what it captures may be of users.
+    /// Called at the root of a worker that cannot start the fiber. The captures of the body are released in a fiber, which may have to
+    /// wait for a stack until other fibers end; resources that others wait for are released here. The closure must not park, and neither
+    /// it nor its captures may belong to the user.
     var onRefusal: (@Sendable () -> Void)?
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// The worker that an index names, or the least loaded.
+    /// The worker with an index, or the least loaded worker.
     func target(_ index: Int?) -> Worker {
         let workers = pointee.workers
         guard let index else { return workers.leastLoaded(from: self) }
@@ -103,7 +107,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.load.arriving.subtract(1, ordering: .relaxed)
     }
 
-    /// The life of a fiber that others may wait for elsewhere is over.
+    /// Ends a fiber that fibers on other workers may join.
     func endRemote(_ fiber: FiberPointer) {
         let core = fiber.coreField.pointee.unsafelyUnwrapped
         guard core.remote != nil else { return }
@@ -127,7 +131,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         }
     }
 
-    /// Parks the running fiber until the life of one on another worker is over.
+    /// Parks the running fiber until a fiber on another worker has ended.
     func joinRemote(_ core: FiberCore) throws {
         require(
             pointee.workers.contains(core.home),
@@ -153,9 +157,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         try check(outcome)
     }
 
-    /// Cancels a fiber wherever it is.
+    /// Cancels a fiber on any worker.
     func cancel(_ core: FiberCore) {
-        // From a worker whose fibers were left behind: others may be gone, and theirs with them.
+        // The caller's worker has abandoned its fibers: other workers and their fibers may be gone.
         if core.isFinished || pointee.ending.isAbandoned { return }
         if core.home == self && !core.isOnItsWay {
             if let record = core.record { cancel(record.base) }

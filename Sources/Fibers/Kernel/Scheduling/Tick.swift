@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Ticks: after so many switches a worker looks at the world, that is its inbox, and timers and event source when their time has come.
+// Ticks: after a number of switches a worker checks its inbox, and its timers and event source if they are due.
 //
 // Invariants:
-//   * a tick is at most `longest` switches, and fewer where fibers compute for long between them. A counter of switches is all that a yield can afford (the time counter takes as long as
-//     several yields), so the length of a tick adapts to what the one before took;
-//   * timers and event source are looked at after the tick in which half a millisecond has passed since the last look.
+//   * A tick has at most `longest` switches, and fewer if fibers compute for long between them. A yield can afford no more than a counter
+//     of switches (reading the time counter takes as long as several yields), so the length of a tick adapts to the duration of the
+//     previous one.
+//   * Timers and event source are checked after the tick in which half a millisecond has passed since the last check.
 // Owner worker only.
 
 import CFiber
@@ -13,25 +14,26 @@ import CFiber
 package struct Tick: BitwiseCopyable {
     /// Switches left.
     var left = firstLength
-    /// How many it began with.
+    /// The number of switches with which the tick began.
     var length = firstLength
-    /// What the time counter showed when it began.
+    /// The time counter when the tick began.
     var began: UInt64 = 0
-    /// What the time counter showed after the last look at the event source.
+    /// The time counter after the last check of the event source.
     var lastPoll: UInt64 = 0
-    /// Switches left, of several ticks, until fibers that were put before all others go behind them.
+    /// Switches left, over several ticks, until fibers at the front of the queue must go behind all others.
     var frontLeft = longest
 
     package static var longest: Int32 { 64 }
-    /// The length of the first tick, and of the first after a sleep, when nothing is known of the fibers that will run in it. Short, because fibers may compute for
-    /// milliseconds each; most sleeps are followed by fewer switches than that, and then the tick costs nothing.
+    /// The length of the first tick, and of the first tick after a sleep, when nothing is known about its fibers. It is short because each
+    /// fiber may compute for milliseconds. Most sleeps are followed by fewer switches than that, and then the tick costs nothing.
     package static var firstLength: Int32 { 4 }
 
-    /// How many switches a tick may have so that it takes about as long as the interval at which the worker looks at timers and event source, judging by the tick before. It grows by twice at most.
+    /// The number of switches with which a tick would take about as long as the interval between checks of timers and event source,
+    /// judging by the previous tick. It at most doubles.
     ///
     /// - Parameters:
-    ///   - used: switches in the tick before.
-    ///   - elapsed: how long that took, and `interval` how long it should take, by the time counter.
+    /// - used: switches in the previous tick.
+    /// - elapsed: the duration of that tick; `interval` is the wanted duration. Both in units of the time counter.
     package static func length(after used: Int32, taking elapsed: UInt64, of interval: UInt64) -> Int32 {
         let used = max(1, used)
         // Most ticks take a thousandth of the interval: they pay no division.
@@ -39,7 +41,7 @@ package struct Tick: BitwiseCopyable {
         return Int32(max(1, min(UInt64(used) &* interval / elapsed, UInt64(longest))))
     }
 
-    /// The next tick is the first after a sleep.
+    /// Marks the next tick as the first one after a sleep.
     mutating func noteSleep() {
         length = min(length, Self.firstLength)
         left = length
@@ -53,7 +55,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if _slowPath(pointee.tick.left <= 0) { endTick() }
     }
 
-    /// Begins the next tick, and looks at the world in between.
+    /// Ends the tick: checks the inbox, and timers and event source if they are due, and begins the next tick.
     @inline(never)
     func endTick() {
         let used = pointee.tick.length &- pointee.tick.left
@@ -67,26 +69,27 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
             pointee.ready.endFront()
         }
         collectInbox()
-        // Messages are for the root, which takes its turn like a fiber.
+        // The root delivers messages, and is queued like a fiber.
         if _slowPath(pointee.mailbox.hasMessages && !pointee.mailbox.isRootQueued) {
             pointee.mailbox.isRootQueued = true
             pointee.ready.append(pointee.root)
         }
         if isPollDue(at: counter) {
             poll(timeout: 0)
-            // The fiber stays as it is, with all that it owns, and never goes on. One whose life is over only has to say so.
+            // The fiber keeps its state and never continues. A fiber that has ended only has to report its end.
             if _slowPath(pointee.ending.abandonAt != .max && isOverdue), running.id != 0 { cfiber_switch(pointee.root) }
         }
     }
 
-    /// Begins a tick of the longest length, for tests in which no tick may end.
+    /// Begins a tick of the maximum length, for tests in which no tick may end.
     package func beginLongestTick() {
         pointee.tick.length = Tick.longest
         pointee.tick.left = pointee.tick.length
         pointee.tick.began = counter
     }
 
-    /// True when the fibers that started now have run before all others for so long that the others are due at the end of this tick.
+    /// True if fibers that were started at the front have run before all others for so long that the others are due at the end of this
+    /// tick.
     var isFrontDue: Bool { pointee.tick.frontLeft <= pointee.tick.length &- pointee.tick.left }
 
     @inline(__always)

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What the workers of a set are set up with: plain values, and the handlers that hear what goes wrong. Never changed once the set is made, so any thread may read them.
+// The settings of a set of workers: plain values, and the handlers for errors and warnings. They never change once the set exists, so any
+// thread may read them.
 
-/// What a program says of it in `FiberRuntime.Configuration`.
+/// The kernel's part of `FiberRuntime.Configuration`.
 struct WorkerSettings: Sendable {
-    /// Nil for what the environment says, or one per CPU.
+    /// Nil for the number in the environment, or else one per CPU.
     let workers: Int?
     let pinsWorkers: Bool
     let stackSize: Int
     let guards: StackGuards
-    /// Nanoseconds for which stacks must not have been needed before their memory is given back.
+    /// Nanoseconds for which a stack must be unused before its memory is returned.
     let trimInterval: Int64
-    /// How long fibers may take to end once they are all cancelled.
+    /// The time that fibers have to end after all of them have been cancelled.
     let shutdownLimit: Duration
-    /// What the workers' random numbers are made of; nil for the time counter.
+    /// The seed of the workers' random numbers; nil for the time counter.
     let randomSeed: UInt64?
     /// Makes the event source of a worker, by its index.
     let makeEvents: @Sendable (_ worker: Worker, _ index: Int) throws(ResourceError) -> any EventSource
