@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// What higher floors and other modules keep once per runtime, such as its resolver, so that none of it is global. An object is made on first use, once for each type, and released when
-// the runtime ends. Any thread, except `end`.
+// Objects of higher floors and other modules that exist once per runtime, such as its resolver, so that none of them is global. An object
+// is created on first use, once for each type, and released when the runtime ends. Any thread, except `end`.
 
 package final class Attachments: Sendable {
     private struct State {
@@ -11,19 +11,19 @@ package final class Attachments: Sendable {
 
     private let state = Guarded(State())
 
-    /// The object that is there from the start, and found without the lock; it stays when the others end.
+    /// The object that exists from the start and is read without the lock; it stays when the others are released.
     private let first: any AnyObject & Sendable
 
     init(first: any AnyObject & Sendable) { self.first = first }
 
-    /// The object that is there from the start, which must be of that type.
+    /// Returns the object that exists from the start, which must be of that type.
     @inline(__always)
     func first<Object: AnyObject & Sendable>(as type: Object.Type) -> Object { unsafeDowncast(first, to: type) }
 
-    /// The runtime's object of a type.
+    /// Returns the runtime's object of a type, and creates it on first use.
     package func object<Object: AnyObject & Sendable>(_ type: Object.Type, _ make: () -> Object) -> Object {
         if let object = state.withLock({ $0.objects[ObjectIdentifier(type)] }) { return unsafeDowncast(object, to: type) }
-        // Not with the lock held, since it may look here, too. Of two that are made at the same time the first one counts.
+        // Created without the lock, since `make` may use this object, too. If two are created at the same time, the first one is kept.
         let made = make()
         let object = state.withLock { state in
             if let object = state.objects[ObjectIdentifier(type)] { return object }
@@ -39,7 +39,7 @@ package final class Attachments: Sendable {
             defer { state.objects = [:] }
             return state.objects
         }
-        // Their deinits may look here.
+        // Their deinits may use this object, so they are released without the lock.
         withExtendedLifetime(objects) {}
     }
 }

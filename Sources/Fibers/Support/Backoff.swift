@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The length of pauses between tries, where nothing tells when the next one will succeed.
+// The length of pauses between attempts, where no event reports when the next one can succeed.
 
 /// Pauses that double, from the first to the longest, in nanoseconds.
 package struct Backoff: BitwiseCopyable {
@@ -13,14 +13,14 @@ package struct Backoff: BitwiseCopyable {
         self.longest = longest
     }
 
-    /// For something that another fiber or process may give back soon: 1 to 50 ms.
+    /// For a resource that another fiber or process may release soon: 1 to 50 ms.
     @inline(__always)
     package static var brief: Backoff { Backoff(from: 1_000_000, to: 50_000_000) }
-    /// For something that the whole system is short of: 5 to 100 ms.
+    /// For a resource that the whole system is short of: 5 to 100 ms.
     @inline(__always)
     package static var patient: Backoff { Backoff(from: 5_000_000, to: 100_000_000) }
 
-    /// The pause before the next try.
+    /// The pause before the next attempt.
     package mutating func next() -> Int64 {
         defer { pause = min(pause * 2, longest) }
         return pause

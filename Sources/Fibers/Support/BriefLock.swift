@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A lock that is held for a few instructions, by fibers of any worker and by plain threads, and never across a park: who finds it taken looks again for a while, and
-// then sleeps until it is free. (U. Drepper, "Futexes Are Tricky", 2011, the second mutex.)
+// A lock that is held for a few instructions, by fibers of any worker and by plain threads, and never across a park. A thread that finds it
+// locked spins for a while, and then sleeps until it is free. (U. Drepper, "Futexes Are Tricky", 2011, the second mutex.)
 //
 // Invariants:
-//   * the word is 0 when the lock is free, 1 when it is taken, 2 when somebody may sleep for it;
-//   * who sleeps has set 2 before, and whoever frees the lock and finds 2 wakes one, who then sets 2 again, since there may be others.
+//   * the word is 0 when the lock is free, 1 when it is locked, 2 when it is locked and a thread may be sleeping on it;
+//   * a thread sets 2 before it sleeps. A thread that unlocks and finds 2 wakes one sleeper, which then sets 2 again, since others may
+//     still sleep.
 // Any thread.
 
 import CFiber
@@ -22,7 +23,7 @@ struct BriefLock: BitwiseCopyable {
         word.initialize(to: Atomic(0))
     }
 
-    /// A lock that was made there.
+    /// A lock that `init(at:)` has created there.
     @inline(__always)
     init(over memory: UnsafeMutableRawPointer) { word = memory.assumingMemoryBound(to: Atomic<UInt32>.self) }
 
@@ -37,7 +38,8 @@ struct BriefLock: BitwiseCopyable {
         if word.pointee.exchange(0, ordering: .releasing) == 2 { wake() }
     }
 
-    /// Looks again after twice as long each time: so whoever has it can take it many times over while it is in his cache, and the two do not tear at it.
+    /// Spins with pauses that double. So the holder can lock many times in a row while the word is in its cache, and the two CPUs do not
+    /// contend for the cache line.
     @inline(never)
     private func lockSlowly() {
         var pause = Self.shortestPause

@@ -11,15 +11,15 @@ package enum Deadline {
         return overflow ? never : max(0, deadline)
     }
 
-    /// The sum of a time and a length, `never` where that is too large.
+    /// The sum of a time and a length; `never` where that is too large.
     @inline(__always)
     static func after(nanoseconds length: Int64, from start: Int64) -> Int64 {
         let (sum, overflow) = start.addingReportingOverflow(length)
         return overflow ? never : sum
     }
 
-    /// A duration in nanoseconds, of which a fraction counts as one; `never` where it is too long to be said. Not by `components`, whose
-    /// division of 128 bits takes as long as the rest of setting a deadline.
+    /// A duration in nanoseconds, rounded up; `never` where it does not fit. It avoids `components`, whose 128-bit division takes as long
+    /// as the rest of setting a deadline.
     static func nanoseconds(_ duration: Duration) -> Int64 {
         let attoseconds = duration.attoseconds
         let high = attoseconds >> 64

@@ -2,7 +2,7 @@
 
 /// Stops the program because the programmer used the library in a way that cannot work; the message names the remedy.
 ///
-/// Not `precondition`: that says nothing in release builds, which is where most programs run.
+/// Not `precondition`: that prints no message in release builds, which most programs run as.
 @inline(never)
 @usableFromInline
 package func misuse(_ message: String) -> Never {

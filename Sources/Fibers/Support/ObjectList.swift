@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Objects in a queue, linked through themselves, so that one leaves in constant time wherever it stands: waiters give up in any order, and an array would have to be searched for each.
+// An intrusive list of objects, so that one can be removed in constant time wherever it stands: waiters give up in any order, and an array
+// would have to be searched for each.
 //
 // Invariants:
-//   * an object is in one list at most, and the list owns it meanwhile: `next` retains, `previous` does not;
-//   * the order is that in which the objects were appended. An object that leaves changes it for no other;
-//   * whoever drops a list has emptied it: releasing a long chain would overflow the stack.
-// Whoever owns the list, or holds its lock.
+//   * an object is in one list at most, and that list owns it: `next` retains, `previous` does not;
+//   * the order is that in which the objects were appended, and a removal does not change it for the others;
+//   * the owner empties a list before it drops it: releasing a long chain would overflow the stack.
+// The owner of the list or the holder of its lock only.
 
-/// What an element of an ``ObjectList`` has for the list.
+/// The links that an element stores for its ``ObjectList``.
 package struct ListLinks<Element: AnyObject> {
     fileprivate var next: Element?
     fileprivate unowned(unsafe) var previous: Element?
@@ -42,7 +43,7 @@ package struct ObjectList<Element: ListElement> {
         return element
     }
 
-    /// Removes an element of this list; does nothing to one that is in no list.
+    /// Removes an element of this list; does nothing to an element that is in no list.
     package mutating func remove(_ element: Element) {
         let links = element.links
         guard links.isLinked else { return }

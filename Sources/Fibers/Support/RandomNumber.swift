@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Random numbers that are even enough to be fair by, without a system call. The caller owns the state.
+// Random numbers that are uniform enough for fairness, without a system call. The caller owns the state.
 
-/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), cut to 32 bits and brought below the limit by a multiplication.
+/// SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014), truncated to 32 bits and scaled below the limit
+/// by a multiplication.
 func nextRandomNumber(_ state: inout UInt64, below limit: UInt32) -> UInt32 {
     state &+= 0x9e37_79b9_7f4a_7c15
     var z = state

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A growable array of trivial values for the kernel: it reports that memory is short instead of ending the process, and it is safe to touch while
-// fibers switch, since it lies in no class property. Owner worker only; freed by `destroy`.
+// A growable array of trivial values for the kernel. It reports that memory is short instead of ending the process, and it is safe to use
+// across fiber switches, since it is not a class property. Owner worker only; freed by `destroy`.
 
 import CFiber
 
@@ -18,7 +18,7 @@ struct RawArray<Element: BitwiseCopyable> {
         count < capacity || grow(to: 1)
     }
 
-    /// Makes room for so many more; false when memory is short.
+    /// Makes room for `more` further elements; false when memory is short.
     mutating func reserve(_ more: Int) -> Bool {
         count + more <= capacity || grow(to: more)
     }

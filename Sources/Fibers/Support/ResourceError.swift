@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
-/// The system refused something that the runtime needs: stacks, address space, memory or descriptors.
+/// The system refused a resource that the runtime needs: stacks, address space, memory or descriptors.
 ///
-/// Nothing is half done when it is thrown: the runtime stays usable, and the same call succeeds once the limit is raised or something is
-/// given back.
+/// A call that throws it has had no partial effect: the runtime stays usable, and the same call succeeds once the limit is raised or
+/// resources are released.
 public struct ResourceError: Error, Hashable, Sendable, CustomStringConvertible {
-    /// What ran out. More may be added.
+    /// The resource that ran out. More may be added.
     public struct Resource: Hashable, Sendable {
         enum Kind: Hashable { case memory, addressSpace, mappings, descriptors, kernel }
         let kind: Kind
 
-        /// Memory, or the kernel's promise of it (`vm.overcommit_memory`).
+        /// Memory, or the memory that the kernel commits to (`vm.overcommit_memory`).
         public static let memory = Resource(kind: .memory)
         /// Address space of the process (`ulimit -v`).
         public static let addressSpace = Resource(kind: .addressSpace)

@@ -2,7 +2,7 @@
 
 import Glibc
 
-/// Writes one line to standard error in one system call, so that lines of several threads are not mixed.
+/// Writes one line to standard error in one system call, so that the lines of several threads are not mixed.
 @usableFromInline
 func printLineToStandardError(_ text: String) {
     var line = String(decoding: text.utf8.map { $0 == 10 || $0 == 13 ? 32 : $0 } + [10], as: UTF8.self)
@@ -10,7 +10,7 @@ func printLineToStandardError(_ text: String) {
         var written = 0
         while written < bytes.count {
             let count = write(STDERR_FILENO, bytes.baseAddress.unsafelyUnwrapped + written, bytes.count - written)
-            // A signal interrupts a write to a pipe that is full, before it begins or in the middle.
+            // A signal may interrupt a write to a full pipe, before it begins or in the middle.
             if count == 0 || count < 0 && errno != EINTR { return }
             written += max(count, 0)
         }

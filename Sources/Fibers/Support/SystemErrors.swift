@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// From error numbers to errors that say what to do. Any thread.
+// Converts error numbers to errors that name the remedy. Any thread.
 
 import CFiber
 import Glibc
 
-/// The system's words for an error number.
+/// The system's text for an error number.
 package func errorText(_ errno: Int32) -> String {
     withUnsafeTemporaryAllocation(of: CChar.self, capacity: 128) { buffer in
         String(cString: cfiber_error_text(errno, buffer.baseAddress, buffer.count))
@@ -13,7 +13,7 @@ package func errorText(_ errno: Int32) -> String {
 }
 
 extension ResourceError {
-    /// The error for a descriptor that the kernel did not give.
+    /// The error for a descriptor that the kernel refused.
     package static func descriptors(_ errno: Int32, _ operation: String) -> ResourceError {
         switch errno {
         case EMFILE:
@@ -33,7 +33,7 @@ extension ResourceError {
         }
     }
 
-    /// The error for a standard stream that is closed and stays so.
+    /// The error for a standard stream that is closed and cannot be opened.
     static func standardStreams(_ errno: Int32) -> ResourceError {
         let operation = "opening /dev/null for a closed standard stream"
         if [EMFILE, ENFILE, ENOMEM].contains(errno) { return .descriptors(errno, operation) }
@@ -42,14 +42,14 @@ extension ResourceError {
             remedy: "Start the program with descriptors 0, 1 and 2 open, or with a /dev/null that it may read and write.")
     }
 
-    /// The error for a thread that was not given.
+    /// The error for a thread that the system refused.
     static func threads(_ errno: Int32, _ operation: String) -> ResourceError {
         ResourceError(
             .kernel, errno: errno, operation: operation,
             remedy: "Allow the process more threads (ulimit -u, pids.max of its control group, sysctl kernel.threads-max), or more memory.")
     }
 
-    /// The error for memory that was not given; `bytes` were asked for.
+    /// The error for memory that the system refused; `bytes` were requested.
     package static func memory(_ errno: Int32, _ operation: String, bytes: Int) -> ResourceError {
         let space = cfiber_address_space_limit()
         if errno == ENOMEM, space != .max {
@@ -71,7 +71,7 @@ extension ResourceError {
             remedy: "\(bytes) more bytes are not to be had: free memory, or run fewer fibers at a time.")
     }
 
-    /// The error for a mapping too many; `stacks` are in use.
+    /// The error for one mapping too many; `stacks` are in use.
     static func mappings(_ errno: Int32, _ operation: String, stacks: Int) -> ResourceError {
         let limit = cfiber_read_number("/proc/sys/vm/max_map_count")
         return ResourceError(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A lock and a condition of the operating system, for code that plain threads share with workers. Held for a few instructions, never across a park.
+// A lock and a condition variable of the operating system, for code that plain threads share with workers. Held for a few instructions,
+// never across a park.
 
 import CFiber
 import Glibc
@@ -25,7 +26,7 @@ package final class ThreadLock: @unchecked Sendable {
     }
 }
 
-/// A value behind a lock. `Synchronization.Mutex` would do, but the thread sanitizer does not see it.
+/// A value protected by a lock. `Synchronization.Mutex` would suffice, but the thread sanitizer does not see it.
 package final class Guarded<Value>: @unchecked Sendable {
     private let lock = ThreadLock()
     private var content: Value
@@ -36,7 +37,7 @@ package final class Guarded<Value>: @unchecked Sendable {
         lock.withLock { body(&content) }
     }
 
-    /// A copy of it.
+    /// A copy of the value.
     package var value: Value { withLock { $0 } }
 }
 
@@ -57,7 +58,7 @@ package final class ThreadCondition: @unchecked Sendable {
     func signal() { pthread_cond_signal(condition) }
     package func broadcast() { pthread_cond_broadcast(condition) }
 
-    /// Lets go of the lock, waits for a signal until a time in monotonic nanoseconds, and takes it again. May return early.
+    /// Releases the lock, waits for a signal until a time in monotonic nanoseconds, and acquires the lock again. May return early.
     package func wait(until deadline: Int64) {
         _ = cfiber_condition_wait(condition, lock.mutex, deadline)
     }

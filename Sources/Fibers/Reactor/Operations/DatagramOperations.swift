@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Datagrams. A short count is no evidence here: the kernel keeps an error after the first few datagrams for the next call, and raises no
-// event for those that remain. So only EAGAIN means that nothing is available.
+// event for the remaining ones. So only EAGAIN means that nothing is available.
 
 package import CFiber
 import Glibc
