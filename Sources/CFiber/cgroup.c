@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// How many CPUs the control groups of this process allow: the least of all limits from its own group up to the top of what is mounted, in either version of the interface.
+// Computes how many CPUs the control groups of this process allow: the least of all limits from its own group up to the top of the mount,
+// in either version of the interface.
 //
 //   v2 (one hierarchy)         cpu.max               "QUOTA PERIOD" in microseconds, or "max PERIOD"
 //   v1 (one per controller)    cpu.cfs_quota_us      -1 for no limit
 //                              cpu.cfs_period_us
 //
-// /proc/self/cgroup names the group in each hierarchy, /proc/self/mountinfo where a hierarchy is mounted and from which of its groups on. In a container the group's path may
-// lie outside of what is mounted; then the mounted part is all there is to look at, and its top is the container's own group. In hybrid mode both versions are mounted, and the
-// controller belongs to one of them, so both are asked.
+// /proc/self/cgroup names the group in each hierarchy. /proc/self/mountinfo shows where a hierarchy is mounted, and from which of its
+// groups on. In a container the group's path may lie outside the mount; then only the mounted part can be examined, and its top is the
+// container's own group. In hybrid mode both versions are mounted, and the controller belongs to one of them, so both are examined.
 //
-// Any thread. Whatever cannot be read is no limit.
+// Any thread. A file that cannot be read means no limit.
 #define _GNU_SOURCE
 #include "cfiber_thread.h"
 #include "number.h"
@@ -19,7 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-// Reads the first line of a file of a group; false when there is none, or it does not fit.
+// Reads the first line of a file of a group; returns false when the file is missing, or its path is too long.
 static int read_line(char *text, int size, const char *root, const char *mount, const char *group, const char *name) {
   char path[3 * PATH_MAX];
   if (snprintf(path, sizeof path, "%s%s%s/%s", root, mount, group, name) >= (int)sizeof path) return 0;
@@ -50,7 +51,7 @@ static int limit_of(int version, const char *root, const char *mount, const char
   return cpus(quota, period);
 }
 
-// The group's own limit and that of each around it, up to the top of the mount. Cuts `group` down on the way.
+// Returns the least of the group's own limit and the limits of its ancestors, up to the top of the mount. Shortens `group` as it proceeds.
 static int least_limit(int version, const char *root, const char *mount, char *group) {
   int least = INT_MAX;
   while (1) {
@@ -69,7 +70,7 @@ static int has_word(const char *list, const char *word) {
   return 0;
 }
 
-// Finds the group of this process in the hierarchy of a version, with its leading slash; false when there is none.
+// Finds the group of this process in the hierarchy of a version, with its leading slash; returns false when there is no such group.
 static int find_group(int version, const char *root, char *group, size_t size) {
   char path[PATH_MAX], *line = NULL;
   size_t room = 0;
@@ -93,7 +94,7 @@ static int find_group(int version, const char *root, char *group, size_t size) {
   return found;
 }
 
-// Spaces and the like are written in octal: \040.
+// Spaces and similar characters are written in octal: \040.
 static void unescape(char *text) {
   char *to = text;
   for (const char *from = text; *from; to++) {
@@ -105,11 +106,11 @@ static void unescape(char *text) {
 }
 
 typedef struct mount {
-  char *place;  // where it is mounted
-  char *top;    // the group that stands there
+  char *place;  // the mount point
+  char *top;    // the group that is mounted there
 } mount;
 
-// Takes a line of mountinfo apart, in place; false unless it mounts the hierarchy of that version with the CPU controller.
+// Parses a line of mountinfo, in place; returns false unless it mounts the hierarchy of that version with the CPU controller.
 //
 //     36 35 0:31 /TOP /PLACE rw,nosuid shared:7 - cgroup cgroup rw,cpu,cpuacct
 static int parse_mount(int version, char *line, mount *result) {
@@ -133,9 +134,9 @@ static int parse_mount(int version, char *line, mount *result) {
   return 1;
 }
 
-// The part of a group's path that lies below what is mounted, NULL for a group outside of it.
+// Returns the part of a group's path that lies below the mount, NULL for a group outside it.
 static const char *below(const char *group, const char *top) {
-  // Relative to the root of the process's cgroup namespace, so outside of it.
+  // The path is relative to the root of the process's cgroup namespace, so the group is outside it.
   if (strncmp(group, "/..", 3) == 0) return NULL;
   size_t length = strcmp(top, "/") == 0 ? 0 : strlen(top);
   if (strncmp(group, top, length) != 0 || (group[length] != '/' && group[length] != 0)) return NULL;
@@ -146,7 +147,7 @@ static int quota_of(int version, const char *root) {
   char path[PATH_MAX], group[PATH_MAX], copy[PATH_MAX], *line = NULL;
   if (!find_group(version, root, group, sizeof group)) return INT_MAX;
   size_t room = 0;
-  // By the mounts that hold the group; by the first of the others if none does.
+  // The mounts that hold the group decide; if none holds it, the first of the others does.
   int inside = INT_MAX, outside = INT_MAX, holds_group = 0, is_mounted = 0;
   snprintf(path, sizeof path, "%s/proc/self/mountinfo", root);
   FILE *file = fopen(path, "re");
@@ -167,7 +168,7 @@ static int quota_of(int version, const char *root) {
   free(line);
   if (file != NULL) fclose(file);
   if (is_mounted) return holds_group ? inside : outside;
-  // Where a sandbox hides the mounts: the usual places.
+  // A sandbox may hide the mounts; then the usual places are tried.
   static const char *const places[2][2] = {{"/sys/fs/cgroup/cpu", "/sys/fs/cgroup/cpu,cpuacct"}, {"/sys/fs/cgroup", "/sys/fs/cgroup/unified"}};
   const char *rest = below(group, "/");
   for (int i = 0; i < 2; i++) {

@@ -11,7 +11,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-// "127.0.0.1:80", "[::1]:80", "unix:/run/x"; empty for what has no address.
+// "127.0.0.1:80", "[::1]:80", "unix:/run/x"; empty for a socket without an address.
 static void describe_address(const struct sockaddr_storage *address, socklen_t length, char *text, size_t size) {
   char host[INET6_ADDRSTRLEN] = "";
   text[0] = 0;
@@ -26,7 +26,7 @@ static void describe_address(const struct sockaddr_storage *address, socklen_t l
   } else if (address->ss_family == AF_UNIX && length > offsetof(struct sockaddr_un, sun_path)) {
     const struct sockaddr_un *un = (const struct sockaddr_un *)address;
     size_t path = length - offsetof(struct sockaddr_un, sun_path);
-    // A path of its own ends by NUL; one in the abstract space begins with it.
+    // A path in the file system ends with NUL; an abstract one begins with it.
     int is_abstract = un->sun_path[0] == 0;
     snprintf(text, size, "unix:%s%.*s", is_abstract ? "@" : "", (int)(path - is_abstract), un->sun_path + is_abstract);
   }

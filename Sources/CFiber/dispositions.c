@@ -9,7 +9,8 @@
 #include <ucontext.h>
 #include <unistd.h>
 
-// The kernel has 64 signals. What glibc has behind these in its 128 bytes for a set is never initialised where the kernel fills the set in.
+// The kernel has 64 signals. A set of glibc has 128 bytes, and the bytes beyond these 8 are never initialised where the kernel fills the
+// set in.
 enum { MASK_SIZE = 8 };
 
 struct node {
@@ -36,7 +37,7 @@ const struct sigaction *cfiber_remember(const struct sigaction *action) {
   return node != NULL ? &node->action : NULL;
 }
 
-// `sa_handler` and `sa_sigaction` are one word, and SIG_DFL and SIG_IGN mean the same with and without SA_SIGINFO.
+// `sa_handler` and `sa_sigaction` share one word, and SIG_DFL and SIG_IGN mean the same with and without SA_SIGINFO.
 int cfiber_is_function(const struct sigaction *action) { return action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN; }
 int cfiber_is_ignored(const struct sigaction *action) { return action->sa_handler == SIG_IGN; }
 

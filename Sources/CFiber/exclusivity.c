@@ -2,11 +2,11 @@
 
 // Finds the word in which libswiftCore keeps the head of a thread's list of dynamic accesses in progress.
 //
-// A switch must take that list along, else the accesses of a parked fiber are seen by all others (and searched by each of their accesses).
-// Calling libswiftCore at each switch costs more than the switch; looking whether the list is empty costs half a nanosecond. There is no
-// interface for the latter, so the word is looked for: with one access open, exactly one word of libswiftCore's thread-local block (or, linked
-// statically, the program's) must hold the address of that access's buffer, and it must be zero again once the access ends. Anything
-// else, and each switch calls: slower and right.
+// A switch must save that list with the fiber. Otherwise all other fibers see the accesses of a parked fiber, and each of their accesses
+// searches them. Calling libswiftCore at each switch costs more than the switch; testing whether the list is empty costs half a nanosecond.
+// There is no interface for that test, so this file searches for the word. With one access open, exactly one word of libswiftCore's
+// thread-local block (or, linked statically, the program's) must hold the address of that access's buffer, and it must be zero again once
+// the access ends. In any other case each switch calls libswiftCore, which is slower but correct.
 #define _GNU_SOURCE
 #include "exclusivity.h"
 #include "sanitizers.h"
@@ -22,7 +22,7 @@ void swift_endAccess(void *buffer[3]);
 #define ACCESS_MODIFY_TRACKED 0x21
 
 typedef struct block {
-  uintptr_t code;  // an address inside the object that is looked for
+  uintptr_t code;  // an address inside the wanted object
   void **words;
   size_t count;
 } block;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Which file a path names, and its removal if it is a certain one.
+// Identifies the file that a path names, and removes the path if it names a certain file.
 #define _GNU_SOURCE
 #include "cfiber_files.h"
 #include <errno.h>
@@ -21,7 +21,7 @@ int cfiber_identify(const char *path, cfiber_file_identity *identity) {
         .born_seconds = is_born ? info.stx_btime.tv_sec : 0, .born_nanoseconds = is_born ? info.stx_btime.tv_nsec : 0};
     return 0;
   }
-  // A sandbox may not know the call.
+  // A sandbox may not support the call.
   if (errno != ENOSYS && errno != EPERM) return -errno;
   struct stat plain;
   if (lstat(path, &plain) != 0) return -errno;
@@ -37,19 +37,19 @@ int cfiber_names(const char *path, const cfiber_file_identity *identity) {
 
 void cfiber_remove_file(const char *path, const cfiber_file_identity *identity) {
   if (!cfiber_names(path, identity)) return;
-  // Another file may take the path between that look and a removal, and a removal cannot be undone. So the file gets a name that nobody else uses, is looked at
-  // once more, and goes back if it is not the right one.
+  // Another file may take the path between this check and a removal, and a removal cannot be undone. So the file is renamed to a name that
+  // no other program uses and is checked again. If it is the wrong file, it is renamed back.
   char aside[PATH_MAX];
   int length = snprintf(aside, sizeof aside, "%s.closing-%" PRIx64, path, identity->inode);
   if (length < 0 || (size_t)length >= sizeof aside || renameat2(AT_FDCWD, path, AT_FDCWD, aside, RENAME_NOREPLACE) != 0) {
-    // ENOENT: it has gone. Else the file system, or a sandbox, cannot do this, and the small risk is taken.
+    // ENOENT: the path is gone. Otherwise the file system, or a sandbox, does not support this, and the small risk is accepted.
     if (errno != ENOENT) unlink(path);
     return;
   }
   if (cfiber_names(aside, identity)) {
     unlink(aside);
   } else if (renameat2(AT_FDCWD, aside, AT_FDCWD, path, RENAME_NOREPLACE) != 0) {
-    // A third file has taken the path meanwhile, from the second one as well.
+    // A third file has meanwhile taken the path, and so would have replaced the second one as well.
     unlink(aside);
   }
 }

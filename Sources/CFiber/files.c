@@ -34,7 +34,7 @@ int cfiber_kind(int fd) {
   if (fstat(fd, &info) != 0) return -errno;
   int kind = kind_of(&info);
   if (kind != CFIBER_KIND_OTHER) return kind;
-  // Only epoll knows what it takes.
+  // Only epoll can tell what it accepts.
   int epoll = epoll_create1(EPOLL_CLOEXEC);
   if (epoll < 0) return -errno;
   struct epoll_event event = {.events = EPOLLIN};
@@ -58,15 +58,15 @@ int cfiber_path_kind(const char *path) {
 static int open_again(const char *path, int flags, mode_t permissions) { RETRY(int, open(path, flags, permissions)); }
 
 int cfiber_open(const char *path, int flags, mode_t permissions, int *kind) {
-  // Without O_NONBLOCK opening a FIFO waits for somebody at the other end, and opening a serial line for a carrier.
+  // Without O_NONBLOCK opening a FIFO waits for a process at the other end, and opening a serial line waits for a carrier.
   int fd = open_again(path, flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, permissions);
-  // Somebody has a lease on the file: the kernel has asked for it, and opens the file when it has been given back or its time is up.
+  // Another process has a lease on the file: the kernel has asked for its return, and opens the file when the lease is returned or expires.
   struct stat info;
   if (fd == -EAGAIN && stat(path, &info) == 0 && S_ISREG(info.st_mode)) fd = open_again(path, flags | O_CLOEXEC | O_NOCTTY, permissions);
   if (fd < 0) return fd;
   *kind = cfiber_kind(fd);
   int status = *kind < 0 ? *kind : 0;
-  // A device that cannot be waited for in epoll has to be waited for in its calls.
+  // A device that epoll cannot watch must block in its calls.
   if (*kind == CFIBER_KIND_FILE) status = cfiber_set_flags(fd, flags & O_APPEND);
   if (status == 0) return fd;
   close(fd);
@@ -74,7 +74,7 @@ int cfiber_open(const char *path, int flags, mode_t permissions, int *kind) {
 }
 
 int cfiber_fill_standard_streams(void) {
-  // Held all the time: a second runtime must not open anything before the first one has filled the gaps.
+  // Held throughout: a second runtime must not open anything before the first one has filled the gaps.
   static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
   static int is_done;
   int status = 0;
@@ -84,10 +84,10 @@ int cfiber_fill_standard_streams(void) {
       fd++;
       continue;
     }
-    // It gets the lowest number that is free. Not close-on-exec: children have standard streams, too.
+    // The new descriptor gets the lowest free number. It is not close-on-exec: children have standard streams, too.
     int null = open_again("/dev/null", O_RDWR, 0);
     if (null < 0) status = null;
-    // Another thread of the program was faster: then the number that was missing is taken.
+    // Another thread of the program was faster, so the missing number is already taken.
     if (null > STDERR_FILENO) close(null);
   }
   if (status == 0) is_done = 1;
@@ -110,7 +110,8 @@ static int set_nonblocking(int fd) {
 int cfiber_reopen(int fd, int kind) {
   int flags = cfiber_flags(fd);
   if (flags < 0 || (flags & O_NONBLOCK)) return flags < 0 ? flags : -EALREADY;
-  // Only what opens the same thing once more: the master of a pseudo-terminal would open another terminal, and other devices another something.
+  // Reopens only descriptors that open the same object again: the master of a pseudo-terminal would open another terminal, and other
+  // devices another object.
   unsigned number;
   if (kind != CFIBER_KIND_FIFO && (!isatty(fd) || ioctl(fd, TIOCGPTN, &number) == 0)) return -ENOTSUP;
   char path[32];
@@ -131,7 +132,7 @@ int cfiber_duplicate_for_child(int fd) {
   if (flags >= 0 && (flags & O_NONBLOCK) && cfiber_kind(fd) == CFIBER_KIND_FIFO) {
     char path[32], target[5];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-    // A FIFO has a path, and opening it might wait for its other end; a pipe is open at once.
+    // A FIFO has a path, and opening it might wait for its other end; a pipe opens at once.
     if (readlink(path, target, sizeof target) == sizeof target && memcmp(target, "pipe:", sizeof target) == 0) {
       int own = open_again(path, (flags & (O_ACCMODE | O_APPEND)) | O_CLOEXEC, 0);
       if (own >= 0) return own;
@@ -143,7 +144,7 @@ int cfiber_duplicate_for_child(int fd) {
 int cfiber_pipe(int *reader, int *writer, int nonblocking_reader, int nonblocking_writer) {
   int ends[2];
   if (pipe2(ends, O_CLOEXEC) != 0) return -errno;
-  // The ends are two descriptions, so that each has a flag of its own.
+  // The ends are two open file descriptions, so that each has its own O_NONBLOCK flag.
   int status = nonblocking_reader ? set_nonblocking(ends[0]) : 0;
   if (status == 0 && nonblocking_writer) status = set_nonblocking(ends[1]);
   if (status < 0) {
@@ -160,8 +161,9 @@ ssize_t cfiber_read(int fd, void *buffer, size_t size, int kind) {
   RETRY(ssize_t, kind == CFIBER_KIND_SOCKET ? recv(fd, buffer, size, MSG_DONTWAIT) : read(fd, buffer, size));
 }
 
-// A write to a pipe without a reader, and a sendfile to a connection without a peer, raise SIGPIPE in the thread that makes it, unlike send with its
-// flag. So the signal is blocked meanwhile, and taken back if it was raised. Ignoring it would change what the program and its children see.
+// A write to a pipe without a reader, and a sendfile to a connection without a peer, raise SIGPIPE in the calling thread; unlike send, they
+// have no flag to prevent it. So the signal is blocked meanwhile, and consumed if it was raised. Ignoring SIGPIPE would change the
+// disposition that the program and its children see.
 typedef struct {
   sigset_t before;
   int was_pending;
@@ -215,7 +217,7 @@ static ssize_t plain_send_file(int socket, int file, int64_t offset, size_t size
   RETRY(ssize_t, sendfile(socket, file, &position, size));
 }
 
-// What was read and not sent is read again by the next call.
+// Bytes that are read but not sent are read again by the next call.
 static ssize_t copy_to_socket(int socket, int file, int64_t offset, size_t size) {
   char buffer[16 * 1024];
   ssize_t n = cfiber_read_at(file, buffer, size < sizeof buffer ? size : sizeof buffer, offset);
@@ -227,7 +229,7 @@ ssize_t cfiber_send_file(int socket, int file, int64_t offset, size_t size) {
   guard_begin(&guard);
   ssize_t n = plain_send_file(socket, file, offset, size);
   guard_end(&guard, n);
-  // The file system has no way to give pages away, or a sandbox does not know the call.
+  // The file system does not support sending pages, or a sandbox does not know the call.
   return n == -EINVAL || n == -ENOSYS ? copy_to_socket(socket, file, offset, size) : n;
 }
 

@@ -14,7 +14,7 @@ _Static_assert(CFIBER_NAME_NODATA == EAI_NODATA && CFIBER_NAME_ADDRFAMILY == EAI
 
 static int is_shortage(int error) { return error == EMFILE || error == ENFILE; }
 
-/// EMFILE or ENFILE where no descriptor is to be had, else 0.
+/// Returns EMFILE or ENFILE where no descriptor is available, else 0.
 static int shortage(void) {
   int fd = open("/", O_PATH | O_CLOEXEC);
   if (fd < 0) return is_shortage(errno) ? errno : 0;
@@ -25,7 +25,8 @@ static int shortage(void) {
 static int is_internet(const struct addrinfo *info) { return info->ai_family == AF_INET || info->ai_family == AF_INET6; }
 
 int cfiber_look_up(const char *host, const char *service, int type, struct sockaddr_storage **addresses, size_t *count, int *error) {
-  // Not AI_ADDRCONFIG: it takes ::1 from localhost where no interface but the loopback has IPv6. What has no route comes last anyhow (RFC 6724).
+  // Not AI_ADDRCONFIG: it removes ::1 from localhost if only the loopback interface has IPv6. Addresses without a route are sorted last in
+  // any case (RFC 6724).
   struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = type};
   struct addrinfo *found = NULL;
   *addresses = NULL, *count = 0, *error = 0;
@@ -33,7 +34,7 @@ int cfiber_look_up(const char *host, const char *service, int type, struct socka
   int status = getaddrinfo(host, service, &hints, &found);
   if (status != 0) {
     int number = errno;
-    // With no descriptor for /etc/hosts or for a socket, glibc says that there is no such name, or that the server is slow.
+    // Without a descriptor for /etc/hosts or for a socket, glibc reports that the name does not exist, or that the server is slow.
     if (!is_shortage(number)) {
       int lack = shortage();
       if (lack != 0) number = lack;

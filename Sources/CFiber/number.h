@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Numbers in files of the kernel. Not by strtol or scanf: compiled against a newer glibc, those become functions that an older one lacks.
+// Parses numbers in files of the kernel. It avoids strtol and scanf: compiled against a newer glibc, they become functions that an older
+// one lacks.
 #ifndef CFIBER_NUMBER_H
 #define CFIBER_NUMBER_H
 #include <limits.h>
 
-/// Reads a decimal number behind blanks, and moves `text` behind it; one that is too large is `LONG_MAX`. False, and nothing changes, when there is none.
+/// Reads a decimal number after blanks, and advances `text` past it; a number that is too large becomes `LONG_MAX`. If there is no number,
+/// returns false and changes nothing.
 static inline int parse_number(const char **text, long *value) {
   const char *at = *text;
   while (*at == ' ' || *at == '\t') at++;

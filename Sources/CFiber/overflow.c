@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Invariants:
-//   * the handler runs on an alternate stack that each worker thread installs, since the fiber's own stack is what has run out. So does a handler below
-//     it, even one that was installed without SA_ONSTACK;
-//   * it calls async-signal-safe functions only, and reads nothing but this thread's current context and dispositions that never change;
-//   * it never ends the process itself. The disposition below it decides, as the kernel would have applied it, so that the crash reporter or the core
-//     dump sees the fault as if we had not been there;
-//   * a handler that was installed over ours may pass faults on to ours, for ever. Ours is then installed again on top by a function of its own, with a
-//     disposition below of its own. So what the other handler passes on goes to what lay below ours the first time, and not round in a circle.
+//   * the handler runs on an alternate stack that each worker thread installs, since the fiber's own stack is exhausted. A handler below
+//     ours runs there, too, even one that was installed without SA_ONSTACK;
+//   * it calls only async-signal-safe functions, and reads only this thread's current context and dispositions that never change;
+//   * it never ends the process itself. The disposition below it decides, as the kernel would have applied it, so that the crash reporter
+//     or the core dump sees the fault as if our handler did not exist;
+//   * a handler that was installed over ours may pass faults on to ours at any later time. Ours is then installed again on top, by another
+//     function with its own disposition below. So faults that the other handler passes on go to the disposition that was below ours the
+//     first time, and do not circulate.
 #define _GNU_SOURCE
 #include "cfiber_overflow.h"
 #include "cfiber_context.h"
@@ -24,15 +25,17 @@
 
 #define ALTERNATE_STACK_SIZE (128 * 1024)
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards users, used and the installation
+// Guards users, used and the installation.
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int users;
 
 enum { ENTRIES = 8 };
-// What lies below each of the functions that may be installed. Kept when a function has been taken out, for a handler that has begun just before.
+// The disposition below each of the functions that may be installed. It stays when a function is uninstalled, for a handler that has just
+// begun.
 static _Atomic(const struct sigaction *) below[ENTRIES];
-static int used[ENTRIES];  // installed, or behind a handler that was installed over it
+static int used[ENTRIES];  // installed, or below a handler that was installed over it
 static const struct sigaction standard;  // all zeros: SIG_DFL
-// The fiber whose overflow this thread has explained: with two of ours in the chain both see it.
+// The fiber whose overflow this thread has explained: if two of our handlers are in the chain, both see it.
 static __thread uint64_t explained __attribute__((tls_model("initial-exec")));
 
 typedef struct line {
@@ -89,18 +92,20 @@ static void explain_overflow(const siginfo_t *info) {
   explain(fiber);
 }
 
-// SIGSEGV is blocked in here, so that a fault of our own ends the process instead of coming back; the handler below gets the mask that it asked for.
+// SIGSEGV is blocked here, so that a fault of our own ends the process instead of recurring. The handler below gets the mask that it
+// requested.
 static void handle(int entry, int number, siginfo_t *info, void *context) {
   int saved = errno;
   explain_overflow(info);
   const struct sigaction *action = atomic_load(&below[entry]);
-  // One that is for a single use is used by a single thread.
+  // Only one thread uses a disposition that is for a single use.
   while ((action->sa_flags & (int)SA_RESETHAND) && !atomic_compare_exchange_weak(&below[entry], &action, &standard)) {}
   int is_sent = info->si_code <= 0;
   if (cfiber_is_function(action)) {
     cfiber_call_with_mask(action, number, info, context);
   } else if (!is_sent || !cfiber_is_ignored(action)) {
-    // The kernel ignores no fault, whatever the disposition. The access faults again when this returns; what was sent does not come again by itself.
+    // The kernel ignores no fault, whatever the disposition. An access faults again when this returns; a signal that was sent must be sent
+    // again.
     sigaction(number, &standard, NULL);
     if (is_sent) cfiber_send_again(number, info);
   }
@@ -119,14 +124,14 @@ static int entry_of(const struct sigaction *action) {
   return -1;
 }
 
-// With the lock held. Where all entries are used up, by handlers that came over ours while a runtime ran, the last of those stays: overflows are not
-// explained any more, and nothing else is lost.
+// With the lock held. Where all entries are used up, by handlers that were installed over ours while a runtime ran, the last of those
+// stays: overflows are no longer explained, and nothing else is lost.
 static void install(void) {
   struct sigaction now;
   if (sigaction(SIGSEGV, NULL, &now) != 0 || entry_of(&now) >= 0) return;
   const struct sigaction *action = cfiber_remember(&now);
   if (action == NULL) return;
-  // The one that had this same disposition below it, else a free one.
+  // Takes the entry that had the same disposition below it, else a free one.
   int entry = -1;
   for (int i = ENTRIES - 1; i >= 0; i--)
     if (!used[i]) entry = i;
@@ -140,7 +145,7 @@ static void install(void) {
   sigaction(SIGSEGV, &ours, NULL);
 }
 
-// With the lock held. A handler that was installed over ours keeps ours, and may pass faults on to it.
+// With the lock held. A handler that was installed over ours keeps a reference to ours, and may pass faults on to it.
 static void uninstall(void) {
   struct sigaction now;
   int entry = sigaction(SIGSEGV, NULL, &now) == 0 ? entry_of(&now) : -1;
@@ -148,7 +153,7 @@ static void uninstall(void) {
 }
 
 int cfiber_overflow_enter(void **state) {
-  // The earlier alternate stack, remembered at the start of the new one's mapping.
+  // The previous alternate stack is stored at the start of the new one's mapping.
   char *memory = mmap(NULL, ALTERNATE_STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return -errno;
   stack_t stack = {.ss_sp = memory + sizeof(stack_t), .ss_size = ALTERNATE_STACK_SIZE - sizeof(stack_t)};
@@ -157,10 +162,10 @@ int cfiber_overflow_enter(void **state) {
     munmap(memory, ALTERNATE_STACK_SIZE);
     return -error;
   }
-  explained = 0;  // ids of fibers come again in the next runtime
+  explained = 0;  // the next runtime reuses fiber ids
   pthread_mutex_lock(&lock);
   users++;
-  // Each time, since another library may have put a handler in place of ours meanwhile.
+  // Each time, since another library may have replaced our handler meanwhile.
   install();
   pthread_mutex_unlock(&lock);
   *state = memory;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Invariants:
-//   * a child is known by its descriptor from the moment at which `cfiber_spawn` returns, and nobody else waits for it; so what the descriptor names
-//     is that child, running or ended, whatever becomes of its number;
-//   * whoever reaps it gets its status; a child that nobody reaps is killed and reaped here;
-//   * where the process ignores SIGCHLD the kernel reaps it, and a wait ends with ECHILD once it has ended, never before.
+//   * a child is identified by its descriptor from the moment at which `cfiber_spawn` returns, and nothing else waits for it. So the
+//     descriptor names that child, running or ended, even if its process id is reused;
+//   * the caller that reaps a child gets its status; an abandoned child is killed and reaped here;
+//   * where the process ignores SIGCHLD the kernel reaps the child, and a wait ends with ECHILD once the child has ended, never before.
 #define _GNU_SOURCE
 #include "cfiber_files.h"
 #include "cfiber_thread.h"
@@ -22,7 +22,7 @@
 
 // glibc has wrappers from 2.36 on.
 static int open_process(pid_t pid) {
-  int fd = (int)syscall(SYS_pidfd_open, pid, 0);  // close-on-exec always
+  int fd = (int)syscall(SYS_pidfd_open, pid, 0);  // always close-on-exec
   return fd < 0 ? -errno : fd;
 }
 
@@ -35,8 +35,8 @@ static int wait_for(int process, siginfo_t *info, int options) {
   return status == 0 ? 0 : -errno;
 }
 
-// Fills in what the child does before it becomes the program. `copies` are descriptors beyond the three, so that no stream is overwritten before it
-// has been handed on.
+// Adds the actions that the child performs before it executes the program. `copies` are descriptors beyond the three, so that no stream is
+// overwritten before it has been passed on.
 static int add_actions(posix_spawn_file_actions_t *actions, const cfiber_command *command, int copies[3]) {
   int error = 0;
   for (int i = 0; i < 3 && !error; i++) {
@@ -49,7 +49,7 @@ static int add_actions(posix_spawn_file_actions_t *actions, const cfiber_command
       error = copies[i] < 0 ? errno : posix_spawn_file_actions_adddup2(actions, copies[i], i);
     }
   }
-  // Also what somebody has opened without close-on-exec.
+  // Also closes descriptors that were opened without close-on-exec.
   if (!error) error = posix_spawn_file_actions_addclosefrom_np(actions, 3);
   if (!error && command->directory) error = posix_spawn_file_actions_addchdir_np(actions, command->directory);
   return error;
@@ -88,20 +88,21 @@ int cfiber_spawn(const cfiber_command *command, int *process) {
   int opened = open_process(pid);
   siginfo_t info;
   int value;
-  // A child that the kernel has reaped may have given its number to a stranger by now, who is not waited for here, and whose end nobody knows.
+  // A child that the kernel has reaped may have released its process id to an unrelated process by now. That process must not be waited for
+  // here, and its end cannot be observed.
   if (opened >= 0 && wait_for(opened, &info, WNOHANG | WNOWAIT) == -ECHILD && cfiber_child_status(opened, &value) == 3) {
     close(opened);
     opened = -ESRCH;
   }
   *process = opened == -ESRCH ? -1 : opened;
   if (opened >= 0 || opened == -ESRCH) return pid;
-  // It is ours and not reaped, so the number is its own still.
+  // The child is ours and not reaped, so it still has its process id.
   if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0) kill(pid, SIGKILL);
   while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) {}
   return opened;
 }
 
-// The wait status of a process that has been reaped. Returns 0 where the kernel does not tell (before Linux 6.15).
+// Finds the wait status of a process that has been reaped. Returns 0 where the kernel does not report it (before Linux 6.15).
 static int find_status(int process, int *status) {
   // struct pidfd_info in its first version; the C library's headers may be older.
   struct {
@@ -157,6 +158,6 @@ void cfiber_child_abandon(int process) {
   if (cfiber_start_thread(&thread, reap, (void *)(intptr_t)process) == 0) {
     pthread_detach(thread);
   } else {
-    reap((void *)(intptr_t)process);  // better a moment of waiting than a zombie
+    reap((void *)(intptr_t)process);  // a short wait is better than a zombie
   }
 }

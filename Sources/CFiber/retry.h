@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A call that a signal interrupted before it did anything is made again. For the body of a function that returns its result or -errno.
+// Repeats a call that a signal interrupted before it did anything. For the body of a function that returns its result or -errno.
 #ifndef CFIBER_RETRY_H
 #define CFIBER_RETRY_H
 #include <errno.h>

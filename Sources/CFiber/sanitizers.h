@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Which sanitizer this build has, and the few of its functions that a switch must call.
+// The sanitizer of this build, and the few of its functions that a switch must call.
 #ifndef CFIBER_SANITIZERS_H
 #define CFIBER_SANITIZERS_H
 #include <stddef.h>

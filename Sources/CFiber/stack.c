@@ -18,13 +18,13 @@
 #ifndef SYS_process_madvise
 #define SYS_process_madvise 440
 #endif
-#define PIDFD_SELF (-10000)  // since Linux 6.14; before, EBADF
+#define PIDFD_SELF (-10000)  // since Linux 6.14; EBADF before
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #endif
 
 int cfiber_map(size_t size, void **memory) {
-  // MAP_STACK keeps huge pages away: one touched stack must not pin its neighbours.
+  // MAP_STACK prevents huge pages: one touched stack must not keep its neighbours' pages in memory.
   void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK, -1, 0);
   if (p == MAP_FAILED) return -errno;
   *memory = p;
@@ -38,15 +38,15 @@ int cfiber_guard(void *memory, size_t size, int method) {
   if (method == CFIBER_GUARD_MPROTECT) {
     status = mprotect(memory, size, PROT_NONE);
   } else {
-    // The kernel may ask to be called again when it raced with page faults.
+    // The kernel may ask for another call when it raced with page faults.
     do status = madvise(memory, size, MADV_GUARD_INSTALL);
     while (status != 0 && (errno == EINTR || errno == EAGAIN));
   }
   return status == 0 ? 0 : -errno;
 }
 
-// One call for several ranges: saves a fifth of the cost of guarding, a third of that of a page fault, and half of that of giving back. The kernel takes this for the
-// calling process since 6.13.
+// Advises several ranges in one call: saves a fifth of the cost of guarding, a third of that of a page fault, and half of that of releasing
+// pages. The kernel accepts this for the calling process since 6.13.
 static int advise(const struct iovec *ranges, size_t count, int advice) {
   size_t size = 0;
   for (size_t i = 0; i < count; i++) size += ranges[i].iov_len;
@@ -62,7 +62,7 @@ int cfiber_guard_several(void *first, size_t stride, size_t count, size_t size) 
   if (status != 0) return status;
   size_t page = (size_t)sysconf(_SC_PAGESIZE);
   for (size_t i = 0; i < count; i++) ranges[i] = (struct iovec){(char *)first + (i + 1) * stride - page, page};
-  // Without this each stack would fault when it is first used; so a failure costs nothing but that.
+  // Without this each stack would fault when it is first used, so a failure costs no more than that.
   (void)advise(ranges, count, MADV_POPULATE_WRITE);
   return 0;
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The one switch, with what must travel along: Swift's exclusivity accesses and the sanitizers' idea of the current stack.
+// The only switch, with the state that must travel with a fiber: Swift's exclusivity accesses and the sanitizers' notion of the current
+// stack.
 //
-// Invariant: `current` changes on the far side of the jump, not on the near one. Whatever a switch pushes before it has left a stack (its own frames, the saved
-// registers, the frames of a sanitizer) is pushed while `current` names that stack. A recursion that parks at each level runs out of stack just there, and
-// the overflow handler must find the fiber that ran out.
+// Invariant: `current` changes on the far side of the jump, not on the near one. Everything that a switch pushes before it has left a stack
+// (its own frames, the saved registers, the frames of a sanitizer) is pushed while `current` names that stack. A recursion that parks at
+// each level exhausts its stack just there, and the overflow handler must find the fiber whose stack is exhausted.
 #define _GNU_SOURCE
 #include "cfiber_context.h"
 #include "cfiber_signals.h"
@@ -59,7 +60,7 @@ void cfiber_thread_enter(cfiber_record *root, void *worker) {
 
 void cfiber_thread_leave(cfiber_record *root) {
   (void)root;
-  // The thread itself goes on, and may hold locks.
+  // The thread itself continues, and may hold locks.
   cfiber_thread plain = {.holder = cfiber_this_thread.holder, .open_locks = cfiber_this_thread.open_locks};
   cfiber_this_thread = plain;
 }
@@ -72,20 +73,21 @@ static inline void look_at_accesses_again(void) {
 
 static inline int is_between_lives(const cfiber_record *context) { return (context->life & CFIBER_BETWEEN_LIVES) != 0; }
 
-// Runs one life, from its first turn to its last, and returns the context that runs next. CFIBER_BETWEEN_LIVES is set before and afterwards.
+// Runs one fiber, from its start to its end, and returns the context that runs next. CFIBER_BETWEEN_LIVES is set before and afterwards.
 CFIBER_NO_SANITIZE __attribute__((noinline)) static cfiber_record *live(cfiber_record *self) {
   self->life &= ~CFIBER_BETWEEN_LIVES;
   look_at_accesses_again();
   cfiber_record *next = self->run(self);
-  // A life must not inherit the rounding mode of the one before it.
+  // A fiber must not inherit the rounding mode of the previous fiber on this stack.
   if (__builtin_expect(cfiber_control_words() != self->control_words, 0)) cfiber_set_control_words(self->control_words);
   self->life = CFIBER_BETWEEN_LIVES;
   return next;
 }
 
 #if CFIBER_TSAN
-// ThreadSanitizer puts a signal that comes between two calls of libc aside, for the fiber that runs then and not for the thread: if that fiber leaves before its next
-// call, the handler is not run until it comes back, which may be never. So while somebody subscribes to signals, none comes during a switch.
+// ThreadSanitizer defers a signal that arrives between two calls of libc, for the fiber that runs then and not for the thread. If that
+// fiber leaves before its next call, the handler is not run until the fiber returns, which may be never. So while there is a subscriber to
+// signals, none is delivered during a switch.
 static __thread sigset_t signals_before;
 static __thread int signals_held;
 
@@ -93,7 +95,7 @@ CFIBER_NO_SANITIZE static void hold_signals(void) {
   if (!cfiber_signals_are_used()) return;
   sigset_t all;
   sigfillset(&all);
-  // On its way out this call runs the handlers of what was put aside until now.
+  // On its way out this call runs the handlers of the signals that were deferred until now.
   pthread_sigmask(SIG_SETMASK, &all, &signals_before);
   signals_held = 1;
 }
@@ -105,8 +107,8 @@ CFIBER_NO_SANITIZE static void release_signals(void) {
 }
 #endif
 
-// `cfiber_this_thread` once more, behind a jump. The compiler would keep its offset from before the jump in a register, which the callee-saved registers that come from the
-// entered stack then delay, and which a switch would have to save first.
+// Reads `cfiber_this_thread` again after a jump. The compiler would otherwise keep its offset from before the jump in a register. A switch
+// would have to save that register first, and the read would wait for the callee-saved registers that come from the entered stack.
 static inline cfiber_thread *this_thread_again(void) {
 #if defined(__x86_64__)
   cfiber_thread *thread;
@@ -117,7 +119,8 @@ static inline cfiber_thread *this_thread_again(void) {
 #endif
 }
 
-// Completes a switch on the side of the context that was entered, and returns it: a jump passes its destination along. `current` still names the context that left.
+// Completes a switch on the side of the context that was entered, and returns that context: a jump passes its destination along. `current`
+// still names the context that left.
 CFIBER_NO_SANITIZE static inline cfiber_record *arrived(fiber_transfer transfer) {
   cfiber_thread *thread = this_thread_again();
   cfiber_record *self = transfer.data;
@@ -133,7 +136,7 @@ CFIBER_NO_SANITIZE static inline cfiber_record *arrived(fiber_transfer transfer)
   return self;
 }
 
-// The first frame of C on each stack.
+// The first C frame on each stack.
 CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
 #if CFIBER_ASAN
   ((cfiber_record *)transfer.data)->fake_stack = NULL;
@@ -145,7 +148,7 @@ CFIBER_NO_SANITIZE static void first_frame(fiber_transfer transfer) {
 }
 
 #if CFIBER_ASAN
-// The stack and the record above it, which holds references too: up to the end of the page.
+// The size of the stack and of the record above it, which holds references, too: up to the end of the page.
 static size_t root_size(const cfiber_record *self) {
   uintptr_t end = ((uintptr_t)(self->stack_low + self->stack_size) + 4095) & ~(uintptr_t)4095;
   return end - (uintptr_t)self->stack_low;
@@ -155,7 +158,7 @@ static size_t root_size(const cfiber_record *self) {
 void cfiber_prepare(cfiber_record *self, cfiber_record *(*run)(cfiber_record *)) {
   self->run = run;
 #if CFIBER_ASAN
-  // The last owner of this memory may have left poison behind.
+  // The last owner of this memory may have left it poisoned.
   __asan_unpoison_memory_region(self->stack_low, self->stack_size);
   __lsan_register_root_region(self->stack_low, root_size(self));
 #endif
@@ -171,8 +174,9 @@ void cfiber_forget(cfiber_record *self) {
   __lsan_unregister_root_region(self->stack_low, root_size(self));
 #endif
 #if CFIBER_TSAN
-  // ThreadSanitizer reuses what it keeps of a destroyed fiber for a new one. Until the new one has run, the history in there is the earlier fiber's, parts of which are gone,
-  // and destroying it fails a check of ThreadSanitizer's own (`parts->Queued(trace.local_head)`) or crashes. Entering it with synchronisation (flags 0) begins a new history.
+  // ThreadSanitizer reuses the state of a destroyed fiber for a new one. Until the new one has run, that state still has the earlier
+  // fiber's history, parts of which are gone, and destroying it fails an internal check of ThreadSanitizer
+  // (`parts->Queued(trace.local_head)`) or crashes. Entering it with synchronisation (flags 0) begins a new history.
   void *here = __tsan_get_current_fiber(), *fiber = self->tsan_fiber;
   __tsan_switch_to_fiber(fiber, 0);
   __tsan_switch_to_fiber(here, 0);
@@ -181,20 +185,20 @@ void cfiber_forget(cfiber_record *self) {
   (void)self;
 }
 
-// For a fiber that leaves in the middle of accesses: they go with it. Apart, so that the switch proper has nothing to do afterwards and needs no register
-// that it would have to save.
+// Switches away from a fiber that has accesses in progress: they go with it. A separate function, so that the switch proper has nothing to
+// do afterwards and needs no register that it would have to save.
 CFIBER_NO_SANITIZE __attribute__((noinline)) static void switch_with_accesses(cfiber_record *to) {
   cfiber_record *self = cfiber_this_thread.current;
   swift_task_exitThreadLocalContext((char *)self->access_set);
-  // The list is empty now; where it cannot be seen, so it shall look for the length of the switch.
+  // The list is empty now. If the list cannot be seen, it must look empty for the duration of the switch.
   if (!cfiber_knows_access_list()) cfiber_this_thread.access_head = &empty_access_list;
   cfiber_switch(to);
   look_at_accesses_again();
   if (self->access_set[0] != NULL) swift_task_enterThreadLocalContext((char *)self->access_set);
 }
 
-// A finished fiber stays parked in here, in a frame that owns nothing, and its stack's next life runs in here too: a life begins and ends without a return
-// that belongs to another call, which the CPU would predict wrongly.
+// A finished fiber stays parked in here, in a frame that owns nothing, and the next fiber on its stack runs in here, too. So a fiber begins
+// and ends without a return that belongs to another call, which the CPU would mispredict.
 CFIBER_NO_SANITIZE __attribute__((noinline)) void cfiber_switch(cfiber_record *to) {
   if (__builtin_expect(*cfiber_this_thread.access_head != NULL, 0)) {
     switch_with_accesses(to);

@@ -30,7 +30,7 @@ int cfiber_socket(int domain, int type) {
 
 int cfiber_connect(int fd, const struct sockaddr *address, socklen_t length) {
   if (connect(fd, address, length) == 0) return 0;
-  // Interrupted, a connection goes on being made in the background, just as with EINPROGRESS.
+  // An interrupted connect continues in the background, just as with EINPROGRESS.
   return errno == EINTR ? -EINPROGRESS : -errno;
 }
 
@@ -129,8 +129,9 @@ int cfiber_epoll_add(int epoll, int fd, uint32_t events, uint64_t data) { return
 int cfiber_epoll_modify(int epoll, int fd, uint32_t events, uint64_t data) { return control(epoll, EPOLL_CTL_MOD, fd, events, data); }
 int cfiber_epoll_remove(int epoll, int fd) { return control(epoll, EPOLL_CTL_DEL, fd, 0, 0); }
 
-// By its number, since glibc has it from 2.35 on only, and two platforms that Swift supports have 2.34. Nobody cancels a worker's thread, so that it is no cancellation
-// point takes nothing away. ThreadSanitizer must see the call: for what happens before an event, and for signals that come meanwhile.
+// Called by its number, since glibc provides it only from 2.35 on, and two platforms that Swift supports have 2.34. The raw call is no
+// cancellation point, but worker threads are never cancelled. ThreadSanitizer must see the call: for the order of memory accesses before an
+// event, and for signals that arrive meanwhile.
 static int wait_with_nanoseconds(int epoll, struct epoll_event *events, int count, const struct timespec *timeout) {
 #if CFIBER_TSAN && __GLIBC_PREREQ(2, 35)
   return epoll_pwait2(epoll, events, count, timeout, NULL);
@@ -141,8 +142,9 @@ static int wait_with_nanoseconds(int epoll, struct epoll_event *events, int coun
 
 int cfiber_epoll_wait(int epoll, struct epoll_event *events, int count, int64_t timeout) {
   struct timespec limit = {.tv_sec = timeout / 1000000000, .tv_nsec = timeout % 1000000000};
-  static atomic_int lacks_nanoseconds;  // another worker may find it out at any time
-  // What a call has returned must not be asked for again: events come once.
+  // Another worker may find this out at any time.
+  static atomic_int lacks_nanoseconds;
+  // A call that has returned events must not be repeated: each event is reported once.
   int done = 1, n;
   if (timeout == 0) {
     n = epoll_wait(epoll, events, count, 0);
@@ -150,7 +152,7 @@ int cfiber_epoll_wait(int epoll, struct epoll_event *events, int count, int64_t 
     done = 0;
   } else {
     n = wait_with_nanoseconds(epoll, events, count, timeout < 0 ? NULL : &limit);
-    // Not there (before Linux 5.11), or hidden by a sandbox that does not know it.
+    // The call is missing (before Linux 5.11), or refused by a sandbox that does not know it.
     done = !(n < 0 && (errno == ENOSYS || errno == EPERM));
     if (!done) atomic_store_explicit(&lacks_nanoseconds, 1, memory_order_relaxed);
   }
@@ -174,7 +176,7 @@ int cfiber_is_ready(int fd, int write) {
 int cfiber_epoll_for(int fd, int write) {
   int epoll = cfiber_epoll_create();
   if (epoll < 0) return epoll;
-  // What `cfiber_is_ready` asks for.
+  // The same conditions as in `cfiber_is_ready`.
   int status = cfiber_epoll_add(epoll, fd, write ? EPOLLOUT : EPOLLIN | EPOLLRDHUP, 0);
   if (status == 0) return epoll;
   close(epoll);

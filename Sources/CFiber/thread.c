@@ -30,8 +30,8 @@ int cfiber_start_thread(pthread_t *thread, void (*run)(void *argument), void *ar
   struct start *start = malloc(sizeof *start);
   if (!start) return -ENOMEM;
   *start = (struct start){run, argument};
-  // Signals of the process are for the program's own threads; the new one inherits the mask. Profilers send SIGPROF to the thread whose time is up, and Swift's
-  // crash reporter stops other threads by SIGUSR1, SIGUSR2 or SIGPROF, whichever of them the thread does not block.
+  // Signals of the process are for the program's own threads; the new thread inherits the mask. Profilers send SIGPROF to the thread whose
+  // time is up, and Swift's crash reporter stops other threads by SIGUSR1, SIGUSR2 or SIGPROF, whichever of them the thread does not block.
   sigset_t blocked, before;
   sigfillset(&blocked);
   static const int accepted[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS, SIGPROF};
@@ -110,7 +110,7 @@ int cfiber_unpin(const cfiber_cpus *cpus) { return sched_setaffinity(0, sizeof c
 
 int cfiber_futex_wait(uint32_t *word, uint32_t expected, int64_t deadline) {
   struct timespec until = {.tv_sec = deadline / 1000000000, .tv_nsec = deadline % 1000000000};
-  // Unlike FUTEX_WAIT, this takes a point in time.
+  // Unlike FUTEX_WAIT, this operation takes an absolute time.
   long result = syscall(SYS_futex, word, FUTEX_WAIT_BITSET_PRIVATE, expected, deadline == INT64_MAX ? NULL : &until, NULL, FUTEX_BITSET_MATCH_ANY);
   return result < 0 ? -errno : 0;
 }

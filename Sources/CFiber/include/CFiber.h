@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Floor 0: what Swift cannot say. The switch with its annotations, stack memory, per-thread state, system calls that return -errno.
+// Floor 0: the parts that Swift cannot express. The switch with its annotations, stack memory, per-thread state, and system calls that
+// return -errno.
 #ifndef CFIBER_H
 #define CFIBER_H
 #include "cfiber_context.h"

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The thread's view of fibers, and the one switch.
+// The thread's view of fibers, and the only switch.
 //
 // Invariants:
 //   * a fiber that leaves takes its exclusivity accesses along: between two switches the thread's access list holds only accesses of the
-//     fiber that runs;
-//   * `cfiber_this_thread.current` is the record on whose stack the thread runs, NULL on a thread without a worker. A switch changes it once it stands on the
-//     new stack, so that an overflow in the middle of a switch is blamed on the fiber that ran out.
+//     running fiber;
+//   * `cfiber_this_thread.current` is the record on whose stack the thread runs, NULL on a thread without a worker. A switch changes it
+//     once it runs on the new stack, so that an overflow in the middle of a switch is attributed to the fiber whose stack is exhausted.
 // Thread rule: owner worker only, except where a function says otherwise.
 #ifndef CFIBER_CONTEXT_H
 #define CFIBER_CONTEXT_H
@@ -16,11 +16,11 @@
 
 typedef struct cfiber_thread {
   cfiber_record *current;
-  void *worker;              // of the Swift side
+  void *worker;              // Swift: the worker
   void **access_head;        // head of this thread's exclusivity list, or a dummy that always reads non-zero
   int knows_access_list;
-  uint64_t holder;           // the thread itself, as locks know it; 0 until it is asked for. Stays when the worker goes
-  intptr_t open_locks;       // how many locks it has taken by `lock()` outside a worker and not unlocked
+  uint64_t holder;           // identifies the thread to locks; 0 until first requested. Stays when the worker leaves
+  intptr_t open_locks;       // how many locks the thread has acquired by `lock()` outside a worker and not unlocked
 } cfiber_thread;
 
 extern __thread cfiber_thread cfiber_this_thread __attribute__((tls_model("initial-exec")));
@@ -31,26 +31,26 @@ static inline uint64_t cfiber_thread_holder(void) { return cfiber_this_thread.ho
 static inline void cfiber_count_open_lock(intptr_t change) { cfiber_this_thread.open_locks += change; }
 
 
-/// Fetches a record that will be needed soon; any address will do.
+/// Prefetches a record that will be needed soon; any address is valid.
 static inline void cfiber_prefetch(const void *address) { __builtin_prefetch(address); }
 
-/// Makes the calling thread ready to switch; `root` stands for the thread's own stack. `worker` is handed back by `cfiber_worker`.
+/// Prepares the calling thread for switches; `root` represents the thread's own stack. `cfiber_worker` returns `worker`.
 void cfiber_thread_enter(cfiber_record *root, void *worker);
 /// Undoes `cfiber_thread_enter`; no fiber of the thread may run afterwards.
 void cfiber_thread_leave(cfiber_record *root);
 
-/// Lays a new context at the top of the stack that `stack_low` and `stack_size` give. The first switch to it calls `run`.
+/// Creates a new context at the top of the stack that `stack_low` and `stack_size` describe. The first switch to it calls `run`.
 void cfiber_prepare(cfiber_record *self, cfiber_record *(*run)(cfiber_record *));
-/// Forgets a context that will never be entered again, before its stack is given back.
+/// Drops a context that will never be entered again, before its stack is released.
 void cfiber_forget(cfiber_record *self);
 
-/// Leaves the running context and enters `to`; returns when somebody switches back. The only place in the program from which stacks are
-/// changed: the CPU predicts the return behind a switch by its call site.
+/// Leaves the running context and enters `to`; returns when another context switches back. It is the only place in the program that changes
+/// stacks: the CPU predicts the return after a switch by its call site.
 void cfiber_switch(cfiber_record *to);
 
 /// Sets `name` from UTF-8, cut at a character boundary.
 void cfiber_set_name(cfiber_record *self, const char *utf8, size_t length);
-/// The life with the name is over.
+/// Clears the name at the end of the fiber's lifetime.
 void cfiber_clear_name(cfiber_record *self);
 
 /// Non-zero when the exclusivity list of the calling thread was found, so that a switch need not call libswiftCore.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// System calls that return a negative errno instead of setting one: errno is thread-local storage, which a compiler may cache across a switch.
-// None of them blocks, except `cfiber_epoll_wait`. Any thread.
+// System calls that return a negative errno instead of setting one: errno is thread-local storage, which a compiler may cache across a
+// switch. None of them blocks, except `cfiber_epoll_wait`. Any thread.
 #ifndef CFIBER_SYSTEM_H
 #define CFIBER_SYSTEM_H
 #include <errno.h>
@@ -21,7 +21,7 @@ static inline int64_t cfiber_now(void) {
   return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/// For loops that watch memory which another thread will change: lets the other hardware thread of the core run, and saves power.
+/// For loops that spin on memory which another thread will change: lets the other hardware thread of the core run, and saves power.
 static inline void cfiber_relax(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
@@ -30,7 +30,7 @@ static inline void cfiber_relax(void) {
 #endif
 }
 
-/// The CPU's time counter: a few nanoseconds to read, where a look at the clock costs tens. For "has about so much time passed" only.
+/// The CPU's time counter: a few nanoseconds to read, where reading the clock costs tens. Only for estimating whether some time has passed.
 static inline uint64_t cfiber_counter(void) {
 #if defined(__x86_64__)
   return __builtin_ia32_rdtsc();
@@ -56,12 +56,13 @@ static inline uint64_t cfiber_counter_interval(void) {
 
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define CFIBER_SYSTEM_CALLS_BY_LIBC 1  // the sanitizers watch there which memory is read and written
+// The sanitizers see there which memory is read and written.
+#define CFIBER_SYSTEM_CALLS_BY_LIBC 1
 #endif
 #endif
 
-/// recvfrom or sendto without an address, straight to the kernel: the two calls of every echo. By way of libc each costs a jump through a table, a page of code that
-/// has gone cold during the last call, a check for thread cancellation and errno.
+/// Calls recvfrom or sendto without an address, directly in the kernel: the two calls of every echo. Through libc each would cost a jump
+/// through a table, a page of code that has left the cache during the last call, a check for thread cancellation, and errno.
 static inline ssize_t cfiber_transfer(long number, int fd, const void *memory, size_t size, int flags) {
 #if defined(__x86_64__)
   register long r10 __asm__("r10") = flags;
@@ -113,7 +114,7 @@ static inline ssize_t cfiber_send(int fd, const void *buffer, size_t size) {
 }
 
 ssize_t cfiber_send_vector(int fd, const struct iovec *vectors, size_t count);
-/// `peer` gets the address of the other end, if it is not null.
+/// `peer`, unless null, receives the address of the other end.
 int cfiber_accept(int fd, struct sockaddr_storage *peer);
 int cfiber_socket(int domain, int type);
 int cfiber_connect(int fd, const struct sockaddr *address, socklen_t length);
@@ -121,7 +122,7 @@ int cfiber_bind(int fd, const struct sockaddr *address, socklen_t length);
 int cfiber_listen(int fd, int backlog);
 int cfiber_local_address(int fd, struct sockaddr_storage *address, socklen_t *length);
 int cfiber_peer_address(int fd, struct sockaddr_storage *address, socklen_t *length);
-/// What a descriptor is, for messages: "socket 5 (127.0.0.1:80, peer 127.0.0.1:9)". In `text`, cut to `size` bytes.
+/// Describes a descriptor, for messages: "socket 5 (127.0.0.1:80, peer 127.0.0.1:9)". Writes to `text`, cut to `size` bytes.
 void cfiber_describe(int fd, char *text, size_t size);
 int cfiber_set_option(int fd, int level, int name, int value);
 int cfiber_get_option(int fd, int level, int name, int *value);
@@ -131,13 +132,13 @@ int cfiber_shutdown(int fd, int how);
 
 // Datagrams.
 
-/// As `struct mmsghdr`, which the C library declares for _GNU_SOURCE only.
+/// Like `struct mmsghdr`, which the C library declares for _GNU_SOURCE only.
 typedef struct cfiber_datagram {
   struct msghdr header;
-  unsigned int length;  // received: bytes that it was sent with, which may be more than fitted; sent: bytes that went
+  unsigned int length;  // received: the bytes that were sent, which may be more than fitted; sent: the bytes that were sent
 } cfiber_datagram;
 
-/// One datagram with what its header points to; it stays where it is from `cfiber_seal` on.
+/// One datagram with the data that its header points to; it must not move after `cfiber_seal`.
 typedef struct cfiber_envelope {
   cfiber_datagram datagram;
   struct iovec piece;
@@ -152,15 +153,16 @@ static inline cfiber_datagram *cfiber_seal(cfiber_envelope *envelope, const void
   return &envelope->datagram;
 }
 
-/// Receives up to `count` datagrams, of which it returns the number: those that are there. An error behind the first is kept for the next call.
+/// Receives up to `count` datagrams, as many as are available, and returns their number. An error after the first is kept for the next
+/// call.
 int cfiber_receive_datagrams(int fd, cfiber_datagram *datagrams, unsigned count);
-/// Sends up to `count` datagrams and returns how many went; an error only if it stopped the first.
+/// Sends up to `count` datagrams and returns how many were sent; an error only if it stopped the first.
 int cfiber_send_datagrams(int fd, cfiber_datagram *datagrams, unsigned count);
 int cfiber_datagram_pair(int *first, int *second);
-/// Joins or leaves the multicast group whose address is given, on the interface with that index (0: the system chooses).
+/// Joins or leaves the multicast group with the given address, on the interface with that index (0: the system chooses).
 int cfiber_multicast(int fd, const struct sockaddr *group, socklen_t length, unsigned interface, int join);
 
-/// The descriptor is gone afterwards whatever is returned.
+/// The descriptor is closed afterwards whatever is returned.
 int cfiber_close(int fd);
 int cfiber_duplicate(int fd);
 
@@ -170,14 +172,16 @@ int cfiber_epoll_create(void);
 int cfiber_epoll_add(int epoll, int fd, uint32_t events, uint64_t data);
 int cfiber_epoll_modify(int epoll, int fd, uint32_t events, uint64_t data);
 int cfiber_epoll_remove(int epoll, int fd);
-/// Waits up to `timeout` nanoseconds (negative: without end; a signal ends it with 0 events). Before Linux 5.11 it rounds up to milliseconds.
+/// Waits up to `timeout` nanoseconds (negative: no limit; a signal ends the wait with 0 events). Before Linux 5.11 it rounds up to
+/// milliseconds.
 int cfiber_epoll_wait(int epoll, struct epoll_event *events, int count, int64_t timeout);
 static inline uint64_t cfiber_event_data(const struct epoll_event *event) { return event->data.u64; }
 static inline uint32_t cfiber_event_flags(const struct epoll_event *event) { return event->events; }
 
-/// Whether a read (or a write) would answer at once: 1, 0, or a negative errno.
+/// Whether a read (or a write) would return at once: 1, 0, or a negative errno.
 int cfiber_is_ready(int fd, int write);
-/// An epoll descriptor that is readable while `fd` is readable (or writable), and that does not hold it open. -EPERM for what epoll does not take.
+/// Creates an epoll descriptor that is readable while `fd` is readable (or writable), and that does not keep it open. -EPERM for
+/// descriptors that epoll refuses.
 int cfiber_epoll_for(int fd, int write);
 
 /// An eventfd, non-blocking and close-on-exec.
@@ -186,8 +190,8 @@ int cfiber_wake_create(void);
 int cfiber_wake_send(int fd);
 int cfiber_wake_drain(int fd);
 
-/// The size of a raw soft limit, for error messages: RLIMIT_NOFILE.
+/// The soft limit on descriptors (RLIMIT_NOFILE), for error messages.
 uint64_t cfiber_descriptor_limit(void);
-/// The text of an errno, any thread.
+/// The text of an errno. Any thread.
 const char *cfiber_error_text(int error, char *buffer, size_t size);
 #endif

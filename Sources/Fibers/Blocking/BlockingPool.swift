@@ -47,9 +47,8 @@ final class BlockingPool: @unchecked Sendable {
     private var isAbandoned = false
     private let limit: Int
     private let idleLimit: Int64
-    /// The number of surplus threads is the least number that were idle at any time from one check to the next; so many end. A time limit
-    /// for each thread would not work: jobs that arrive one by one wake the threads in rotation, so that each is used now and then though
-    /// one would do.
+    /// At each check, as many threads become surplus as were idle all the time since the previous one. An idle limit for each thread would
+    /// not work: jobs that arrive one by one wake the threads in rotation, so that each is used now and then though one would suffice.
     private var nextLook: Int64 = 0
     private var leastIdle = 0
     private var surplus = 0

@@ -10,7 +10,7 @@ struct CallBudget: BitwiseCopyable {
     var operations = length
     /// Remaining calls on channels and locks that do not wait, before they count as one I/O operation: each takes a hundredth of the time.
     var calls = length
-    /// The fiber whose calls were counted last.
+    /// The fiber whose calls were charged last.
     var caller: FiberPointer?
 
     static var length: Int32 { 32 }
@@ -51,7 +51,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(never)
     private func countTrySlowly() { chargeCalls() }
 
-    /// Counts a budget of calls as one operation.
+    /// Charges a full budget of calls as one operation.
     @inline(__always)
     func chargeCalls() {
         pointee.budget.calls = CallBudget.length

@@ -7,7 +7,7 @@
 package protocol EventSource: AnyObject {
     /// Makes a blocking `poll` return. It may outlive the source, since a sender on another thread may still hold it.
     var waker: any Waker { get }
-    /// A clock of the source's own, for simulated time; nil for the clocks of the system.
+    /// The source's own clock, for simulated time; nil for the system clocks.
     var clock: (any WorkerClock)? { get }
     /// Handles pending events. If there are none, blocks until an event occurs, the waker is used, or `timeout` nanoseconds have passed; a
     /// negative timeout means no limit.
@@ -18,16 +18,16 @@ package protocol EventSource: AnyObject {
 
 /// Wakes a worker that blocks in `poll`.
 package protocol Waker: AnyObject, Sendable {
-    /// Makes the present `poll` return, or the next one. Any thread.
+    /// Makes the current `poll` return, or the next one. Any thread.
     func wake()
 }
 
 /// Time for a worker. Owner worker only.
 package protocol WorkerClock: AnyObject {
-    /// Monotonic nanoseconds, which deadlines are compared with.
+    /// Monotonic nanoseconds, the time base of deadlines.
     func now() -> Int64
-    /// The same time for callers that have an instant of the continuous clock.
+    /// The same time as an instant of the continuous clock.
     func instant() -> ContinuousClock.Instant
-    /// In units of the CPU's time counter: decides when a busy worker polls, and so which fiber runs next.
+    /// In units of the CPU's time counter. Decides when a busy worker polls, and so which fiber runs next.
     func counter() -> UInt64
 }

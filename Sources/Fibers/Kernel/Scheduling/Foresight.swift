@@ -1,30 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Which fibers will go on next, where nothing in the ready queue tells: a guess from who followed whom the last time.
+// Predicts which fibers will resume next when the ready queue does not tell, from the order in which they last resumed.
 //
-// With so many fibers that their stacks are in no cache, the walk through the page tables to a stack and the misses on it take longer than all else that a hop from one fiber to the next does. In a ring, a
-// pipeline, or a round of actors each fiber lets the next one go on, and only that one's record leads to the one after it: one miss after the other. But the order mostly repeats. So each record notes which
-// fiber went on 16 switches after it (a jump pointer: Roth and Sohi, "Effective Jump-Pointer Prefetching for Linked Data Structures", ISCA 1999), and the stacks of a batch are walked to at once, their frames
-// fetched two switches ahead, and what the next one waits for one switch ahead. A token in a ring of 20,011 fibers takes 345 ns a hop instead of 600 where memory is slow; a wrong guess fetches in vain.
+// With so many fibers that their stacks are in no cache, the page walk to a stack and the misses on it take longer than the rest of a hop
+// from one fiber to the next. In a ring, a pipeline, or a round of actors each fiber makes the next one ready, and only the record of that
+// fiber leads to the one after it: one miss after the other. But the order mostly repeats. So each record stores which fiber resumed 16
+// switches after it (a jump pointer: Roth and Sohi, "Effective Jump-Pointer Prefetching for Linked Data Structures", ISCA 1999). The page
+// walks to the stacks of a batch start together, their frames are prefetched two switches ahead, and the object that the next fiber waits
+// for one switch ahead. A token in a ring of 20,011 fibers takes 345 ns a hop instead of 600 where memory is slow; a wrong prediction costs
+// a useless prefetch.
 //
 // Invariants:
-//   * `recent` and the guesses name records of this worker, which stay mapped until the worker ends, whoever lives there by then;
-//   * a record that was given back to the system reads as zeros, which lead nowhere, and is not written.
+//   * `recent` and the predictions name records of this worker, which stay mapped until the worker ends, whichever fibers use them by then;
+//   * a record whose memory was given back to the system reads as zeros, which lead nowhere, and is never written.
 // Owner worker only.
 
 import CFiber
 
 package struct Foresight {
-    /// With so many fibers what they touch is mostly in the second cache, and to fetch it would only take instructions.
+    /// Up to this number of fibers, most of the memory that they touch is in the second-level cache, and prefetching it would only cost
+    /// instructions.
     static var fibersInCache: Int { 1024 }
 
-    /// The fibers that resumed last, as a ring buffer; `count` have been noted so far.
+    /// The fibers that resumed last, as a ring buffer; `count` have been recorded so far.
     private let recent: UnsafeMutablePointer<FiberPointer>
     private var count: UInt32 = 0
 
-    /// How far a record looks ahead.
+    /// The number of switches that a record predicts ahead.
     private static var distance: UInt32 { 16 }
-    /// How many stacks are walked to at once.
+    /// The number of stacks whose page walks start together.
     private static var batch: UInt32 { 8 }
 
     init(_ root: FiberPointer) {
@@ -34,14 +38,14 @@ package struct Foresight {
 
     func destroy() { recent.deallocate() }
 
-    /// Notes that a fiber goes on.
+    /// Records that a fiber resumes.
     mutating func note(_ fiber: FiberPointer) {
         let place = recent + Int(count % Self.distance)
         place.pointee.foreseen = fiber
         place.pointee = fiber
         count &+= 1
         guard count % Self.batch == 0 else { return }
-        // Behind those come the fibers that the records of this batch name.
+        // The fibers that the records of this batch predict come next.
         let batch = recent + Int((count &- Self.batch) % Self.distance)
         for i in 0..<Int(Self.batch) { cfiber_prefetch(batch[i].foreseen) }
     }
@@ -51,10 +55,10 @@ package struct Foresight {
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Before a switch to a fiber with nobody else ready: fetches what those will touch that probably come after it.
+    /// Called before a switch to a fiber when no other is ready: prefetches the memory that the fibers predicted after it will touch.
     @inline(never)
     func foresee(_ next: FiberPointer) {
-        // The guess is about fibers that wait for others: events come in an order of their own.
+        // Only fibers that wait for other fibers are predictable: events have an order of their own.
         guard next.wait != nil else { return }
         pointee.foresight.note(next)
         pointee.foresight.guess(2)?.prefetchFrames()

@@ -34,8 +34,9 @@ final class Message {
 
     func arrive(at worker: Worker) {
         deliver(worker, core)
-        // A result that nobody else has any more goes in a fiber: its deinit may wait. That others have it now means nothing where they are other threads, which may
-        // let go of it in this moment; what comes home from a child is its group's, too, which is here.
+        // The last reference to a result is released in a fiber, because its deinit may wait. Other references by other threads do not
+        // help, since those threads may release them at any moment. But the group of a child that has come back here also refers to it, and
+        // that group is on this worker.
         if core?.object != nil, core?.home == worker || isKnownUniquelyReferenced(&core), let last = core {
             core = nil
             worker.release(last)
@@ -45,10 +46,11 @@ final class Message {
 }
 
 final class Inbox: @unchecked Sendable {
-    /// A stack, newest first: of claimed fibers, linked through their records, and of messages, which are marked by the lowest bit.
+    /// A stack, newest first, of claimed fibers, linked through their records, and of messages, which are marked by the lowest bit.
     private let head = Atomic<UInt>(0)
     private let sleeping = Atomic<Bool>(false)
-    /// What the time counter showed when the sleeping worker was last sent for; 0 when it has not been since it fell asleep. A sender who is slow may still write an older time.
+    /// The time counter when the sleeping worker was last woken by a sender; 0 if no sender has done so since it fell asleep. A slow sender
+    /// may still write an older time.
     private let sentForAt = Atomic<UInt64>(0)
     /// Wakes the worker from its sleep.
     private let waker: any Waker
@@ -56,7 +58,7 @@ final class Inbox: @unchecked Sendable {
     init(_ waker: any Waker) { self.waker = waker }
 
     deinit {
-        // Messages to a worker that had nobody left to do anything for.
+        // Releases messages that arrived after the worker's last fiber had ended.
         drain(fiber: { _ in }, message: { _ in })
     }
 

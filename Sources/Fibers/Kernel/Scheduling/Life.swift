@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Lives: how a fiber begins and ends. Owner worker only.
+// How a fiber begins and ends. Owner worker only.
 
 import CFiber
 import Glibc
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Starts a life on a pooled stack; its first turn comes after the fibers that are ready now. The caller puts the body where the result says, before it
-    /// does anything else.
+    /// Starts a fiber on a pooled stack; it first runs after the fibers that are ready now. The caller must put the body at the returned
+    /// address before it does anything else.
     @inline(__always)
     func start(name: String?, _ runner: @escaping FiberBodyRunner) throws(ResourceError) -> (FiberCore, UnsafeMutableRawPointer) {
         let fiber = try takeStack()
@@ -18,18 +18,18 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return (core, fiber.body)
     }
 
-    /// Lets a fiber that has just been started run before all others, and the calling one after it, unless it is time to let others run.
+    /// Runs a fiber that has just been started before all others, and resumes the caller right after it, unless other fibers are due.
     func runNow(_ fiber: FiberPointer) {
         require(running != pointee.root, "spawnLocal(startingNow: true) was called outside a fiber: leave startingNow out there")
         pointee.tick.left &-= 1
-        // The end of a short tick is no reason to let others run first: while fibers compute for long, each tick is short.
+        // The end of a short tick is no reason to run other fibers first: while fibers compute for long, every tick is short.
         guard pointee.tick.left > 0 || !isFrontDue, pointee.ready.removeLast(fiber) else { return yield() }
         if _slowPath(pointee.tick.left <= 0) { endTick() }
         pointee.ready.prepend(running)
         cfiber_switch(fiber)
     }
 
-    /// Starts a life whose core another worker has made.
+    /// Starts a fiber whose core another worker has made.
     func start(
         _ core: FiberCore, name: String?, locals: FiberLocalNode?, _ runner: @escaping FiberBodyRunner
     ) throws(ResourceError)
@@ -54,7 +54,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     private func begin(
         _ fiber: FiberPointer, _ core: FiberCore, name: String?, locals: FiberLocalNode?, _ runner: @escaping FiberBodyRunner
     ) {
-        // Until it runs, the stack is between lives.
+        // The record counts as between fibers until the new one runs.
         fiber.pointee.life = UInt64(Holder(fiber: core.id)) | UInt64(CFIBER_BETWEEN_LIVES)
         if let name { fiber.setName(name) }
         core.record = fiber
@@ -74,9 +74,10 @@ extension UnsafeMutablePointer where Pointee == FiberRecord {
     }
 }
 
-/// One life of a fiber: runs its body, wakes those who wait for its end, puts its stack into the pool and says who comes next.
+/// One fiber from its start to its end: runs the body, wakes the fibers that join it, returns the stack to the pool and returns the next
+/// fiber to run.
 ///
-/// When this returns, nothing on the stack owns anything: the frame below stays parked until the stack's next life, or is unmapped.
+/// When this returns, nothing on the stack owns anything: the frame below stays parked until the stack's next fiber starts, or is unmapped.
 let runLife: @convention(c) (FiberPointer?) -> FiberPointer? = { fiber in
     let fiber = fiber.unsafelyUnwrapped
     let worker = fiber.worker
@@ -91,7 +92,7 @@ let runLife: @convention(c) (FiberPointer?) -> FiberPointer? = { fiber in
 
 @inline(__always)
 private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
-    // Not by `withObject`: in unoptimised builds that is two frames more at the bottom of each fiber's stack, in every backtrace.
+    // Not `withObject`: in unoptimised builds it would add two frames at the bottom of every fiber's stack, in every backtrace.
     let holdsResult = fiber.core.unsafelyUnwrapped._withUnsafeGuaranteedRef { core in
         fiber.runner.pointee.run(core, fiber.body)
         if _slowPath(fiber.pointee.locals != nil) { letGo(of: fiber.localsField) }
@@ -101,16 +102,17 @@ private func runBody(_ fiber: FiberPointer, _ worker: Worker) {
     if !fiber.joiners.pointee.isEmpty { worker.wakeAll(&fiber.joiners.pointee, .ready) }
     if _slowPath(holdsResult) { worker.endRemote(fiber) }
     if _slowPath(fiber.pointee.attention != 0 || fiber.pointee.is_child != 0) { fiber.endBase() }
-    // Nobody can have the result any more but those with a handle, and it must not outlive them.
+    // From now on only handles can reach the result, and it must not outlive them.
     if holdsResult { letGo(of: fiber.coreField) }
-    // Last, since what has just been let go of may have waited on its way: a handler of unhandled errors, a deinit.
+    // Last, because the releases above may have parked: in a handler of unhandled errors, or a deinit.
     if _slowPath(fiber.pointee.timerIndex >= 0) { worker.pointee.timers.remove(fiber) }
     if _slowPath(fiber.pointee.openLocks != 0) { stopEndedWithLocks(fiber) }
     fiber.pointee.life = 0
     if _slowPath(fiber.pointee.is_named != 0) { cfiber_clear_name(fiber) }
 }
 
-/// Empties a field of a record before what it held is released: an assignment releases first, and a deinit that looks at its own fiber would find itself.
+/// Empties a field of a record before the old value is released. An assignment would release first, and a deinit that accesses its own
+/// fiber would find the object being destroyed.
 @inline(never)
 private func letGo<Object>(of field: UnsafeMutablePointer<Object?>) {
     let object = field.move()

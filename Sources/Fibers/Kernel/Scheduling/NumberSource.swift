@@ -17,7 +17,7 @@ struct NumberSource: BitwiseCopyable {
     /// - Parameter seed: nil for random numbers that differ from run to run.
     init(seed: UInt64?) { random = seed ?? cfiber_counter() }
 
-    /// An id that is unique in the process: workers count in blocks, and each takes the next block when it needs one.
+    /// An id that is unique in the process: each worker takes a block of ids when it needs one, and counts within it.
     @inline(__always)
     mutating func takeID() -> UInt64 {
         if _slowPath(nextID == endOfIDs) {

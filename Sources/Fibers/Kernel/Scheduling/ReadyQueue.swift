@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The fibers that are ready to run, first in first out: a ring of pointers.
+// The fibers that are ready to run, first in, first out: a ring of pointers.
 //
 // Invariants:
-//   * a fiber stands in it at most once, and there is room for every fiber alive: `reserve` makes it when a fiber is spawned, so that `append` never
-//     fails, allocates or checks;
+//   * a fiber is in the queue at most once, and there is room for every live fiber: `reserve` makes room when a fiber is spawned, so
+//     `append` never fails, allocates or checks;
 //   * `head` and `tail` count up, and wrap around; their difference is the number of fibers.
 //
-// A list linked through the records would need no memory, but then the CPU must have fetched one record, on a stack of its own and seldom in the first
-// cache, before it knows which comes next: with 1,000 fibers a switch takes 12 ns instead of 8. Owner worker only.
+// A list linked through the records would need no memory of its own. But the CPU would have to fetch each record, on a stack of its own and
+// rarely in the first-level cache, before it knew the next one: with 1,000 fibers a switch takes 12 ns instead of 8. Owner worker only.
 
 import CFiber
 
@@ -17,7 +17,7 @@ struct ReadyQueue {
     private var mask: UInt32
     private var head: UInt32 = 0
     private var tail: UInt32 = 0
-    /// Where the fibers end that were put before all others since the last `endFront`.
+    /// The end of the fibers that were prepended since the last `endFront`.
     private var frontEnd: UInt32 = 0
 
     /// Nil when memory is short.
@@ -30,10 +30,10 @@ struct ReadyQueue {
 
     @inline(__always) var isEmpty: Bool { head == tail }
 
-    /// So many are ready that each has gone cold by its turn.
+    /// True if the queue is so long that each fiber has left the cache before it runs.
     @inline(__always) var isLong: Bool { tail &- head > 256 }
 
-    /// Makes room for `count` fibers in all; false when memory is short.
+    /// Makes room for `count` fibers in total; false if memory is short.
     @inline(__always)
     mutating func reserve(_ count: Int) -> Bool {
         count <= Int(mask) || grow()
@@ -45,14 +45,14 @@ struct ReadyQueue {
         tail &+= 1
     }
 
-    /// Puts a fiber before all others.
+    /// Inserts a fiber at the front.
     mutating func prepend(_ fiber: FiberPointer) {
         if Int32(bitPattern: frontEnd &- head) <= 0 { frontEnd = head }
         head &-= 1
         ring[Int(head & mask)] = fiber
     }
 
-    /// Moves the fibers that were put before the others behind them, so that every fiber has its turn.
+    /// Moves the prepended fibers behind the others, so that every fiber gets to run.
     mutating func endFront() {
         while Int32(bitPattern: frontEnd &- head) > 0, let fiber = popFirst() { append(fiber) }
         frontEnd = head
@@ -63,7 +63,7 @@ struct ReadyQueue {
         frontEnd = head
     }
 
-    /// Takes a fiber back that was appended last; false when another stands there.
+    /// Removes a fiber if it is the last in the queue; false otherwise.
     mutating func removeLast(_ fiber: FiberPointer) -> Bool {
         guard head != tail, ring[Int((tail &- 1) & mask)] == fiber else { return false }
         tail &-= 1
@@ -76,7 +76,7 @@ struct ReadyQueue {
         return takeFirst()
     }
 
-    /// As `popFirst`, and fetches nothing.
+    /// As `popFirst`, without prefetching.
     @inline(__always)
     mutating func takeFirst() -> FiberPointer? {
         guard head != tail else { return nil }
@@ -85,14 +85,15 @@ struct ReadyQueue {
         return first
     }
 
-    /// How many records are fetched together. Each lies in a page of its own, and a prefetch that misses the TLB stalls the CPU until its page walk ends; walks that start together overlap.
-    /// A power of two, and a divisor of the ring's size.
+    /// The number of records that are prefetched together. Each lies in a page of its own, and a prefetch that misses the TLB stalls the
+    /// CPU until its page walk ends; walks that start together overlap. A power of two, and a divisor of the ring's size.
     private static var batch: UInt32 { 8 }
 
-    /// Before the next fiber is taken, `prefetchBatch` is due.
+    /// True if `prefetchBatch` is due before the next fiber is removed.
     @inline(__always) var isAtBatch: Bool { head & (Self.batch - 1) == 0 }
 
-    /// Fetches the records of the batch after the next. With a long queue, it also fetches the frames of the next batch, whose records have arrived by now.
+    /// Prefetches the records of the batch after the next. If the queue is long, also prefetches the frames of the next batch, whose
+    /// records have arrived by now.
     @inline(never)
     func prefetchBatch() {
         let count = tail &- head
@@ -104,7 +105,7 @@ struct ReadyQueue {
         for i in 0..<Int(Self.batch) { now[i].unsafelyUnwrapped.prefetchContext() }
     }
 
-    /// The fiber whose turn is next, for prefetching.
+    /// The first fiber in the queue, for prefetching.
     @inline(__always) var first: FiberPointer? { head == tail ? nil : ring[Int(head & mask)] }
 
     @inline(never)

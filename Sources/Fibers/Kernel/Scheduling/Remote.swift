@@ -65,7 +65,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return workers.all[index]
     }
 
-    /// A core for a fiber on another worker.
+    /// Makes the core of a fiber on another worker.
     func makeCore(on worker: Worker, _ remote: RemoteLife) -> FiberCore {
         let core = FiberCore(home: worker)
         core.id = pointee.numbers.takeID()

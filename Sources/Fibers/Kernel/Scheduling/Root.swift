@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The root: what a worker does on the thread's own stack. It runs when no fiber is ready, and, as one of those that are ready, when there are messages from other workers. It delivers
-// them, runs fibers, and sleeps in the event source until a timer or another thread wants something. Owner worker only.
+// The root: the worker's loop on the thread's own stack. It runs when no fiber is ready, and, queued like a ready fiber, when there are
+// messages from other workers. It delivers the messages, runs fibers, and sleeps in the event source until an event, a timer or another
+// thread wakes it. Owner worker only.
 
 import CFiber
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Runs fibers until the runtime has none any more, on any worker, but those that are abandoned.
+    /// Runs fibers until no worker of the runtime has any left, except abandoned ones.
     func runUntilDone() {
         let workers = pointee.workers
         pointee.tick.began = counter
@@ -35,7 +36,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
 
     private func sleep() {
         if pointee.spinning.hasCredit {
-            // What it spins for may come again and again, so timers and event source have their turn before.
+            // Work from other workers may keep arriving during spins, so timers and event source are polled first.
             if isPollDue {
                 poll(timeout: 0)
                 pointee.pool.trim(now: now)
@@ -50,7 +51,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if !pointee.ending.isAbandoned { wake = Swift.min(wake, pointee.ending.abandonAt) }
         if let trim = pointee.pool.nextTrim { wake = Swift.min(wake, trim) }
         guard pointee.inbox.beginSleep() else {
-            // Something may come again and again.
+            // Work may keep arriving, so a poll must not be skipped.
             if isPollDue { poll(timeout: 0) }
             return
         }
@@ -62,26 +63,26 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         if pointee.workers.maySpin && sent != 0 { pointee.spinning.noteWake(sent: sent, after: Int64(bitPattern: sent &- begun)) }
     }
 
-    /// A timer would expire while the worker spins.
+    /// True if a timer would expire during a spin.
     private var isTimerNear: Bool {
         guard !pointee.timers.isEmpty else { return false }
         let now = self.now
         return pointee.timers.earliest(after: now).map { $0 < now &+ Spinning.longest } ?? false
     }
 
-    /// Looks at timers and event source; blocks for at most `timeout` nanoseconds (negative: without end) when nothing has happened before.
+    /// Polls timers and event source; blocks for at most `timeout` nanoseconds if no event is pending. A negative timeout means no limit.
     func poll(timeout: Int64) {
         pointee.statistics.polls &+= 1
         pointee.lentEvents.poll(timeout: timeout)
         if !pointee.timers.isEmpty { expireTimers(now: now) }
         pointee.tick.lastPoll = counter
-        // What the look took is no fiber's doing.
+        // The time spent polling must not count as time used by fibers.
         pointee.tick.began = pointee.tick.lastPoll
     }
 
     private func expireTimers(now: Int64) {
         while let fiber = pointee.timers.popExpired(now: now) {
-            // Not later than the deadline of the call itself: then it is the scope's.
+            // If the deadline of the scope is not later than that of the call itself, the scope's deadline ends the park.
             if fiber.scope.pointee.effective <= fiber.pointee.wakeAt {
                 cancelExpired(fiber)
             } else {

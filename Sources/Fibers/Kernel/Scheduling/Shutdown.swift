@@ -1,39 +1,41 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The end of a worker's fibers: cancelled all at once, and left behind if they do not end. Owner worker only.
+// Shutdown of a worker: all its fibers are cancelled at once, and abandoned if they do not end in time. Owner worker only.
 
 import CFiber
 
 struct Ending: BitwiseCopyable {
-    /// Counted among the workers that have fibers.
+    /// The worker is counted among those that have fibers.
     var isActive = false
-    /// Its fibers were left behind, and none runs any more.
+    /// The remaining fibers were abandoned, and none runs any more.
     var isAbandoned = false
-    /// Set once the runtime shuts down: all fibers are cancelled, and those not ended by then are abandoned.
+    /// Set once the runtime shuts down: all fibers are cancelled, and any that have not ended by then are abandoned.
     var abandonAt = Int64.max
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Cancels all fibers, the newest first, and those that are spawned from now on; gives them until `deadline` to end. A second call may shorten the time.
+    /// Cancels all fibers, the newest first, and every fiber that is spawned from now on; they have until `deadline` to end. A second call
+    /// may shorten the time.
     func shutDown(until deadline: Int64) {
-        // A limit without end is a shutdown, too: what is spawned from now on is cancelled.
+        // An infinite limit also starts a shutdown: fibers spawned from now on are cancelled.
         pointee.ending.abandonAt = Swift.min(pointee.ending.abandonAt, deadline, .max - 1)
         let fibers = liveFibers.reversed()
-        // Children of groups by way of their groups, so that these know; then those whose groups are shielded.
+        // Children are cancelled through their groups, so that the groups know; then the children whose groups are shielded.
         for fiber in fibers where fiber.base.pointee.outer == nil { cancel(fiber.base) }
         for fiber in fibers { cancel(fiber.base) }
     }
 
     var isOverdue: Bool { now >= pointee.ending.abandonAt }
 
-    /// In the order in which they were spawned.
+    /// Live fibers, in the order in which they were spawned.
     private var liveFibers: [FiberPointer] {
         var fibers: [FiberPointer] = []
         pointee.pool.forEachLive { fibers.append($0) }
         return fibers.sorted { $0.id < $1.id }
     }
 
-    /// Names the fibers that did not end in time. They will never run again; what they own stays in memory, since Swift cannot unwind their stacks.
+    /// Abandons the fibers that did not end in time, and names them in a warning. They will never run again. Their memory is leaked,
+    /// because Swift cannot unwind their stacks.
     func abandonFibers() {
         pointee.ending.isAbandoned = true
         if live == 0 { return }
@@ -46,26 +48,27 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         keepOthersAway(fibers)
         for fiber in fibers {
             guard let core = fiber.coreField.pointee, core.record != nil else { continue }
-            // A handle must not look for the record any more, and `join` has an answer.
+            // A handle must not access the record any more, and `join` needs a result.
             core.object = UndeliveredError(CancellationError(), of: core)
             core.record = nil
             core.remote?.endWaits()
         }
-        // Last: a handler that yields, or wakes somebody, must not let one of them run.
+        // Last: a handler that yields, or wakes a fiber, must not make an abandoned fiber run.
         warn(
             "the runtime ends without \(names.joined(separator: ", "))\(rest): cancelled and not ended in time. They may ignore their cancellation, or wait in withCancellationShield without a deadline."
         )
     }
 
-    /// Their stacks will be unmapped: takes them out of what they could be woken by. Another thread that is waking one in this moment still needs the record.
+    /// Makes abandoned fibers unreachable for everything that could wake them, before their stacks are unmapped. Another thread that is
+    /// waking one right now still needs the record.
     private func keepOthersAway(_ fibers: [FiberPointer]) {
-        // Ends the parks, so that nothing else does.
+        // Claims the parks, so that nothing else can.
         for fiber in fibers { _ = Waiter(fiber).claim() }
-        // Those that others have claimed before are in the inbox, or will be.
+        // Fibers that other threads have already claimed are in the inbox, or will be soon.
         for fiber in fibers {
             while fiber.isOnItsWay { collectInbox() }
         }
-        // From here on nobody finds their records any more.
+        // After this no other thread can find their records.
         for fiber in fibers {
             fiber.wait?.leaveLines()
             fiber.cell?.withObject { $0.leave(fiber) }

@@ -1,39 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Whether, and for how long, a worker that has nothing to do looks on before it sleeps: to sleep and to be woken takes longer than what it waits for where something has come from another
-// worker soon lately, and costs both sides a system call.
+// Whether, and for how long, an idle worker spins before it sleeps. If work from other workers has recently arrived soon after it went
+// idle, then sleeping and being woken takes longer than waiting for that work, and costs both sides a system call.
 //
-// Where threads share a CPU, a thread that spins keeps the other from doing what it spins for. So spinning pays only where nearly every time something comes, and is on credit:
-//   * something that comes earns 1, a spin in vain costs `costOfVainSpin`, and without credit the worker does not spin;
-//   * the credit comes back when another worker has woken this one soon after it fell asleep, as often as `wakesToSpin` says, which doubles each time the credit runs out.
+// Where threads share a CPU, a thread that spins keeps the other from producing the very thing that it spins for. So spinning pays only if
+// nearly every spin succeeds. It therefore has a budget, the credit:
+//   * a successful spin earns 1, a fruitless one costs `costOfVainSpin`, and without credit the worker does not spin;
+//   * the credit comes back after another worker has woken this one soon after it fell asleep, as many times as `wakesToSpin` requires.
+//     That number doubles each time the credit runs out.
 // Owner worker only.
 
 import CFiber
 
 struct Spinning: BitwiseCopyable {
-    /// What may be spent: to spin in vain costs many times what it earns to see something come.
+    /// Spin budget. A fruitless spin costs 16 times what a successful one earns.
     private var credit: Int32 = 0
-    /// What it takes from being sent for by another worker to waking up, on average, by the time counter.
+    /// The average time from the wake-up call of another worker until this worker runs, by the time counter.
     private var wakeLatency = Int64(cfiber_counter_interval() / 16)
-    /// How many wakes that come soon after falling asleep it takes to spin again, and how many are missing.
+    /// The number of early wake-ups (soon after falling asleep) that are required before the worker spins again, and how many of them are
+    /// still missing.
     private var wakesToSpin: (wanted: Int32, missing: Int32) = (1, 1)
 
     private static var mostCredit: Int32 { 64 }
     private static var costOfVainSpin: Int32 { 16 }
     private static var mostWakesToSpin: Int32 { 1024 }
-    /// In nanoseconds: half of the interval at which a busy worker looks at event source and timers.
+    /// The longest spin in nanoseconds: half of the interval at which a busy worker polls event source and timers.
     static var longest: Int64 { 250_000 }
 
     @inline(__always) var hasCredit: Bool { credit > 0 }
 
-    /// For how long to spin, by the time counter: somewhat longer than it takes to be woken, since the other side may have been sent for, too, and be about to wake. To wait
-    /// as long as what is to be avoided would take costs at most twice the least (A. Karlin et al., "Competitive randomized algorithms for non-uniform problems", 1990).
+    /// The time limit of a spin, by the time counter. Somewhat longer than a wake-up takes, because the other side may itself have just
+    /// been woken. Spinning for as long as the avoided wake-up would take costs at most twice the optimum (A. Karlin et al., "Competitive
+    /// randomized algorithms for non-uniform problems", 1990).
     var limit: Int64 {
         let interval = Int64(cfiber_counter_interval())
         return min(max(wakeLatency * 3 / 2, interval / 32), interval / 2)
     }
 
-    /// Something has come while the worker spun.
+    /// Called when something arrived during a spin.
     mutating func noteSuccess() {
         credit += 1
         if credit >= Self.mostCredit {
@@ -42,7 +46,7 @@ struct Spinning: BitwiseCopyable {
         }
     }
 
-    /// Nothing has come in time.
+    /// Called when a spin ended without success.
     mutating func noteFailure() {
         credit -= Self.costOfVainSpin
         if credit <= 0 {
@@ -52,19 +56,19 @@ struct Spinning: BitwiseCopyable {
         }
     }
 
-    /// Another worker has sent for this one, and it has woken.
+    /// Called when another worker has woken this one.
     ///
     /// - Parameters:
-    ///   - sent: what the time counter showed when the other sent for it.
-    ///   - time: how long after falling asleep that was.
+    ///   - sent: the time counter when the other worker made the wake-up call.
+    ///   - time: the time from falling asleep to that call.
     @inline(never)
     mutating func noteWake(sent: UInt64, after time: Int64) {
-        // Sent for before it fell asleep: that is an old word, which came late.
+        // The call was made before this sleep: a stale time, written late by a slow sender.
         guard time >= 0 else { return }
         let latency = Int64(min(cfiber_counter() &- sent, cfiber_counter_interval()))
         wakeLatency += (latency - wakeLatency) / 8
         guard time < limit else { return }
-        // To spin would have been enough.
+        // A spin would have sufficed.
         wakesToSpin.missing &-= 1
         if wakesToSpin.missing <= 0 {
             credit = Self.mostCredit / 2
@@ -74,10 +78,11 @@ struct Spinning: BitwiseCopyable {
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Looks at the inbox, and at what a fiber waits for, for as long as it takes to be woken. True when something has come.
+    /// Spins on the inbox, and on the condition that a fiber waits for, for about as long as a wake-up takes. True if something has
+    /// arrived.
     @inline(__always)
     func spin(every pause: Int = 1, until hasCome: () -> Bool = { false }) -> Bool {
-        // What is there already says nothing of how long it would have been to wait.
+        // Something that is there already says nothing about how long a spin would have taken, so it earns no credit.
         if hasCome() || !pointee.inbox.isEmpty { return true }
         let begun = cfiber_counter()
         let limit = UInt64(pointee.spinning.limit)
@@ -97,11 +102,11 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         return false
     }
 
-    /// True when the running fiber may keep the worker busy with spinning: nobody else is ready, and something has come from another worker soon lately.
+    /// True if the running fiber may spin: no other fiber is ready, and spins have recently succeeded.
     @inline(__always)
     var maySpin: Bool { pointee.spinning.hasCredit && mayPause }
 
-    /// True when nobody on this worker has anything to do, and the other workers have CPUs of their own.
+    /// True if no other fiber on this worker is ready, no poll is due, and every worker has a CPU of its own.
     @inline(__always)
     var mayPause: Bool { pointee.ready.isEmpty && pointee.workers.maySpin && !isPollDue }
 }

@@ -12,7 +12,7 @@
 import CFiber
 
 package struct Tick: BitwiseCopyable {
-    /// Switches left.
+    /// Switches left in this tick.
     var left = firstLength
     /// The number of switches with which the tick began.
     var length = firstLength
@@ -36,7 +36,7 @@ package struct Tick: BitwiseCopyable {
     /// - elapsed: the duration of that tick; `interval` is the wanted duration. Both in units of the time counter.
     package static func length(after used: Int32, taking elapsed: UInt64, of interval: UInt64) -> Int32 {
         let used = max(1, used)
-        // Most ticks take a thousandth of the interval: they pay no division.
+        // Most ticks take a thousandth of the interval, so they avoid the division.
         if _fastPath(elapsed <= interval / 2) { return min(used &* 2, longest) }
         return Int32(max(1, min(UInt64(used) &* interval / elapsed, UInt64(longest))))
     }

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// A worker: the thread that runs fibers, its ready queue, stacks, timers and event source.
+// A worker: the thread that runs fibers, with its ready queue, stacks, timers and event source.
 //
 // Invariants:
-//   * a fiber of this worker is in exactly one place: running, in the ready queue, parked with a waiter somewhere, or in the inbox;
-//   * only the root, the thread's own stack, sleeps (Root.swift), and only between ticks the worker looks at the world (Tick.swift). So neither I/O nor computation that yields starves the
-//     other.
+//   * a fiber of this worker is in exactly one state: running, in the ready queue, parked with a waiter, or in the inbox;
+//   * only the root, on the thread's own stack, sleeps (Root.swift), and the worker checks its inbox, timers and event source only between
+//     ticks (Tick.swift). So neither I/O nor computation that yields starves the other.
 //
-// The state lies behind a pointer and is changed field by field: a class property or an `inout self` would be an access that stays open across a
-// switch, and the compiler may assume that nobody else changes what is under access. For the same reason nothing that may switch is `mutating`: what belongs together lies in a struct of its own, whose
-// `mutating` functions call nothing of a worker.
+// The state lies behind a pointer and is changed field by field. A class property or an `inout self` would be an access that stays open
+// across a switch, and the compiler may assume that no other code changes memory under access. For the same reason no function that may
+// switch is `mutating`: related fields form a struct of their own, whose `mutating` functions call nothing of a worker.
 // Owner worker only.
 
 import CFiber
@@ -18,46 +18,48 @@ import Synchronization
 package typealias Worker = UnsafeMutablePointer<WorkerState>
 
 package struct WorkerState: ~Copyable {
-    // What each switch touches comes first.
+    // Fields that each switch touches come first.
     var ready: ReadyQueue
     var tick = Tick()
     var budget = CallBudget()
-    /// For other threads, too, which find the worker by one of its fibers. Not in the mailbox, where reading it would be an access to all that the owner changes there.
+    /// Also read by other threads, which find the worker through one of its fibers. Not in the mailbox: reading it there would be an access
+    /// to all the fields that the owner changes.
     let inbox: Inbox
-    /// The same, for those who need not keep it: counting references would be two more writes to memory that the owner looks at.
+    /// The same inbox, borrowed, for callers that need not retain it: reference counting would be two more writes to memory that the owner
+    /// reads.
     let lentInbox: Unmanaged<Inbox>
     var mailbox = Mailbox()
     var timers = TimerQueue()
     let events: any EventSource
-    /// The same, for what is done often: counting references would be two atomic operations.
+    /// The same event source, borrowed, for frequent calls: reference counting would cost two atomic operations.
     unowned(unsafe) let lentEvents: any EventSource
-    /// The event source's own clock; nil for the system's.
+    /// The event source's own clock; nil for the system clock.
     let clock: (any WorkerClock)?
     var pool: StackPool
-    /// Other workers look at it, too.
+    /// Also read by other workers.
     let load = WorkerLoad()
     var ending = Ending()
     var spinning = Spinning()
     package var foresight: Foresight
     var numbers: NumberSource
     let workers: WorkerSet
-    /// The set of workers by its address.
+    /// The address of the set of workers.
     let home: UnsafeRawPointer
-    /// Its place among the runtime's workers. The thread that called `run` is 0.
+    /// The worker's index in the runtime. The thread that called `run` is 0.
     package let index: Int
     /// Unique in the process.
     let number: UInt64
-    /// The thread's own stack as a record like any other.
+    /// The record of the thread's own stack.
     let root: FiberPointer
     package var statistics = WorkerStatistics()
     var overflowState: UnsafeMutableRawPointer?
 }
 
-/// How many fibers a worker has.
+/// The number of fibers of a worker.
 struct WorkerLoad: ~Copyable {
-    /// Alive: spawned and not ended.
+    /// Live fibers: spawned and not ended.
     let live = Atomic<Int>(0)
-    /// Sent here by other workers and not started yet.
+    /// Fibers sent here by other workers and not started yet.
     let arriving = Atomic<Int>(0)
 }
 
@@ -73,7 +75,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     @inline(__always)
     package static var current: Worker? { cfiber_worker()?.assumingMemoryBound(to: WorkerState.self) }
 
-    /// Fibers alive: spawned and not ended. An atomic's plain load and store: only the owner changes it.
+    /// Live fibers: spawned and not ended. A plain load and store of the atomic, because only the owner changes it.
     package var live: Int {
         @inline(__always) get { pointee.load.live.load(ordering: .relaxed) }
         @inline(__always) nonmutating set { pointee.load.live.store(newValue, ordering: .relaxed) }
@@ -89,7 +91,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         @inline(__always) get { _fastPath(pointee.clock == nil) ? cfiber_counter() : counterOfClock() }
     }
 
-    // Out of line: what an inlined call of the clock keeps in registers, each yield would save first.
+    // Out of line: otherwise each yield would first save the registers that an inlined call of the clock needs.
     @inline(never)
     private func nowOfClock() -> Int64 { pointee.clock.unsafelyUnwrapped.now() }
 
@@ -99,16 +101,16 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
     /// The same time as `now`, on the continuous clock.
     package var instant: ContinuousClock.Instant { pointee.clock?.instant() ?? .now }
 
-    /// Entries in the timer queue, for tests and diagnostics. Those of waits that ended early stay for a while.
+    /// Entries in the timer queue, for tests and diagnostics. Entries of waits that ended early stay for a while.
     package var timerCount: Int { pointee.timers.count }
 
-    /// The fiber on whose stack the thread runs, which may be the root.
+    /// The fiber on whose stack the thread runs; possibly the root.
     @inline(__always)
     package var running: FiberPointer { cfiber_current().unsafelyUnwrapped }
 
     // Switching.
 
-    /// Lets every other ready fiber run before this one goes on.
+    /// Runs every other ready fiber before this one resumes.
     @inline(__always)
     func yield() {
         pointee.tick.left &-= 1
@@ -116,7 +118,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         takeTurns()
     }
 
-    // A call in the last place needs no registers saved before it, so the common way has none to save.
+    // Tail calls need no registers saved before them, so the fast path saves none.
     @inline(never)
     func yieldUnderADeadline() {
         _ = isCancelled
@@ -145,7 +147,8 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         cfiber_switch(next)
     }
 
-    /// Nobody else is ready, as far as is known: a fiber that yields now and then may compute for long in between.
+    /// No other fiber is known to be ready. Polls if that is due, because a fiber that yields only now and then may compute for long in
+    /// between.
     @inline(never)
     private func takeTurnsWithTheWorld() {
         guard isPollDue && !pointee.ending.isAbandoned else { return }
@@ -155,18 +158,19 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         cfiber_switch(next)
     }
 
-    /// Leaves the running fiber for the next ready one, or for the root.
+    /// Switches from the running fiber to the next ready one, or to the root.
     @inline(__always)
     func switchAway() {
         endTickIfDue()
         let next = pointee.ready.popFirst() ?? pointee.root
-        // A fiber that waited for the world has gone cold meanwhile: the one after the next is fetched while the next one works.
+        // A fiber that has waited for events has left the cache in the meantime. So the fiber after the next is prefetched while the next
+        // one runs.
         if let second = pointee.ready.first {
             second.prefetchFrames()
         } else if _slowPath(live > Foresight.fibersInCache) {
             foresee(next)
         }
-        // The end of the tick may have found what the fiber was about to wait for.
+        // The end of the tick may have made the running fiber ready again.
         if next != running { cfiber_switch(next) }
     }
 
@@ -175,9 +179,9 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         pointee.ready.append(fiber)
     }
 
-    /// Unlike its address, which a worker of a later runtime may have, never that of another worker.
+    /// Never the number of another worker, unlike the address, which a worker of a later runtime may reuse.
     package var number: UInt64 { pointee.number }
 
-    /// For messages: the running fiber, and where it runs.
+    /// For messages: the running fiber, and its worker.
     package func describeCaller() -> String { "\(Holders.describeCaller()) on worker \(pointee.index)" }
 }

@@ -6,18 +6,18 @@ import CFiber
 import Glibc
 
 final class WorkerCrew {
-    /// The calling thread's.
+    /// The calling thread's worker.
     let first: Worker
     private let start: Start
     private var threads: [pthread_t] = []
     private var affinity: cfiber_cpus?
 
-    /// What the threads and the one that starts them tell each other.
+    /// Coordinates the new threads with the thread that starts them.
     private final class Start: @unchecked Sendable {
         enum Phase { case starting, running, cancelled }
 
         let set: WorkerSet
-        /// Those to which workers are bound, if they are.
+        /// The CPUs to which workers are pinned; nil if they are not.
         let cpus: cfiber_cpus?
         private let cpuCount: Int
         private let lock = ThreadLock()
@@ -33,7 +33,7 @@ final class WorkerCrew {
             change = ThreadCondition(lock)
         }
 
-        /// A worker of the calling thread, bound to a CPU if that is wanted.
+        /// Makes the worker of the calling thread, pinned to a CPU if requested.
         func make(_ index: Int) throws(ResourceError) -> Worker {
             if var cpus {
                 let status = cfiber_pin(&cpus, Int32(index))
@@ -42,7 +42,7 @@ final class WorkerCrew {
             return try Worker.make(set, index: index)
         }
 
-        /// The life of a thread.
+        /// The main function of a worker's thread.
         func run(_ index: Int) {
             cfiber_name_thread("fibers-\(index)")
             do {
@@ -55,7 +55,7 @@ final class WorkerCrew {
             }
         }
 
-        /// Reports, then waits for what is decided.
+        /// Reports, then waits for the decision. True if the worker shall run.
         private func tell(_ report: () -> Void) -> Bool {
             lock.withLock {
                 report()
@@ -65,7 +65,7 @@ final class WorkerCrew {
             }
         }
 
-        /// Waits for the reports of so many threads, and lets them go on if all is well.
+        /// Waits for the reports of `started` threads. Starts the workers if all of them succeeded, and returns the failure otherwise.
         func decide(_ first: Worker, started: Int, _ failure: ResourceError?) -> ResourceError? {
             lock.withLock {
                 self.failure = self.failure ?? failure
@@ -125,7 +125,7 @@ final class WorkerCrew {
     }
 
     private static func automatic(_ cpus: Int) -> Int {
-        // A variable that is set to nothing is one that is not set, as everywhere in a shell.
+        // As in a shell, an empty variable counts as unset.
         if let text = getenv("FIBERS_WORKERS").map({ String(cString: $0) }), !text.isEmpty {
             guard let count = Int(text), (1...1024).contains(count) else {
                 misuse("FIBERS_WORKERS must be a number from 1 to 1,024; it is \"\(text)\"")
@@ -142,7 +142,7 @@ final class WorkerCrew {
 
     /// Ends the calling thread's worker and waits for the other threads.
     func end() {
-        // There was not even a `main`.
+        // The workers never ran, so `main` is still counted.
         if first.pointee.ending.isActive { start.set.noteEnd() }
         first.destroy()
         for thread in threads { pthread_join(thread, nil) }

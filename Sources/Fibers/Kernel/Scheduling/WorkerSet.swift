@@ -1,30 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// The workers of a runtime, what they have in common, and how they end together.
+// The workers of a runtime, their shared state, and how they end together.
 //
 // Invariants:
-//   * `activity` counts the workers that have fibers and the messages that must arrive: those that bring a fiber, and those that nobody waits for and that may be the last to
-//     have its result. A fiber is only ever made by another one or such a message, so once it is zero it stays zero, and the runtime is over;
-//   * a worker takes itself out when it finds, at its root, that it has no fiber; it puts itself in with the first fiber that arrives, by the count of its message. So spawning
-//     and ending on one's own worker touch nothing that is shared;
-//   * workers and their memory are there until `activity` is zero; whoever holds a fiber of the runtime may look at them.
+//   * `activity` counts the workers that have fibers, and the messages that must arrive: messages that bring a fiber, and messages that no
+//     fiber waits for and that may hold the last reference to its result. Only a fiber or such a message can create a fiber. So once the
+//     count is zero it stays zero, and the runtime is over;
+//   * a worker removes itself from the count when it finds, at its root, that it has no fiber. With the first fiber that arrives it takes
+//     over the count of the message that brought it. So spawning and ending fibers on the same worker touch no shared memory;
+//   * workers and their memory exist until `activity` is zero. Any thread that holds a fiber of the runtime may access them.
 
 import CFiber
 import Synchronization
 
 final class WorkerSet: @unchecked Sendable {
     let settings: WorkerSettings
-    /// What higher floors keep for these workers.
+    /// State that the layers above the kernel keep for these workers.
     let attachments: Attachments
-    /// By index. Complete before the first fiber runs, and not changed from then on.
+    /// Indexed by worker number. Complete before the first fiber runs, and not changed afterwards.
     private(set) var all: [Worker] = []
     private var inboxes: [Inbox] = []
-    /// The calling thread's worker has `main`.
+    /// Starts at 1: the calling thread's worker has `main`.
     private let activity = Atomic<Int>(1)
-    /// Where to begin to look for the least loaded.
+    /// The index at which the next search for the least loaded worker starts.
     private let turn = Atomic<Int>(0)
 
-    /// Whether a worker may keep a CPU busy for some microseconds when it expects something from another: there are several, and a CPU for each.
+    /// Whether a worker may spin for some microseconds when it expects something from another: true if there are several workers, and a CPU
+    /// for each.
     private(set) var maySpin = false
 
     init(_ settings: WorkerSettings, _ attachments: Attachments) {
@@ -39,7 +41,8 @@ final class WorkerSet: @unchecked Sendable {
         Holders.noteStart(of: self, inboxes)
     }
 
-    /// All threads have ended. What fibers that were left behind own may refer to the runtime for ever; it keeps no descriptors for them.
+    /// Called when all threads have ended. Objects owned by abandoned fibers may refer to the runtime indefinitely, so it must not keep
+    /// file descriptors open for them.
     func dissolve() {
         Holders.noteEnd(of: self)
         all = []
@@ -48,25 +51,25 @@ final class WorkerSet: @unchecked Sendable {
 
     var haveEnded: Bool { activity.load(ordering: .sequentiallyConsistent) == 0 }
 
-    /// A worker has run out of fibers, or a message that was counted has arrived.
+    /// Called when a worker has run out of fibers, or when a counted message has arrived.
     func noteEnd() {
         guard activity.subtract(1, ordering: .sequentiallyConsistent).newValue == 0 else { return }
         for inbox in inboxes { inbox.push(Message { _, _ in }) }
     }
 
-    /// Sends a message before whose arrival the runtime must not end.
+    /// Sends a counted message: the runtime does not end before it has arrived.
     func send(_ message: Message, to worker: Worker) {
         activity.add(1, ordering: .sequentiallyConsistent)
         message.isAwaited = true
         worker.pointee.inbox.push(message)
     }
 
-    /// Such a message has arrived, and may have made a fiber.
+    /// Called when a counted message has arrived. It may have created a fiber.
     func noteArrival(at worker: Worker) {
         if worker.live > 0 && !worker.pointee.ending.isActive { worker.pointee.ending.isActive = true } else { noteEnd() }
     }
 
-    /// Counts a worker in that has no fiber and is about to make one; false when the runtime is over.
+    /// Adds a worker that has no fiber and is about to create one to the count. False if the runtime is over.
     func activate(_ worker: Worker) -> Bool {
         var count = activity.load(ordering: .relaxed)
         while count > 0 {
@@ -80,10 +83,10 @@ final class WorkerSet: @unchecked Sendable {
         return false
     }
 
-    /// The worker with the fewest fibers: of all when they are few, else of two taken at random (M. Mitzenmacher, "The power of two choices in randomized load
-    /// balancing", 1996), and the caller's.
+    /// The worker with the fewest fibers: of all workers if there are few, else of the caller's and two chosen at random (M. Mitzenmacher,
+    /// "The power of two choices in randomized load balancing", 1996).
     ///
-    /// The random numbers are the caller's own: those of the system cost a system call each, which is as much as the rest of a spawn.
+    /// The random numbers come from the caller's own generator: the system's would cost a system call each, as much as the rest of a spawn.
     func leastLoaded(from caller: Worker) -> Worker {
         let count = all.count
         if count == 1 { return caller }
@@ -91,7 +94,7 @@ final class WorkerSet: @unchecked Sendable {
         var least = caller.load
         func consider(_ worker: Worker) {
             let load = worker.load
-            // Of equals not the caller's, which is busy at this moment.
+            // On a tie, prefer a worker other than the caller's, which is busy right now.
             if load < least || (load == least && best == caller && worker != caller) { (best, least) = (worker, load) }
         }
         if count <= Self.fewWorkers {
@@ -103,16 +106,16 @@ final class WorkerSet: @unchecked Sendable {
         return best
     }
 
-    /// Up to so many workers are all looked at.
+    /// The largest number of workers for which all are examined.
     private static var fewWorkers: Int { 8 }
 
     func contains(_ worker: Worker) -> Bool { all.contains(worker) }
 }
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// Fibers that are here or on their way. Any thread of the runtime.
+    /// Fibers that are here or in transit to this worker. Any thread of the runtime.
     fileprivate var load: Int { live &+ pointee.load.arriving.load(ordering: .relaxed) }
 
-    /// What higher floors keep once per runtime.
+    /// State that the layers above the kernel keep, once per runtime.
     package var attachments: Attachments { pointee.workers.attachments }
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// How a worker comes and goes. On its own thread.
+// Setting up and destroying a worker. On its own thread.
 
 import CFiber
 import Glibc
 
 extension UnsafeMutablePointer where Pointee == WorkerState {
-    /// A worker for the calling thread.
+    /// Makes a worker for the calling thread.
     static func make(_ workers: WorkerSet, index: Int) throws(ResourceError) -> Worker {
         let worker = Worker.allocate(capacity: 1)
         do {
@@ -23,7 +23,7 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
         let settings = workers.settings
         let events = try settings.makeEvents(worker, index)
         var isSetUp = false
-        // Nothing else gives back what it has from the system.
+        // Nothing else would return the system resources of the event source.
         defer { if !isSetUp { events.stop() } }
         let inbox = Inbox(events.waker)
         let clock = events.clock
@@ -45,12 +45,12 @@ extension UnsafeMutablePointer where Pointee == WorkerState {
                 number: Holders.takeWorkerNumber(), root: root,
                 overflowState: overflowState))
         isSetUp = true
-        // What runs on the thread's own stack holds locks as that thread.
+        // Code on the thread's own stack holds locks under the identity of the thread.
         root.pointee.life = UInt64(Holder.caller)
         cfiber_thread_enter(root, worker)
     }
 
-    /// On its thread, when no fiber of the runtime is left.
+    /// Called on the worker's thread when no fiber of the runtime is left.
     func destroy() {
         let root = pointee.root
         pointee.events.stop()
